@@ -1,0 +1,2 @@
+//! owlpost.
+fn main() {}
