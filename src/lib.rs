@@ -1,1 +1,3 @@
-//! The relay.
+//! A relay from PostgreSQL to Kafka.
+
+pub mod relay;

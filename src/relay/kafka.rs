@@ -1,0 +1,142 @@
+//! What the engine and a Kafka driver say to each other: plain data, no sockets.
+//!
+//! The engine decides everything (which broker, which batch, when again); a driver sends a
+//! [`Request`] and reports an [`Answer`], one for each request, in any order.
+
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A broker's node id, as Metadata responses give it.
+pub type BrokerId = i32;
+
+/// One broker of the cluster, from a Metadata response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Node id.
+    pub id: BrokerId,
+    /// The advertised host name or address (an IPv6 literal carries no brackets).
+    pub host: String,
+    /// The advertised port.
+    pub port: u16,
+}
+
+/// One partition of a topic, from a Metadata response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionMetadata {
+    /// Partition index, from 0.
+    pub index: i32,
+    /// The leader, or none while an election is under way.
+    pub leader: Option<BrokerId>,
+}
+
+/// One topic of a Metadata response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMetadata {
+    /// Topic name as it was asked for.
+    pub name: String,
+    /// Kafka's error code for this topic; 0 is none.
+    pub error: i16,
+    /// All partitions. Empty if `error` is not 0.
+    pub partitions: Vec<PartitionMetadata>,
+}
+
+/// A Metadata response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// The cluster's id, where the broker tells.
+    pub cluster_id: Option<String>,
+    /// All live brokers.
+    pub brokers: Vec<Broker>,
+    /// The topics asked for.
+    pub topics: Vec<TopicMetadata>,
+}
+
+/// Identity of an idempotent producer (KIP-98).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerId {
+    /// Producer id, from 0.
+    pub id: i64,
+    /// Producer epoch, from 0.
+    pub epoch: i16,
+}
+
+/// One encoded record batch on its way to one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionBatch {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition index.
+    pub partition: i32,
+    /// A whole record batch (magic 2), checksum included; sent as it is.
+    pub batch: Bytes,
+}
+
+/// What the engine asks of the driver. Every request is answered once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Metadata for exactly these topics, never creating one (`allow_auto_topic_creation = false`),
+    /// from any broker that answers: those known first, then the bootstrap list again.
+    Metadata {
+        /// Topic names; empty asks for brokers only.
+        topics: Vec<Arc<str>>,
+    },
+    /// InitProducerId without a transactional id, from any broker.
+    InitProducerId,
+    /// Produce with acks = all, one request for all these partitions, which this broker leads. The
+    /// same topic may occur several times, the same partition only once.
+    Produce {
+        /// The leader to send to.
+        broker: BrokerId,
+        /// The batches. At least one.
+        batches: Vec<PartitionBatch>,
+    },
+}
+
+/// What a broker said of one partition of a Produce request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionAnswer {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition index.
+    pub partition: i32,
+    /// Kafka's error code; 0 is none.
+    pub error: i16,
+    /// Offset of the batch's first record where the broker gave one, else -1.
+    pub base_offset: i64,
+}
+
+/// What the driver reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Request::Metadata`]. The driver has taken the broker addresses for later requests.
+    Metadata(Result<Metadata, Unanswered>),
+    /// To [`Request::InitProducerId`]: the identity, or Kafka's error code.
+    ProducerId(Result<Result<ProducerId, i16>, Unanswered>),
+    /// To [`Request::Produce`], answered: an entry for each partition of the request.
+    Produced {
+        /// The broker asked.
+        broker: BrokerId,
+        /// One for each batch of the request, in any order.
+        partitions: Vec<PartitionAnswer>,
+        /// How long the broker wants to be left alone (KIP-219: the batches *were* handled).
+        throttle: Duration,
+    },
+    /// To [`Request::Produce`], not answered: cannot connect, connection lost, time-out, nonsense.
+    /// Each batch may or may not have been appended, unless `sent` is false.
+    ProduceUnanswered {
+        /// The broker asked.
+        broker: BrokerId,
+        /// Topic and partition of each batch of the request.
+        partitions: Vec<(Arc<str>, i32)>,
+        /// False only if no byte of the request can have left this machine.
+        sent: bool,
+        /// Why.
+        cause: Unanswered,
+    },
+}
+
+/// Why a request has no answer; one sentence for a log line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unanswered(pub String);

@@ -1,0 +1,3 @@
+//! The relay engine: a pure state machine.
+
+pub mod kafka;
