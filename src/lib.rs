@@ -1,3 +1,5 @@
 //! A relay from PostgreSQL to Kafka.
 
+pub mod config;
+pub mod exit;
 pub mod relay;

@@ -1,0 +1,689 @@
+//! The configuration: typed once, checked once, all problems at once.
+//!
+//! ```text
+//! flags, environment ──clap──▶ RawConfig (text) ──Config::from_raw──▶ Config (meaning)
+//!                                                       └──────────▶ Problems (every one)
+//! ```
+//!
+//! [`Config::from_raw`] is pure: nothing is contacted, no file is read, and the environment is a
+//! function it is handed.
+
+mod conninfo;
+mod postgres;
+mod raw;
+mod secret;
+
+pub use postgres::{AllowedAuth, Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs};
+pub use raw::{RawConfig, VARIABLES};
+pub use secret::Secret;
+
+use bytesize::ByteSize;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+const APP_NAME: &str = "owlpost";
+const KAFKA_PORT: u16 = 9092;
+const MIB: u64 = 1024 * 1024;
+
+/// A topic name has at most 249 characters; 48 are left for the dot and the aggregate type.
+const PREFIX_LEN_MAX: usize = 200;
+
+/// PostgreSQL's `NAMEDATALEN` less the NUL: a longer name would be cut short silently.
+const NAME_LEN_MAX: usize = 63;
+
+/// What the relay was told to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The service whose facts are published: `SRC_SERVICE_NAME`, or else the first prefix.
+    pub service: String,
+    /// The prefixes to publish; at least one, no two alike.
+    pub prefixes: Vec<String>,
+    /// PostgreSQL.
+    pub postgres: PostgresConfig,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// Kafka.
+    pub kafka: KafkaConfig,
+    /// What a record looks like.
+    pub records: RecordConfig,
+    /// Every limit.
+    pub limits: Limits,
+    /// Where the health port listens; none when it is switched off.
+    pub http: Option<SocketAddr>,
+    /// Reserved; nothing listens there yet. 0 is off.
+    pub metrics_port: u16,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// How to reach Kafka.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// At least one; any of them can name the rest.
+    pub brokers: Vec<BrokerAddress>,
+    /// What brokers call us in their logs and quotas.
+    pub client_id: String,
+}
+
+/// Where a broker listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerAddress {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl fmt::Display for BrokerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What a record looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordConfig {
+    /// Which moment is the record's timestamp.
+    pub timestamp: RecordTimestamp,
+    /// Which bytes are the record's value.
+    pub value: RecordValue,
+    /// Whether each entry of a fact's metadata becomes a header.
+    pub metadata_headers: bool,
+}
+
+/// Which moment is the record's timestamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordTimestamp {
+    /// When the transaction committed.
+    Commit,
+    /// When the record was encoded.
+    Publish,
+}
+
+/// Which bytes are the record's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordValue {
+    /// The envelope, exactly as emitted.
+    Envelope,
+    /// The envelope's payload; an absent or empty one is a null value.
+    Payload,
+}
+
+/// Every limit. [`Config::from_raw`] keeps them in the order that safety needs:
+/// `2 * status_interval <= lease < wal_sender_timeout` and `stall < lease`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Encoded bytes that Kafka has not acknowledged, all partitions together.
+    pub in_flight_bytes: usize,
+    /// The largest protocol message taken from PostgreSQL.
+    pub frame_max_bytes: usize,
+    /// How long reading may pause before we hang up.
+    pub stall: Duration,
+    /// After this long without an answer from PostgreSQL nothing is published.
+    pub lease: Duration,
+    /// How often PostgreSQL is told how far we are.
+    pub status_interval: Duration,
+    /// `wal_sender_timeout` of our session.
+    pub wal_sender_timeout: Duration,
+    /// `tcp_user_timeout` of our session, on the server's side. Ours is
+    /// [`PostgresConfig::tcp_user_timeout`].
+    pub tcp_user_timeout: Duration,
+    /// How long one request to Kafka may take.
+    pub request: Duration,
+    /// The longest pause between two attempts.
+    pub backoff_max: Duration,
+    /// How long the first contact may take; none tries for ever.
+    pub startup: Option<Duration>,
+    /// How long Kafka may take to acknowledge what was read when we are told to stop.
+    pub shutdown: Duration,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// A level, or `tracing` directives; valid.
+    pub level: String,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The environment variable; its flag is the same word.
+    pub setting: &'static str,
+    /// What is wrong and what to do; never a secret.
+    pub sentence: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.setting, self.sentence)
+    }
+}
+
+/// Everything that is wrong with the configuration; `Display` gives each its own line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// The problems, in the order of the settings.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+
+    fn add(&mut self, setting: &'static str, sentence: impl Into<String>) {
+        self.0.push(Problem { setting, sentence: sentence.into() });
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Gives what was typed a meaning, or says everything that is wrong with it.
+    ///
+    /// `env` looks up libpq's `PG*` variables; our own have already been read by clap.
+    pub fn from_raw(
+        raw: &RawConfig,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let p = &mut problems;
+
+        let (service, prefixes) = service(raw, p);
+        let records = RecordConfig {
+            value: choice(
+                p,
+                "KAFKA_VALUE",
+                &raw.kafka_value,
+                ("envelope", RecordValue::Envelope),
+                &[("payload", RecordValue::Payload)],
+            ),
+            timestamp: choice(
+                p,
+                "KAFKA_TIMESTAMP",
+                &raw.kafka_timestamp,
+                ("commit", RecordTimestamp::Commit),
+                &[("publish", RecordTimestamp::Publish)],
+            ),
+            metadata_headers: boolean(p, "METADATA_HEADERS", &raw.metadata_headers),
+        };
+        // Read before it is needed, because the connection takes it as a fallback.
+        let tcp_user_timeout =
+            duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
+        let app_name = app_name(raw, p);
+        let postgres = postgres::read(
+            set(&raw.master_database_url),
+            set(&raw.app_name),
+            tcp_user_timeout,
+            env,
+            p,
+        );
+        let slot = slot(raw, p);
+        let publication = publication(raw, p);
+        let limits = limits(raw, tcp_user_timeout, p);
+        let brokers = brokers(raw, p);
+        refuse_kafka_security(raw, p);
+        let http = http(raw, p);
+        let metrics_port = port(p, "METRICS_PORT", &raw.metrics_port, 2112);
+        let log = LogConfig {
+            format: choice(
+                p,
+                "LOG_FORMAT",
+                &raw.log_format,
+                ("auto", LogFormat::Auto),
+                &[("human", LogFormat::Human), ("json", LogFormat::Json)],
+            ),
+            level: log_level(raw, p),
+        };
+
+        match postgres {
+            Some(postgres) if p.len() == 0 => Ok(Self {
+                service,
+                prefixes,
+                postgres,
+                slot,
+                publication,
+                kafka: KafkaConfig { brokers, client_id: app_name },
+                records,
+                limits,
+                http,
+                metrics_port,
+                log,
+            }),
+            _ => {
+                problems.0.sort_by_key(|problem| position(problem.setting));
+                Err(problems)
+            }
+        }
+    }
+}
+
+/// Where a setting stands in `--help`; libpq's variables stand with the URL.
+fn position(setting: &str) -> Option<usize> {
+    let listed = |name: &str| VARIABLES.iter().position(|variable| *variable == name);
+    listed(setting).or_else(|| listed("MASTER_DATABASE_URL"))
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What is set: an empty or blank value is how compose files and manifests leave something out.
+fn set(raw: &Option<String>) -> Option<&str> {
+    raw.as_deref().map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn service(raw: &RawConfig, p: &mut Problems) -> (String, Vec<String>) {
+    let service = set(&raw.src_service_name);
+    let (setting, list) = match (set(&raw.wal_prefix), service) {
+        (Some(list), _) => ("WAL_PREFIX", list),
+        (None, Some(service)) => ("SRC_SERVICE_NAME", service),
+        (None, None) => {
+            p.add(
+                "SRC_SERVICE_NAME",
+                "not set; give the name of the service whose facts are published, or WAL_PREFIX",
+            );
+            return (String::new(), Vec::new());
+        }
+    };
+    let mut prefixes: Vec<String> = Vec::new();
+    let parts: Vec<_> =
+        if setting == "WAL_PREFIX" { list.split(',').collect() } else { vec![list] };
+    for prefix in parts.into_iter().map(str::trim) {
+        if prefix.is_empty() {
+            p.add(setting, "has an empty prefix; remove the comma too many");
+        } else if prefix.len() > PREFIX_LEN_MAX {
+            p.add(
+                setting,
+                format!("{prefix:?} has more than {PREFIX_LEN_MAX} characters; topics end at 249"),
+            );
+        } else if let Some(c) = prefix.chars().find(|c| !is_topic_char(*c)) {
+            p.add(
+                setting,
+                format!("{prefix:?} contains {c:?}, which no topic may; use a-z A-Z 0-9 . _ -"),
+            );
+        } else if !prefixes.iter().any(|known| known == prefix) {
+            prefixes.push(prefix.to_owned());
+        }
+    }
+    let service = service.map(str::to_owned).or_else(|| prefixes.first().cloned());
+    (service.unwrap_or_default(), prefixes)
+}
+
+fn is_topic_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+fn app_name(raw: &RawConfig, p: &mut Problems) -> String {
+    let name = set(&raw.app_name).unwrap_or(APP_NAME);
+    if name.len() > NAME_LEN_MAX || !name.chars().all(|c| c == ' ' || c.is_ascii_graphic()) {
+        // PostgreSQL would replace or cut it silently.
+        p.add(
+            "APP_NAME",
+            format!("{name:?} is not 1 to {NAME_LEN_MAX} printable ASCII characters"),
+        );
+    }
+    name.to_owned()
+}
+
+fn slot(raw: &RawConfig, p: &mut Problems) -> String {
+    let name = set(&raw.replication_slot_name).unwrap_or("factlib_slot");
+    let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    if name.len() > NAME_LEN_MAX || !name.bytes().all(valid) {
+        p.add(
+            "REPLICATION_SLOT_NAME",
+            format!(
+                "{name:?} is not a slot name; PostgreSQL wants 1 to {NAME_LEN_MAX} of a-z 0-9 _"
+            ),
+        );
+    }
+    name.to_owned()
+}
+
+fn publication(raw: &RawConfig, p: &mut Problems) -> String {
+    let name = set(&raw.publication_name).unwrap_or("facts");
+    if name.len() > NAME_LEN_MAX || name.contains('\0') {
+        p.add(
+            "PUBLICATION_NAME",
+            format!("{name:?} has more than {NAME_LEN_MAX} bytes; choose a shorter name"),
+        );
+    }
+    name.to_owned()
+}
+
+fn limits(raw: &RawConfig, tcp_user_timeout: Duration, p: &mut Problems) -> Limits {
+    let before = p.len();
+    let startup =
+        duration(p, "STARTUP_TIMEOUT", &raw.startup_timeout, ms(30_000), ms(0)..=MINUTE * 1440);
+    let limits = Limits {
+        wal_sender_timeout: duration(
+            p,
+            "WAL_SENDER_TIMEOUT",
+            &raw.wal_sender_timeout,
+            ms(15_000),
+            ms(2000)..=MINUTE * 10,
+        ),
+        tcp_user_timeout,
+        status_interval: duration(
+            p,
+            "STATUS_INTERVAL",
+            &raw.status_interval,
+            ms(5000),
+            ms(100)..=MINUTE * 5,
+        ),
+        lease: duration(p, "LEASE", &raw.lease, ms(10_000), ms(200)..=MINUTE * 10),
+        request: duration(
+            p,
+            "REQUEST_TIMEOUT",
+            &raw.request_timeout,
+            ms(10_000),
+            ms(100)..=MINUTE * 5,
+        ),
+        in_flight_bytes: size(
+            p,
+            "IN_FLIGHT_BYTES",
+            &raw.in_flight_bytes,
+            8 * MIB,
+            MIB..=1024 * MIB,
+        ),
+        frame_max_bytes: size(
+            p,
+            "FRAME_MAX_BYTES",
+            &raw.frame_max_bytes,
+            64 * MIB,
+            MIB / 16..=1024 * MIB,
+        ),
+        stall: duration(p, "STALL_TIMEOUT", &raw.stall_timeout, ms(3000), ms(100)..=MINUTE),
+        backoff_max: duration(p, "BACKOFF_MAX", &raw.backoff_max, ms(5000), ms(100)..=MINUTE * 5),
+        startup: Some(startup).filter(|timeout| !timeout.is_zero()),
+        shutdown: duration(
+            p,
+            "SHUTDOWN_TIMEOUT",
+            &raw.shutdown_timeout,
+            ms(10_000),
+            ms(0)..=MINUTE * 60,
+        ),
+    };
+    if p.len() == before {
+        check_order(&limits, p);
+    }
+    limits
+}
+
+/// The orders that keep two relays from publishing at once, and keep us from losing the slot by our
+/// own doing.
+fn check_order(limits: &Limits, p: &mut Problems) {
+    let show = humantime::format_duration;
+    let Limits { lease, wal_sender_timeout, status_interval, stall, .. } = *limits;
+    if lease >= wal_sender_timeout {
+        // The server may hand the slot on after wal_sender_timeout; by then we must have fallen silent.
+        p.add(
+            "LEASE",
+            format!(
+                "{} is not shorter than WAL_SENDER_TIMEOUT ({}): two relays could publish at once; lower it",
+                show(lease),
+                show(wal_sender_timeout)
+            ),
+        );
+    }
+    if status_interval * 2 > lease {
+        // One lost answer must not end the lease.
+        p.add(
+            "STATUS_INTERVAL",
+            format!(
+                "{} is more than half of LEASE ({}): one late answer would end it; lower it",
+                show(status_interval),
+                show(lease)
+            ),
+        );
+    }
+    if stall >= lease {
+        // While reading pauses, so do the answers.
+        p.add(
+            "STALL_TIMEOUT",
+            format!(
+                "{} is not shorter than LEASE ({}): a pause would end it; lower it",
+                show(stall),
+                show(lease)
+            ),
+        );
+    }
+}
+
+fn brokers(raw: &RawConfig, p: &mut Problems) -> Vec<BrokerAddress> {
+    const SETTING: &str = "KAFKA_BROKERS";
+    let Some(list) = set(&raw.kafka_brokers) else {
+        p.add(SETTING, "not set; give at least one host:port");
+        return Vec::new();
+    };
+    let mut brokers: Vec<BrokerAddress> = Vec::new();
+    for text in list.split(',').map(str::trim) {
+        match broker(text) {
+            Ok(broker) if brokers.contains(&broker) => {}
+            Ok(broker) => brokers.push(broker),
+            Err(error) => p.add(SETTING, error),
+        }
+    }
+    brokers
+}
+
+fn broker(text: &str) -> Result<BrokerAddress, String> {
+    if text.is_empty() {
+        return Err("has an empty entry; remove the comma too many".into());
+    }
+    if text.contains('@') {
+        // Perhaps a password: not repeated.
+        return Err("an entry contains @; write host:port alone".into());
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!("{text:?}: write {rest:?} without {scheme}://"));
+    }
+    let invalid = |what: &str| format!("{text:?}: {what}; write host:port or [address]:port");
+    let (host, port) = if let Some(literal) = text.strip_prefix('[') {
+        let (host, after) =
+            literal.split_once(']').ok_or_else(|| invalid("there is no closing ]"))?;
+        if host.parse::<std::net::Ipv6Addr>().is_err() {
+            return Err(invalid("there is no IPv6 address in the brackets"));
+        }
+        match after.strip_prefix(':') {
+            None if after.is_empty() => (host, None),
+            None => return Err(invalid("only :port may follow ]")),
+            port => (host, port),
+        }
+    } else {
+        match text.split_once(':') {
+            Some((_, port)) if port.contains(':') => {
+                return Err(invalid("an IPv6 address needs brackets"));
+            }
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        }
+    };
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
+        return Err(invalid("there is no host name"));
+    }
+    let port = match port {
+        None => KAFKA_PORT,
+        Some(port) => match port.parse() {
+            Ok(port) if port != 0 => port,
+            _ => return Err(invalid("the port is not a number from 1 to 65535")),
+        },
+    };
+    Ok(BrokerAddress { host: host.to_owned(), port })
+}
+
+fn refuse_kafka_security(raw: &RawConfig, p: &mut Problems) {
+    if set(&raw.kafka_username).is_some() {
+        p.add(
+            "KAFKA_USERNAME",
+            "SASL to Kafka is not in this version; use a listener without it and remove this",
+        );
+    }
+    if set(&raw.kafka_password).is_some() {
+        p.add(
+            "KAFKA_PASSWORD",
+            "SASL to Kafka is not in this version; use a listener without it and remove this",
+        );
+    }
+    if boolean(p, "KAFKA_SSL", &raw.kafka_ssl) {
+        p.add(
+            "KAFKA_SSL",
+            "TLS to Kafka is not in this version; use a listener without it and set this to false",
+        );
+    }
+}
+
+fn http(raw: &RawConfig, p: &mut Problems) -> Option<SocketAddr> {
+    let bind = match set(&raw.http_bind) {
+        None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Some(text) => text.parse().unwrap_or_else(|_| {
+            p.add(
+                "HTTP_BIND",
+                format!("{text:?} is not an IP address; use 0.0.0.0, 127.0.0.1 or ::"),
+            );
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        }),
+    };
+    let port = port(p, "WAL_HEALTH_PORT", &raw.wal_health_port, 3001);
+    (port != 0).then_some(SocketAddr::new(bind, port))
+}
+
+fn log_level(raw: &RawConfig, p: &mut Problems) -> String {
+    let level = set(&raw.log_level).unwrap_or("info");
+    // A word that is no level would otherwise be taken for the name of a target.
+    let is_level = level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let is_filter = level.contains('=') && tracing_subscriber::EnvFilter::try_new(level).is_ok();
+    if !is_level && !is_filter {
+        p.add("LOG_LEVEL", format!("{level:?} is no level; use error, warn, info, debug or trace"));
+    }
+    level.to_owned()
+}
+
+/// One of a few words.
+fn choice<T: Copy>(
+    p: &mut Problems,
+    setting: &'static str,
+    raw: &Option<String>,
+    default: (&str, T),
+    others: &[(&str, T)],
+) -> T {
+    let Some(text) = set(raw) else { return default.1 };
+    let mut choices = std::iter::once(&default).chain(others);
+    if let Some((_, value)) = choices.find(|(word, _)| *word == text) {
+        return *value;
+    }
+    let words: Vec<_> = std::iter::once(&default).chain(others).map(|(word, _)| *word).collect();
+    p.add(setting, format!("{text:?} is not one of: {}", words.join(", ")));
+    default.1
+}
+
+fn boolean(p: &mut Problems, setting: &'static str, raw: &Option<String>) -> bool {
+    match set(raw).map(str::to_ascii_lowercase).as_deref() {
+        None | Some("false" | "0" | "no" | "off") => false,
+        Some("true" | "1" | "yes" | "on") => true,
+        Some(text) => {
+            p.add(setting, format!("{text:?} is neither true nor false"));
+            false
+        }
+    }
+}
+
+fn port(p: &mut Problems, setting: &'static str, raw: &Option<String>, default: u16) -> u16 {
+    match set(raw) {
+        None => default,
+        Some(text) => text.parse().unwrap_or_else(|_| {
+            p.add(setting, format!("{text:?} is not a port; use a number from 0 to 65535"));
+            default
+        }),
+    }
+}
+
+fn duration(
+    p: &mut Problems,
+    setting: &'static str,
+    raw: &Option<String>,
+    default: Duration,
+    range: RangeInclusive<Duration>,
+) -> Duration {
+    let Some(text) = set(raw) else { return default };
+    match humantime::parse_duration(text) {
+        Ok(duration) if range.contains(&duration) => return duration,
+        Ok(_) => p.add(
+            setting,
+            format!(
+                "{text:?} is outside {} to {}",
+                humantime::format_duration(*range.start()),
+                humantime::format_duration(*range.end())
+            ),
+        ),
+        Err(_) => p.add(
+            setting,
+            format!("{text:?} is not a duration; write a number with a unit, such as 3s or 500ms"),
+        ),
+    }
+    default
+}
+
+fn size(
+    p: &mut Problems,
+    setting: &'static str,
+    raw: &Option<String>,
+    default: u64,
+    range: RangeInclusive<u64>,
+) -> usize {
+    let bytes = match set(raw).map(|text| (text, text.parse::<ByteSize>())) {
+        None => default,
+        Some((_, Ok(size))) if range.contains(&size.as_u64()) => size.as_u64(),
+        Some((text, Ok(_))) => {
+            let (start, end) = (ByteSize(*range.start()), ByteSize(*range.end()));
+            p.add(setting, format!("{text:?} is outside {start} to {end}"));
+            default
+        }
+        Some((text, Err(_))) => {
+            p.add(
+                setting,
+                format!("{text:?} is not a size; write a number with a unit, such as 8MiB"),
+            );
+            default
+        }
+    };
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

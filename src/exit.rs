@@ -1,0 +1,84 @@
+//! Why the process ended, as a number that scripts may rely on.
+
+use std::fmt::Write;
+
+/// Declares [`ExitCode`] with its number and its line in `--help` side by side.
+macro_rules! exit_codes {
+    ($( $name:ident = $number:literal, $meaning:literal; )*) => {
+        /// Why the process ended. The numbers are stable: scripts and alerts depend on them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum ExitCode {
+            $( #[doc = $meaning] $name = $number, )*
+        }
+
+        impl ExitCode {
+            /// All of them, by number.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// What it means, in one line.
+            pub const fn meaning(self) -> &'static str {
+                match self {
+                    $( Self::$name => $meaning, )*
+                }
+            }
+        }
+    };
+}
+
+exit_codes! {
+    Stopped = 0, "done, or stopped as asked: everything that was read is in Kafka and confirmed";
+    Internal = 1, "an error in owlpost itself, or one that has no number of its own";
+    Configuration = 2, "wrong usage or configuration; nothing was contacted";
+    Unreachable = 3, "PostgreSQL or Kafka could not be reached, or refused us, at the start";
+    Slot = 4, "the replication slot is missing, lost, or not ours: facts may be missing";
+    History = 5, "another cluster than before, or one whose history went back: restored or swapped";
+    Publication = 6, "publication and slot do not belong together: one is missing or half made";
+    Unconfirmed = 7, "stopped at the deadline: facts not confirmed in time will be delivered again";
+    Server = 8, "PostgreSQL cannot serve us: wal_level, version, REPLICATION right or no slot free";
+}
+
+impl ExitCode {
+    /// The number.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The table for `--help`.
+    pub fn table() -> String {
+        let mut table = String::new();
+        for code in Self::ALL {
+            // Writing to a String cannot fail.
+            let _ = writeln!(table, "  {}  {}", code.number(), code.meaning());
+        }
+        table
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code.number())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_stable() {
+        let table: Vec<_> = ExitCode::ALL.iter().map(|c| (c.number(), format!("{c:?}"))).collect();
+        let expected = [
+            (0, "Stopped"),
+            (1, "Internal"),
+            (2, "Configuration"),
+            (3, "Unreachable"),
+            (4, "Slot"),
+            (5, "History"),
+            (6, "Publication"),
+            (7, "Unconfirmed"),
+            (8, "Server"),
+        ];
+        assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
+    }
+}
