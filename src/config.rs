@@ -687,3 +687,6 @@ fn size(
     };
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,13 +8,19 @@ use std::fmt;
 ///
 /// Everything is text here, so that one run can report every mistake: clap would stop at the first.
 macro_rules! settings {
-    ($( $heading:literal { $( #[doc = $doc:literal] $(#[arg($($arg:tt)*)])? $field:ident = $env:literal: $kind:literal; )* } )*) => {
-        /// Every setting as it was typed. A flag wins over its environment variable; what is empty or
-        /// blank counts as not set. [`Config::from_raw`](super::Config::from_raw) gives it a meaning.
+    ($( $heading:literal { $(
+        $(#[doc = $doc:literal])+
+        $(#[arg($($arg:tt)*)])?
+        $field:ident = $env:literal: $kind:literal;
+    )* } )*) => {
+        /// Every setting as it was typed. A flag wins over its environment variable; what is empty
+        /// or
+        /// blank counts as not set. [`Config::from_raw`](super::Config::from_raw) gives it a
+        /// meaning.
         #[derive(Args, Clone, Default)]
         pub struct RawConfig {
             $($(
-                #[doc = $doc]
+                $(#[doc = $doc])+
                 #[arg(long, global = true, env = $env, hide_env_values = true, value_name = $kind,
                       help_heading = $heading, $($($arg)*)?)]
                 pub $field: Option<String>,
@@ -39,71 +45,102 @@ settings! {
     "What to publish" {
         /// Name of the service whose facts are published. Required unless WAL_PREFIX is set
         src_service_name = "SRC_SERVICE_NAME": "NAME";
-        /// The prefixes to publish, comma separated: the first argument but one of pg_logical_emit_message, and the first part of every topic. Each of a-z A-Z 0-9 . _ -, at most 200 characters [default: the service name]
+        /// The prefixes to publish, comma separated: the second argument of
+        /// pg_logical_emit_message, and the first part of every topic. Each of a-z A-Z 0-9 . _ -,
+        /// at most 200 characters [default: the service name]
         wal_prefix = "WAL_PREFIX": "PREFIX,...";
-        /// What goes into a record's value: the envelope exactly as emitted, or its payload alone [envelope or payload, default: envelope]
+        /// What goes into a record's value: the envelope exactly as emitted, or its payload alone
+        /// [envelope or payload, default: envelope]
         kafka_value = "KAFKA_VALUE": "KIND";
-        /// A record's timestamp: when its transaction committed, or when it was published. Brokers delete at once what is older than retention.ms [commit or publish, default: commit]
+        /// A record's timestamp: when its transaction committed, or when it was published. Brokers
+        /// delete at once what is older than retention.ms [commit or publish, default: commit]
         kafka_timestamp = "KAFKA_TIMESTAMP": "KIND";
-        /// Whether each entry of a fact's metadata becomes a record header [true or false, default: false]
+        /// Whether each entry of a fact's metadata becomes a record header [true or false, default:
+        /// false]
         #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         metadata_headers = "METADATA_HEADERS": "BOOL";
     }
     "PostgreSQL" {
-        /// Where the facts are: a postgres:// URL or a keyword=value string with libpq's meaning; what it leaves out comes from PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE and libpq's other PG* variables. Required unless PGHOST is set. Prefer the variable to the flag: flags are visible to every process. This version speaks clear text only: sslmode disable, allow and prefer mean the same, require and above are refused. md5 and clear text passwords need require_auth
+        /// Where the facts are: a postgres:// URL or a keyword=value string with libpq's meaning;
+        /// what it leaves out comes from PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE and libpq's
+        /// other PG* variables. Required unless PGHOST is set. Prefer the variable to the flag:
+        /// flags are visible to every process. This version speaks clear text only: sslmode
+        /// disable, allow and prefer mean the same, require and above are refused. md5 and clear
+        /// text passwords need require_auth
         master_database_url = "MASTER_DATABASE_URL": "URL";
         /// The replication slot [1 to 63 of a-z 0-9 _, default: factlib_slot]
         replication_slot_name = "REPLICATION_SLOT_NAME": "NAME";
-        /// The publication, which stays empty: messages need no table [1 to 63 bytes, default: facts]
+        /// The publication, which stays empty: messages need no table [1 to 63 bytes, default:
+        /// facts]
         publication_name = "PUBLICATION_NAME": "NAME";
-        /// After this long without a word from us the server gives the slot to a relay that waits [2s to 10m, default: 15s]
+        /// After this long without a word from us the server gives the slot to a relay that waits
+        /// [2s to 10m, default: 15s]
         wal_sender_timeout = "WAL_SENDER_TIMEOUT": "DURATION";
-        /// How long sent bytes may stay unacknowledged on a TCP connection to PostgreSQL, on both sides; Unix sockets have no such limit [500ms to 10m, default: 4s]
+        /// How long sent bytes may stay unacknowledged on a TCP connection to PostgreSQL, on both
+        /// sides; Unix sockets have no such limit [500ms to 10m, default: 4s]
         tcp_user_timeout = "TCP_USER_TIMEOUT": "DURATION";
-        /// How often PostgreSQL is told how far we are and asked for a sign of life; at most half of LEASE [100ms to 5m, default: 5s]
+        /// How often PostgreSQL is told how far we are and asked for a sign of life; at most half
+        /// of LEASE [100ms to 5m, default: 5s]
         status_interval = "STATUS_INTERVAL": "DURATION";
-        /// After this long without an answer from PostgreSQL nothing is published until the slot is ours again; shorter than WAL_SENDER_TIMEOUT [200ms to 10m, default: 10s]
+        /// After this long without an answer from PostgreSQL nothing is published until the slot is
+        /// ours again; shorter than WAL_SENDER_TIMEOUT [200ms to 10m, default: 10s]
         lease = "LEASE": "DURATION";
     }
     "Kafka" {
-        /// The brokers to ask first: host or host:port, comma separated, an IPv6 address in brackets. Required [default port: 9092]
+        /// The brokers to ask first: host or host:port, comma separated, an IPv6 address in
+        /// brackets. Required [default port: 9092]
         kafka_brokers = "KAFKA_BROKERS": "HOST:PORT,...";
         /// Reserved: SASL is not in this version, and a user name is refused rather than ignored
         kafka_username = "KAFKA_USERNAME": "NAME";
         /// Reserved: SASL is not in this version, and a password is refused rather than ignored
         kafka_password = "KAFKA_PASSWORD": "PASSWORD";
-        /// Reserved: TLS to Kafka is not in this version, and true is refused rather than ignored [default: false]
+        /// Reserved: TLS to Kafka is not in this version, and true is refused rather than ignored
+        /// [default: false]
         #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         kafka_ssl = "KAFKA_SSL": "BOOL";
-        /// How long one request to Kafka may take before it is sent again [100ms to 5m, default: 10s]
+        /// How long one request to Kafka may take before it is sent again [100ms to 5m, default:
+        /// 10s]
         request_timeout = "REQUEST_TIMEOUT": "DURATION";
     }
     "Limits" {
-        /// Encoded bytes that Kafka has not acknowledged, all partitions together; reading pauses above it [1MiB to 1GiB, default: 8MiB]
+        /// Encoded bytes that Kafka has not acknowledged, all partitions together; reading pauses
+        /// above it [1MiB to 1GiB, default: 8MiB]
         in_flight_bytes = "IN_FLIGHT_BYTES": "SIZE";
-        /// The largest protocol message taken from PostgreSQL; a fact must fit into one [64KiB to 1GiB, default: 64MiB]
+        /// The largest protocol message taken from PostgreSQL; a fact must fit into one [64KiB to
+        /// 1GiB, default: 64MiB]
         frame_max_bytes = "FRAME_MAX_BYTES": "SIZE";
-        /// How long reading may pause before we hang up, so that the database is not held up; shorter than LEASE [100ms to 1m, default: 3s]
+        /// How long reading may pause before we hang up, so that the database is not held up;
+        /// shorter than LEASE [100ms to 1m, default: 3s]
         stall_timeout = "STALL_TIMEOUT": "DURATION";
-        /// The longest pause between two attempts to reach PostgreSQL or Kafka [100ms to 5m, default: 5s]
+        /// The longest pause between two attempts to reach PostgreSQL or Kafka [100ms to 5m,
+        /// default: 5s]
         backoff_max = "BACKOFF_MAX": "DURATION";
-        /// How long the first contact with PostgreSQL and with Kafka may take before we give up with exit code 3; 0s tries for ever. Later losses are always repaired for ever [0s to 1d, default: 30s]
+        /// How long the first contact with PostgreSQL and with Kafka may take before we give up
+        /// with exit code 3; 0s tries for ever. Later losses are always repaired for ever [0s to
+        /// 1d, default: 30s]
         startup_timeout = "STARTUP_TIMEOUT": "DURATION";
-        /// After SIGTERM or SIGINT, how long Kafka may take to acknowledge what was read [0s to 1h, default: 10s]
+        /// After SIGTERM or SIGINT, how long Kafka may take to acknowledge what was read [0s to 1h,
+        /// default: 10s]
         shutdown_timeout = "SHUTDOWN_TIMEOUT": "DURATION";
     }
     "Health and logs" {
-        /// The address that the health port listens on. All IPv4 addresses, because a probe in another container must reach it; it serves positions and names, no payload and no secret. 127.0.0.1 hides it, :: takes IPv6 too [default: 0.0.0.0]
+        /// The address that the health port listens on. All IPv4 addresses, because a probe in
+        /// another container must reach it; it serves positions and names, no payload and no
+        /// secret. 127.0.0.1 hides it, :: takes IPv6 too [default: 0.0.0.0]
         http_bind = "HTTP_BIND": "ADDRESS";
         /// The port of /livez, /readyz and /health [0 to 65535, 0: none, default: 3001]
         wal_health_port = "WAL_HEALTH_PORT": "PORT";
-        /// Reserved for metrics, which are not in this version: checked, not opened [0 to 65535, default: 2112]
+        /// Reserved for metrics, which are not in this version: checked, not opened [0 to 65535,
+        /// default: 2112]
         metrics_port = "METRICS_PORT": "PORT";
-        /// How we call ourselves: application_name in PostgreSQL, client id in Kafka [1 to 63 printable ASCII characters, default: owlpost]
+        /// How we call ourselves: application_name in PostgreSQL, client id in Kafka [1 to 63
+        /// printable ASCII characters, default: owlpost]
         app_name = "APP_NAME": "NAME";
-        /// Log lines for people, as JSON, or whichever suits standard error [auto, human or json, default: auto]
+        /// Log lines for people, as JSON, or whichever suits standard error [auto, human or json,
+        /// default: auto]
         log_format = "LOG_FORMAT": "FORMAT";
-        /// What to log: error, warn, info, debug or trace, or tracing's directives such as info,factlib=debug [default: info]
+        /// What to log: error, warn, info, debug or trace, or tracing's directives such as
+        /// info,factlib=debug [default: info]
         log_level = "LOG_LEVEL": "LEVEL";
     }
 }

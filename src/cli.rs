@@ -1,0 +1,200 @@
+//! The command line.
+
+use crate::config::RawConfig;
+use crate::exit::ExitCode;
+use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+
+/// Publishes facts committed in PostgreSQL to Kafka.
+///
+/// A service writes its rows and a fact in one transaction, with
+/// pg_logical_emit_message(true, prefix, content). owlpost reads PostgreSQL's write-ahead log and
+/// publishes every committed fact to the topic prefix.aggregate_type: in commit order, never lost,
+/// repeated only after a fault.
+#[derive(Debug, Parser)]
+#[command(
+    name = "owlpost",
+    version,
+    color = ColorChoice::Auto,
+    after_help = "Examples and exit codes: owlpost --help",
+    subcommand_help_heading = "Commands",
+)]
+pub struct Cli {
+    /// What to do; nothing means [`Command::Run`].
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The settings. They may stand before or after the command.
+    #[command(flatten)]
+    pub config: RawConfig,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+pub enum Command {
+    /// Publish facts until told to stop by SIGTERM or SIGINT (what happens without a command)
+    ///
+    /// In a database that has neither publication nor slot, `run` makes both first and says so. It
+    /// never makes one of them anew: a slot that is gone means that facts may be missing, and stops
+    /// the process with its own exit code.
+    #[default]
+    Run,
+    /// Make the publication and the slot, print where the slot begins, and exit
+    ///
+    /// Facts committed from that point on will be published. An interrupted `init` is resumed; anything
+    /// else that is half there is refused.
+    Init,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  export SRC_SERVICE_NAME=orders
+  export MASTER_DATABASE_URL=postgres://owlpost:secret@db.example:5432/orders
+  export KAFKA_BROKERS=kafka-1.example:9092,kafka-2.example:9092
+
+  owlpost init                         make publication and slot, then exit
+  owlpost                              publish until stopped
+  owlpost run --log-format human       a flag wins over its variable
+  curl -s localhost:3001/readyz        200 while facts flow, else 503; why, as JSON
+
+  In the service, inside its own transaction:
+  SELECT pg_logical_emit_message(true, 'orders',
+    '{\"aggregate_type\": \"order\", \"aggregate_id\": \"42\", \"event_type\": \"paid\", \"payload\": {}}');
+
+Environment:
+  Every setting is a flag and a variable; the flag is the variable in lower case with dashes. An empty
+  value counts as not set. Durations: 500ms, 3s, 1m 30s. Sizes: 64KiB, 8MiB. What the database URL
+  leaves out comes from libpq's variables: PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE, PGSSLMODE,
+  PGREQUIREAUTH, PGCONNECT_TIMEOUT, PGOPTIONS, PGAPPNAME, PGTARGETSESSIONATTRS. Colours follow the
+  terminal and NO_COLOR.
+";
+
+impl Cli {
+    /// Reads the command line and the environment.
+    ///
+    /// Help and version are printed, and a usage error explained, by ending the process: with 0, or with
+    /// [`ExitCode::Configuration`].
+    pub fn from_args() -> Self {
+        Self::try_from_args(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Reads these arguments (the first is the program's name) and the environment.
+    pub fn try_from_args(
+        args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::definition();
+        let mut matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+
+    /// What to do.
+    pub fn action(&self) -> Command {
+        self.command.unwrap_or_default()
+    }
+
+    /// The command line as clap knows it, for help, completions and manual pages.
+    pub fn definition() -> clap::Command {
+        Self::command().after_long_help(format!("{EXAMPLES}\nExit codes:\n{}", ExitCode::table()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, VARIABLES};
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_from_args(std::iter::once("owlpost").chain(args.iter().copied()))
+    }
+
+    #[test]
+    fn clap_finds_no_mistake_in_the_definition() {
+        Cli::definition().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default() {
+        assert_eq!(parse(&[]).unwrap().action(), Command::Run);
+        assert_eq!(parse(&["run"]).unwrap().action(), Command::Run);
+        assert_eq!(parse(&["init"]).unwrap().action(), Command::Init);
+    }
+
+    #[test]
+    fn settings_may_stand_before_or_after_the_command() {
+        for args in [["--lease", "9s", "init"], ["init", "--lease", "9s"]] {
+            let cli = parse(&args).unwrap();
+            assert_eq!((cli.action(), cli.config.lease.as_deref()), (Command::Init, Some("9s")));
+        }
+        let cli = parse(&["--kafka-ssl", "--metadata-headers=false", "run"]).unwrap();
+        assert_eq!(cli.config.kafka_ssl.as_deref(), Some("true"));
+        assert_eq!(cli.config.metadata_headers.as_deref(), Some("false"));
+    }
+
+    #[test]
+    fn a_usage_error_has_the_number_of_a_wrong_configuration() {
+        let error = parse(&["--no-such-flag"]).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(ExitCode::Configuration.number()));
+        assert_eq!(parse(&["--help"]).unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn every_flag_is_its_variable_in_lower_case_with_dashes() {
+        let definition = Cli::definition();
+        let mut variables = Vec::new();
+        for arg in definition.get_arguments() {
+            let Some(variable) = arg.get_env() else { continue };
+            let variable = variable.to_str().unwrap();
+            assert_eq!(arg.get_long().unwrap(), variable.to_ascii_lowercase().replace('_', "-"));
+            variables.push(variable);
+        }
+        assert_eq!(variables, VARIABLES);
+    }
+
+    #[test]
+    fn help_names_every_variable_and_every_exit_code_and_shows_no_value() {
+        for mut command in [Cli::definition(), {
+            // As `owlpost run --help` has it.
+            let mut definition = Cli::definition();
+            definition.build();
+            definition.find_subcommand("run").unwrap().clone()
+        }] {
+            let help = command.render_long_help().to_string();
+            for variable in VARIABLES {
+                assert!(help.contains(&format!("[env: {variable}]")), "{variable} in {help}");
+            }
+        }
+        let help = Cli::definition().render_long_help().to_string();
+        for code in ExitCode::ALL {
+            let line = format!("\n  {}  {}\n", code.number(), code.meaning());
+            assert!(help.contains(&line), "{line} in {help}");
+        }
+    }
+
+    /// The default that help states is the one that is taken: stating it changes nothing.
+    #[test]
+    fn help_states_the_defaults_that_hold() {
+        let required = [
+            "--src-service-name=orders",
+            "--master-database-url=postgres://owlpost@db/app",
+            "--kafka-brokers=kafka",
+        ];
+        let config = |extra: &[&str]| {
+            let raw = parse(&[&required, extra].concat()).unwrap().config;
+            Config::from_raw(&raw, |_| None).unwrap()
+        };
+        let silent = config(&[]);
+        let mut stated = 0;
+        for arg in Cli::definition().get_arguments().filter(|arg| arg.get_env().is_some()) {
+            let help = arg.get_help().unwrap().to_string();
+            let Some((_, default)) = help.split_once("default: ") else { continue };
+            let default = default.strip_suffix(']').expect("the default ends the help");
+            if default == "the service name" {
+                continue;
+            }
+            let flag = format!("--{}={default}", arg.get_long().unwrap());
+            assert_eq!(config(&[&flag]), silent, "{flag}");
+            stated += 1;
+        }
+        assert!(stated > 20, "only {stated} defaults found");
+    }
+}

@@ -1,0 +1,590 @@
+use super::*;
+use std::collections::HashMap;
+
+/// The least that a relay needs.
+fn minimal() -> RawConfig {
+    RawConfig {
+        src_service_name: Some("orders".into()),
+        master_database_url: Some("postgres://owlpost@db/app".into()),
+        kafka_brokers: Some("kafka".into()),
+        ..RawConfig::default()
+    }
+}
+
+fn no_env(_: &str) -> Option<String> {
+    None
+}
+
+#[track_caller]
+fn accepted(raw: &RawConfig) -> Config {
+    Config::from_raw(raw, no_env).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[track_caller]
+fn refused(raw: &RawConfig) -> String {
+    Config::from_raw(raw, no_env).expect_err("a problem").to_string()
+}
+
+fn with_url(url: &str, env: &[(&str, &str)]) -> Result<PostgresConfig, String> {
+    let raw = RawConfig { master_database_url: Some(url.into()), ..minimal() };
+    let env: HashMap<_, _> = env.iter().copied().collect();
+    Config::from_raw(&raw, |name| env.get(name).map(|value| (*value).to_owned()))
+        .map(|config| config.postgres)
+        .map_err(|problems| problems.to_string())
+}
+
+#[test]
+fn three_settings_are_enough() {
+    assert_eq!(
+        accepted(&minimal()),
+        Config {
+            service: "orders".into(),
+            prefixes: vec!["orders".into()],
+            postgres: PostgresConfig {
+                hosts: vec![Host::Tcp { host: "db".into(), addr: None, port: 5432 }],
+                user: "owlpost".into(),
+                database: "app".into(),
+                password: None,
+                application_name: "owlpost".into(),
+                options: None,
+                auth: AllowedAuth { none: true, scram_sha_256: true, md5: false, password: false },
+                sslmode: SslMode::Prefer,
+                target_session_attrs: TargetSessionAttrs::Any,
+                connect_timeout: Some(ms(10_000)),
+                tcp_user_timeout: Some(ms(4_000)),
+                keepalives: Some(Keepalives::default()),
+            },
+            slot: "factlib_slot".into(),
+            publication: "facts".into(),
+            kafka: KafkaConfig {
+                brokers: vec![BrokerAddress { host: "kafka".into(), port: 9092 }],
+                client_id: "owlpost".into(),
+            },
+            records: RecordConfig {
+                timestamp: RecordTimestamp::Commit,
+                value: RecordValue::Envelope,
+                metadata_headers: false,
+            },
+            limits: Limits {
+                in_flight_bytes: 8 << 20,
+                frame_max_bytes: 64 << 20,
+                stall: ms(3_000),
+                lease: ms(10_000),
+                status_interval: ms(5_000),
+                wal_sender_timeout: ms(15_000),
+                tcp_user_timeout: ms(4_000),
+                request: ms(10_000),
+                backoff_max: ms(5_000),
+                startup: Some(ms(30_000)),
+                shutdown: ms(10_000),
+            },
+            http: Some(SocketAddr::from(([0, 0, 0, 0], 3001))),
+            metrics_port: 2112,
+            log: LogConfig { format: LogFormat::Auto, level: "info".into() },
+        }
+    );
+}
+
+#[test]
+fn every_setting_takes_effect() {
+    let some = |text: &str| Some(text.to_owned());
+    let config = accepted(&RawConfig {
+        wal_prefix: some("orders, billing,orders"),
+        kafka_value: some("payload"),
+        kafka_timestamp: some("publish"),
+        metadata_headers: some("yes"),
+        replication_slot_name: some("orders_1"),
+        publication_name: some("Orders' facts"),
+        wal_sender_timeout: some("1m 30s"),
+        tcp_user_timeout: some("2s"),
+        status_interval: some("500ms"),
+        lease: some("30s"),
+        kafka_brokers: some("a:1,b, [2001:db8::1]:19092,[::1],b:9092"),
+        kafka_ssl: some("false"),
+        request_timeout: some("4s"),
+        in_flight_bytes: some("1MiB"),
+        frame_max_bytes: some("65536"),
+        stall_timeout: some("1s"),
+        backoff_max: some("1s"),
+        startup_timeout: some("0s"),
+        shutdown_timeout: some("25s"),
+        http_bind: some("::1"),
+        wal_health_port: some("8080"),
+        metrics_port: some("0"),
+        app_name: some("relay 7"),
+        log_format: some("json"),
+        log_level: some("info,factlib=debug"),
+        // What is empty or blank counts as not set.
+        kafka_username: some(""),
+        kafka_password: some(" "),
+        ..minimal()
+    });
+    assert_eq!(config.service, "orders");
+    assert_eq!(config.prefixes, ["orders", "billing"]);
+    assert_eq!(
+        config.records,
+        RecordConfig {
+            timestamp: RecordTimestamp::Publish,
+            value: RecordValue::Payload,
+            metadata_headers: true
+        }
+    );
+    assert_eq!((&*config.slot, &*config.publication), ("orders_1", "Orders' facts"));
+    let brokers: Vec<_> = config.kafka.brokers.iter().map(ToString::to_string).collect();
+    assert_eq!(brokers, ["a:1", "b:9092", "[2001:db8::1]:19092", "[::1]:9092"]);
+    assert_eq!(config.kafka.client_id, "relay 7");
+    assert_eq!(config.postgres.application_name, "relay 7");
+    assert_eq!(
+        config.limits,
+        Limits {
+            in_flight_bytes: 1 << 20,
+            frame_max_bytes: 1 << 16,
+            stall: ms(1000),
+            lease: ms(30_000),
+            status_interval: ms(500),
+            wal_sender_timeout: ms(90_000),
+            tcp_user_timeout: ms(2000),
+            request: ms(4000),
+            backoff_max: ms(1000),
+            startup: None,
+            shutdown: ms(25_000),
+        }
+    );
+    assert_eq!(config.postgres.tcp_user_timeout, Some(ms(2000)));
+    assert_eq!(config.http, Some("[::1]:8080".parse().unwrap()));
+    assert_eq!(config.metrics_port, 0);
+    assert_eq!(
+        config.log,
+        LogConfig { format: LogFormat::Json, level: "info,factlib=debug".into() }
+    );
+
+    let off = RawConfig { wal_health_port: some("0"), ..minimal() };
+    assert_eq!(accepted(&off).http, None);
+    let prefix = RawConfig { src_service_name: None, wal_prefix: some("a,b"), ..minimal() };
+    assert_eq!(accepted(&prefix).service, "a");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_and_in_order() {
+    let text = |text: &str| Some(text.to_owned());
+    let raw = RawConfig {
+        wal_prefix: text("orders,bad prefix,,\u{e4}"),
+        kafka_value: text("both"),
+        kafka_timestamp: text("now"),
+        metadata_headers: text("maybe"),
+        master_database_url: text("postgres://db:5432/app?sslmode=require&fun=1"),
+        replication_slot_name: text("Factlib-Slot"),
+        publication_name: Some("x".repeat(64)),
+        wal_sender_timeout: text("15"),
+        tcp_user_timeout: text("1h"),
+        status_interval: text("soon"),
+        lease: text("-1s"),
+        kafka_brokers: text("PLAINTEXT://kafka:9092,kafka:0,::1,[::1,:9092,kafka:x,"),
+        kafka_username: text("owl"),
+        kafka_password: text("hunter2"),
+        kafka_ssl: text("true"),
+        request_timeout: text("1d"),
+        in_flight_bytes: text("1KiB"),
+        frame_max_bytes: text("big"),
+        stall_timeout: text("1ms"),
+        backoff_max: text("1h"),
+        startup_timeout: text("2d"),
+        shutdown_timeout: text("2h"),
+        http_bind: text("localhost"),
+        wal_health_port: text("70000"),
+        metrics_port: text("-1"),
+        app_name: text("b\u{fc}ro"),
+        log_format: text("xml"),
+        log_level: text("loud"),
+        src_service_name: None,
+    };
+    let problems = Config::from_raw(&raw, no_env).unwrap_err();
+    let expected = r#"
+WAL_PREFIX: "bad prefix" contains ' ', which no topic may; use a-z A-Z 0-9 . _ -
+WAL_PREFIX: has an empty prefix; remove the comma too many
+WAL_PREFIX: "ä" contains 'ä', which no topic may; use a-z A-Z 0-9 . _ -
+KAFKA_VALUE: "both" is not one of: envelope, payload
+KAFKA_TIMESTAMP: "now" is not one of: commit, publish
+METADATA_HEADERS: "maybe" is neither true nor false
+MASTER_DATABASE_URL: unknown parameter "fun", in postgres://db:5432/app?sslmode=require&fun=1
+REPLICATION_SLOT_NAME: "Factlib-Slot" is not a slot name; PostgreSQL wants 1 to 63 of a-z 0-9 _
+PUBLICATION_NAME: "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" has more than 63 bytes; choose a shorter name
+WAL_SENDER_TIMEOUT: "15" is not a duration; write a number with a unit, such as 3s or 500ms
+TCP_USER_TIMEOUT: "1h" is outside 500ms to 10m
+STATUS_INTERVAL: "soon" is not a duration; write a number with a unit, such as 3s or 500ms
+LEASE: "-1s" is not a duration; write a number with a unit, such as 3s or 500ms
+KAFKA_BROKERS: "PLAINTEXT://kafka:9092": write "kafka:9092" without PLAINTEXT://
+KAFKA_BROKERS: "kafka:0": the port is not a number from 1 to 65535; write host:port or [address]:port
+KAFKA_BROKERS: "::1": an IPv6 address needs brackets; write host:port or [address]:port
+KAFKA_BROKERS: "[::1": there is no closing ]; write host:port or [address]:port
+KAFKA_BROKERS: ":9092": there is no host name; write host:port or [address]:port
+KAFKA_BROKERS: "kafka:x": the port is not a number from 1 to 65535; write host:port or [address]:port
+KAFKA_BROKERS: has an empty entry; remove the comma too many
+KAFKA_USERNAME: SASL to Kafka is not in this version; use a listener without it and remove this
+KAFKA_PASSWORD: SASL to Kafka is not in this version; use a listener without it and remove this
+KAFKA_SSL: TLS to Kafka is not in this version; use a listener without it and set this to false
+REQUEST_TIMEOUT: "1d" is outside 100ms to 5m
+IN_FLIGHT_BYTES: "1KiB" is outside 1.0 MiB to 1.0 GiB
+FRAME_MAX_BYTES: "big" is not a size; write a number with a unit, such as 8MiB
+STALL_TIMEOUT: "1ms" is outside 100ms to 1m
+BACKOFF_MAX: "1h" is outside 100ms to 5m
+STARTUP_TIMEOUT: "2d" is outside 0s to 1day
+SHUTDOWN_TIMEOUT: "2h" is outside 0s to 1h
+HTTP_BIND: "localhost" is not an IP address; use 0.0.0.0, 127.0.0.1 or ::
+WAL_HEALTH_PORT: "70000" is not a port; use a number from 0 to 65535
+METRICS_PORT: "-1" is not a port; use a number from 0 to 65535
+APP_NAME: "büro" is not 1 to 63 printable ASCII characters
+LOG_FORMAT: "xml" is not one of: auto, human, json
+LOG_LEVEL: "loud" is no level; use error, warn, info, debug or trace
+"#;
+    assert_eq!(problems.to_string(), expected.trim());
+    // Every setting has its turn; the service's name has none that is wrong by itself.
+    let named: Vec<_> = problems.iter().map(|problem| problem.setting).collect();
+    for variable in VARIABLES.iter().filter(|variable| **variable != "SRC_SERVICE_NAME") {
+        assert!(named.contains(variable), "{variable} was not refused");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    assert_eq!(
+        refused(&RawConfig::default()),
+        "\
+SRC_SERVICE_NAME: not set; give the name of the service whose facts are published, or WAL_PREFIX
+MASTER_DATABASE_URL: not set; give a URL such as postgres://owlpost@db.example:5432/app
+KAFKA_BROKERS: not set; give at least one host:port"
+    );
+    let long = RawConfig { src_service_name: Some("x".repeat(201)), ..minimal() };
+    assert!(refused(&long).ends_with("has more than 200 characters; topics end at 249"));
+}
+
+#[test]
+fn limits_that_do_not_fit_together_are_refused() {
+    let text = |text: &str| Some(text.to_owned());
+    let raw = RawConfig { lease: text("15s"), ..minimal() };
+    assert_eq!(
+        refused(&raw),
+        "LEASE: 15s is not shorter than WAL_SENDER_TIMEOUT (15s): two relays could publish at once; \
+         lower it"
+    );
+    let raw = RawConfig { lease: text("3s"), ..minimal() };
+    assert_eq!(
+        refused(&raw),
+        "STATUS_INTERVAL: 5s is more than half of LEASE (3s): one late answer would end it; lower it\n\
+         STALL_TIMEOUT: 3s is not shorter than LEASE (3s): a pause would end it; lower it"
+    );
+}
+
+fn tcp(host: &str, port: u16) -> Host {
+    Host::Tcp { host: host.into(), addr: None, port }
+}
+
+fn unix(dir: &str, port: u16) -> Host {
+    Host::Unix { dir: dir.into(), port }
+}
+
+/// The examples of libpq's manual and of its own tests; each was also put to libpq's
+/// `PQconninfoParse`. Expected: hosts, user, password, database.
+#[test]
+fn connection_strings_mean_what_libpq_says() {
+    let socket = || unix("/var/run/postgresql", 5432);
+    type Expected = (Vec<Host>, &'static str, Option<&'static str>, &'static str);
+    let table: Vec<(&str, Expected)> = vec![
+        (
+            "postgresql://u:secret@host:12345/db",
+            (vec![tcp("host", 12345)], "u", Some("secret"), "db"),
+        ),
+        ("postgres://u@host/db", (vec![tcp("host", 5432)], "u", None, "db")),
+        ("postgresql://u@host:12345/", (vec![tcp("host", 12345)], "u", None, "u")),
+        ("postgresql://u@host", (vec![tcp("host", 5432)], "u", None, "u")),
+        ("  postgresql://u@host\n", (vec![tcp("host", 5432)], "u", None, "u")),
+        ("postgresql://u@", (vec![socket()], "u", None, "u")),
+        ("postgres://u@/db", (vec![socket()], "u", None, "db")),
+        ("postgres://u@:12345/db", (vec![unix("/var/run/postgresql", 12345)], "u", None, "db")),
+        ("postgres://u@host:/", (vec![tcp("host", 5432)], "u", None, "u")),
+        ("postgresql://host/db?user=u", (vec![tcp("host", 5432)], "u", None, "db")),
+        ("postgresql://host/db?user=u&port=1", (vec![tcp("host", 1)], "u", None, "db")),
+        ("postgresql://host/db?u%73er=u", (vec![tcp("host", 5432)], "u", None, "db")),
+        ("postgresql://host:12345?user=u", (vec![tcp("host", 12345)], "u", None, "u")),
+        ("postgresql://u@host?", (vec![tcp("host", 5432)], "u", None, "u")),
+        ("postgresql://u@%68ost/%64b", (vec![tcp("host", 5432)], "u", None, "db")),
+        ("postgresql://u@[::1]:12345/db", (vec![tcp("::1", 12345)], "u", None, "db")),
+        ("postgresql://u@[2001:db8::1234]/", (vec![tcp("2001:db8::1234", 5432)], "u", None, "u")),
+        ("postgresql://u@[::1]", (vec![tcp("::1", 5432)], "u", None, "u")),
+        (
+            "postgres://u@?host=/path/to/socket",
+            (vec![unix("/path/to/socket", 5432)], "u", None, "u"),
+        ),
+        ("postgres://u@:1/db?host=/a/b/", (vec![unix("/a/b", 1)], "u", None, "db")),
+        ("postgres://u@%2Fvar%2Flib%2Fpg/db", (vec![unix("/var/lib/pg", 5432)], "u", None, "db")),
+        (
+            "postgresql:///mydb?host=localhost&port=5433&user=u",
+            (vec![tcp("localhost", 5433)], "u", None, "mydb"),
+        ),
+        (
+            "postgresql://u@host1:123,host2:456,[::1],host4/somedb",
+            (
+                vec![tcp("host1", 123), tcp("host2", 456), tcp("::1", 5432), tcp("host4", 5432)],
+                "u",
+                None,
+                "somedb",
+            ),
+        ),
+        ("postgresql://u@a,b/?port=6543", (vec![tcp("a", 6543), tcp("b", 6543)], "u", None, "u")),
+        (
+            "postgresql://u:p%40ss%2Fw%3Ard@host/",
+            (vec![tcp("host", 5432)], "u", Some("p@ss/w:rd"), "u"),
+        ),
+        ("postgresql://u:a:b?c@host/", (vec![tcp("host", 5432)], "u", Some("a:b?c"), "u")),
+        (
+            "postgresql://u@host/db?user=me@server",
+            (vec![tcp("host", 5432)], "me@server", None, "db"),
+        ),
+        ("postgresql://u@host/a+b", (vec![tcp("host", 5432)], "u", None, "a+b")),
+        (
+            "host=localhost port=5432 dbname=mydb user=u",
+            (vec![tcp("localhost", 5432)], "u", None, "mydb"),
+        ),
+        ("user = u  host = 'h'", (vec![tcp("h", 5432)], "u", None, "u")),
+        (
+            r"user=u host=h password='it\'s \\ a secret'",
+            (vec![tcp("h", 5432)], "u", Some(r"it's \ a secret"), "u"),
+        ),
+        (r"user=u host=h password=a\ b\'c", (vec![tcp("h", 5432)], "u", Some("a b'c"), "u")),
+        ("user=u host=h dbname=''", (vec![tcp("h", 5432)], "u", None, "u")),
+        ("user=u host=a user=v", (vec![tcp("a", 5432)], "v", None, "v")),
+        ("user=u host=a,b port=1,", (vec![tcp("a", 1), tcp("b", 5432)], "u", None, "u")),
+        ("user=u host=,b", (vec![socket(), tcp("b", 5432)], "u", None, "u")),
+        ("user=u host=@abstract", (vec![unix("@abstract", 5432)], "u", None, "u")),
+    ];
+    for (text, (hosts, user, password, database)) in table {
+        let config = with_url(text, &[]).unwrap_or_else(|problems| panic!("{text}: {problems}"));
+        assert_eq!(config.hosts, hosts, "{text}");
+        assert_eq!(config.user, user, "{text}");
+        assert_eq!(config.password.as_ref().map(Secret::expose), password, "{text}");
+        assert_eq!(config.database, database, "{text}");
+    }
+}
+
+#[test]
+fn parameters_mean_what_libpq_says() {
+    let config = |query: &str| with_url(&format!("postgres://u@h/?{query}"), &[]).unwrap();
+    assert_eq!(config("sslmode=disable").sslmode, SslMode::Disable);
+    assert_eq!(config("sslmode=allow").sslmode, SslMode::Allow);
+    assert_eq!(config("sslmode=disable&sslrootcert=/ca.pem").sslmode, SslMode::Disable);
+    assert_eq!(config("connect_timeout=3").connect_timeout, Some(ms(3000)));
+    assert_eq!(config("connect_timeout=0").connect_timeout, None);
+    assert_eq!(config("connect_timeout=-1").connect_timeout, None);
+    assert_eq!(config("tcp_user_timeout=250").tcp_user_timeout, Some(ms(250)));
+    assert_eq!(config("tcp_user_timeout=0").tcp_user_timeout, None);
+    assert_eq!(config("keepalives=0").keepalives, None);
+    assert_eq!(
+        config("keepalives_idle=60&keepalives_interval=5&keepalives_count=3").keepalives,
+        Some(Keepalives { idle: Some(ms(60_000)), interval: Some(ms(5000)), count: Some(3) })
+    );
+    assert_eq!(
+        config("options=-c%20statement_timeout%3D5s").options.as_deref(),
+        Some("-c statement_timeout=5s")
+    );
+    assert_eq!(config("application_name=x").application_name, "x");
+    assert_eq!(config("fallback_application_name=x").application_name, "x");
+    assert_eq!(config("replication=true&channel_binding=prefer&gssencmode=disable"), config(""));
+    assert_eq!(
+        config("client_encoding=UTF8&krbsrvname=pg&sslsni=1&max_protocol_version=latest"),
+        config("")
+    );
+
+    let hosts = |query: &str| config(query).hosts;
+    let addr = "192.0.2.7".parse().unwrap();
+    assert_eq!(
+        hosts("hostaddr=192.0.2.7"),
+        [Host::Tcp { host: "h".into(), addr: Some(addr), port: 5432 }]
+    );
+    assert_eq!(hosts("hostaddr=192.0.2.7")[0].to_string(), "h:5432 (192.0.2.7)");
+    assert_eq!(
+        with_url("user=u hostaddr=192.0.2.7", &[]).unwrap().hosts,
+        [Host::Tcp { host: "192.0.2.7".into(), addr: Some(addr), port: 5432 }]
+    );
+
+    let attrs = |url: &str| with_url(url, &[]).unwrap().target_session_attrs;
+    assert_eq!(attrs("postgres://u@a/"), TargetSessionAttrs::Any);
+    assert_eq!(attrs("postgres://u@a,b/"), TargetSessionAttrs::Primary);
+    assert_eq!(attrs("postgres://u@a,b/?target_session_attrs=any"), TargetSessionAttrs::Any);
+    assert_eq!(
+        attrs("postgres://u@a/?target_session_attrs=read-write"),
+        TargetSessionAttrs::ReadWrite
+    );
+}
+
+#[test]
+fn md5_and_clear_text_must_be_asked_for_by_name() {
+    let auth =
+        |list: &str| with_url(&format!("user=u host=h require_auth='{list}'"), &[]).unwrap().auth;
+    let only =
+        |none, scram_sha_256, md5, password| AllowedAuth { none, scram_sha_256, md5, password };
+    assert_eq!(auth(""), only(true, true, false, false));
+    assert_eq!(auth("scram-sha-256"), only(false, true, false, false));
+    assert_eq!(auth("md5"), only(false, false, true, false));
+    assert_eq!(auth("password, scram-sha-256"), only(false, true, false, true));
+    assert_eq!(auth("gss,none"), only(true, false, false, false));
+    assert_eq!(auth("!none"), only(false, true, false, false));
+    assert_eq!(auth("!password,!md5"), only(true, true, false, false));
+}
+
+#[test]
+fn variables_stand_in_for_what_the_string_leaves_out() {
+    let env = [
+        ("PGHOST", "envhost"),
+        ("PGPORT", "6000"),
+        ("PGUSER", "envuser"),
+        ("PGPASSWORD", "envsecret"),
+        ("PGDATABASE", "envdb"),
+        ("PGAPPNAME", "envapp"),
+        ("PGCONNECT_TIMEOUT", "7"),
+        ("PGSSLMODE", "disable"),
+        ("PGREQUIREAUTH", "md5"),
+        ("PGOPTIONS", "-c a=b"),
+    ];
+    let config = with_url("", &env).unwrap();
+    assert_eq!(config.hosts, [tcp("envhost", 6000)]);
+    assert_eq!((&*config.user, &*config.database), ("envuser", "envdb"));
+    assert_eq!(config.password.as_ref().map(Secret::expose), Some("envsecret"));
+    assert_eq!(config.application_name, "envapp");
+    assert_eq!(config.connect_timeout, Some(ms(7000)));
+    assert_eq!(config.sslmode, SslMode::Disable);
+    assert!(config.auth.md5 && !config.auth.scram_sha_256);
+    assert_eq!(config.options.as_deref(), Some("-c a=b"));
+
+    // The string wins; given but empty is libpq's default, not the variable.
+    let config =
+        with_url("host=h port='' user=u password=p dbname=d sslmode=prefer", &env).unwrap();
+    assert_eq!(config.hosts, [tcp("h", 5432)]);
+    assert_eq!((&*config.user, &*config.database), ("u", "d"));
+    assert_eq!(config.password.as_ref().map(Secret::expose), Some("p"));
+    assert_eq!(config.sslmode, SslMode::Prefer);
+
+    let problems =
+        with_url("postgres://u@h", &[("PGSSLMODE", "verify-full"), ("PGPORT", "x")]).unwrap_err();
+    assert_eq!(
+        problems,
+        "PGSSLMODE: sslmode=verify-full: TLS to PostgreSQL is not in this version; use a private network and \
+         sslmode=prefer\n\
+         PGPORT: a port is not a number from 1 to 65535"
+    );
+}
+
+#[test]
+fn bad_connection_strings_are_refused_in_one_sentence() {
+    const ENCODE: &str =
+        "; percent-encode what is special in a password (@ is %40, / is %2F, : is %3A, % is %25)";
+    let no_tls = "TLS to PostgreSQL is not in this version; remove it or set sslmode=disable";
+    let table: Vec<(&str, String)> = vec![
+        ("nonsense", "it is neither a postgres:// URL nor a keyword=value string".into()),
+        ("postgre://u@h", "it is neither a postgres:// URL nor a keyword=value string".into()),
+        ("mysql://u@h/?a=b", "unknown parameter \"mysql://u@h/?a\"".into()),
+        ("postgres://db/app", "names no role; write postgres://ROLE@HOST/DATABASE or set PGUSER".into()),
+        ("postgres://[::1", "the IPv6 address has no closing ], in postgres://[::1".into()),
+        ("postgres://[]", "there is no IPv6 address between [ and ], in postgres://[]".into()),
+        ("postgres://[::1]z", "only :port may follow the ] of an IPv6 address, in postgres://[::1]z".into()),
+        ("postgres://h?zzz", "a parameter after ? has no =, in postgres://h?zzz".into()),
+        ("postgres://h?a=b&c", "unknown parameter \"a\", in postgres://h?a=b&c".into()),
+        (
+            "postgres://h?user=a=b",
+            "a parameter after ? has two =; percent-encode the second as %3D, in postgres://h?user=a=b".into(),
+        ),
+        (
+            "postgres://u:s3cret@h?uzer=x",
+            format!("unknown parameter \"uzer\", in postgres://u:***@h?uzer=x{ENCODE}"),
+        ),
+        ("postgres://a%00b", "%00 is not allowed, in postgres://a%00b".into()),
+        ("postgres://%zz", "a % is not followed by two hexadecimal digits, in postgres://%zz".into()),
+        ("postgres://%1", "a % is not followed by two hexadecimal digits, in postgres://%1".into()),
+        ("postgres://%ff@h", format!("the percent-encoded bytes are not UTF-8, in postgres://%ff@h{ENCODE}")),
+        ("postgres://u@h:99999", "a port is not a number from 1 to 65535".into()),
+        ("postgres://u@h:0", "a port is not a number from 1 to 65535".into()),
+        ("postgres://u@h?sslmode=require", "sslmode=require: TLS to PostgreSQL is not in this version; use a private network and sslmode=prefer".into()),
+        ("postgres://u@h?ssl=true", "sslmode=require: TLS to PostgreSQL is not in this version; use a private network and sslmode=prefer".into()),
+        ("postgres://u@h?sslmode=on", "sslmode \"on\" does not exist; use disable, allow or prefer".into()),
+        ("postgres://u@h?sslrootcert=system", format!("sslrootcert: {no_tls}")),
+        ("postgres://u@h?sslnegotiation=direct", format!("sslnegotiation: {no_tls}")),
+        ("postgres://u@h?channel_binding=require", "channel_binding: it needs TLS, which is not in this version; remove it".into()),
+        ("postgres://u@h?gssencmode=require", "gssencmode: GSSAPI is not in this version; remove it".into()),
+        ("postgres://u@h?service=x", "service: service files are not in this version; write the parameters into MASTER_DATABASE_URL".into()),
+        ("postgres://u@h?passfile=x", "passfile: password files are not in this version; set PGPASSWORD".into()),
+        ("postgres://u@h?load_balance_hosts=random", "load_balance_hosts: hosts are tried in order; remove it".into()),
+        ("postgres://u@h?target_session_attrs=standby", "target_session_attrs=standby: reading from a standby is not in this version; use primary".into()),
+        ("postgres://u@h?target_session_attrs=fast", "target_session_attrs \"fast\" does not exist; use any, primary or read-write".into()),
+        ("postgres://u@h?connect_timeout=3s", "connect_timeout \"3s\" is not a whole number".into()),
+        ("postgres://u@h?hostaddr=h", "hostaddr \"h\" is not an IP address".into()),
+        ("host=a,b hostaddr=192.0.2.1 user=u", "1 hostaddr for 2 hosts; give one each".into()),
+        ("host=a port=1,2,3 user=u", "3 ports for 1 host; give one for all or one each".into()),
+        ("user=u host=h require_auth=tls", "require_auth has no method \"tls\"; use scram-sha-256, md5, password or none".into()),
+        ("user=u host=h require_auth=md5,!none", "require_auth mixes methods with and without !; write one kind only".into()),
+        ("user=u host=h require_auth=gss", "require_auth leaves no method that this version has; use scram-sha-256, md5, password or none".into()),
+        ("host=h user='u", "the quote around the value of user is not closed".into()),
+        ("host=h user u", "a keyword is not followed by =; quote values with spaces in '...'".into()),
+        ("host=h fun=1", "unknown parameter \"fun\"".into()),
+    ];
+    for (text, sentence) in table {
+        let problems = with_url(text, &[]).expect_err(text);
+        assert_eq!(problems, format!("MASTER_DATABASE_URL: {sentence}"), "{text}");
+    }
+}
+
+/// Each holds `hunter2`, most of them wrongly quoted: no error and no `Debug` may show a piece of it.
+#[test]
+fn a_password_is_never_shown() {
+    let urls = [
+        "postgres://u:hunter2@h/db",
+        "postgres://u:hunter2@h:99999/db",
+        "postgres://u:hunter2@h/db?sslmode=require",
+        "postgres://u:hunter2@h/db?fun=1",
+        "postgres://u:hun@ter2@h/db?fun=1",
+        "postgres://u:hun@ter2@h/db",
+        "postgres://u:hun/ter2@h/db",
+        "postgres://u:hun/ter2?x=ter2@h/db",
+        "postgres://u:hun/ter2?x&ter2=y@h/db",
+        "postgres://u:hun%ter2@h/db",
+        "postgres://u:hun%00ter2@h/db",
+        "postgres://h/db?user=u&password=hunter2",
+        "postgres://h/db?user=u&password=hunter2&fun=1",
+        "postgres://h/db?user=u&password=hun&ter2=1",
+        "postgres://h/db?user=u&password=hun&ter2",
+        "postgres://h/db?user=u&p%61ssword=hunter2&fun=1",
+        "postgres://h/db?user=u&password=hun=ter2",
+        "postgres://h/db?user=u&sslpassword=hunter2",
+        "host=h user=u password=hunter2 fun=1",
+        "host=h user=u password=hun ter2",
+        "host=h user=u password=hun ter2 dbname=x",
+        "host=h user=u password=hun ter2=x",
+        "host=h user=u password='hunter2",
+        "hunter2",
+    ];
+    for url in urls {
+        let raw = RawConfig { master_database_url: Some(url.into()), ..minimal() };
+        let shown = format!("{raw:?} {:?}", Config::from_raw(&raw, no_env));
+        for piece in ["hunter2", "hun", "ter2"] {
+            assert!(!shown.contains(piece), "{url} shows {shown}");
+        }
+        if let Err(problems) = Config::from_raw(&raw, no_env) {
+            assert!(!problems.to_string().contains("ter2"), "{url} shows {problems}");
+        }
+    }
+    let raw = RawConfig {
+        master_database_url: Some("postgres://u:hunter2@h/db".into()),
+        kafka_password: Some("hunter2".into()),
+        ..minimal()
+    };
+    let shown = format!("{raw:?} {}", refused(&raw));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let config = with_url("postgres://u:hunter2@h/db", &[]).unwrap();
+    assert!(format!("{config:?}").contains("password: Some(***)"));
+}
+
+#[test]
+fn a_socket_has_libpqs_name() {
+    assert_eq!(unix("/tmp", 5433).socket_path().as_deref(), Some("/tmp/.s.PGSQL.5433"));
+    assert_eq!(unix("@pg", 5432).socket_path().as_deref(), Some("\0pg/.s.PGSQL.5432"));
+    assert_eq!(tcp("h", 1).socket_path(), None);
+    assert_eq!(tcp("::1", 5432).to_string(), "[::1]:5432");
+}

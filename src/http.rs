@@ -1,0 +1,301 @@
+//! The health port: `/livez`, `/readyz`, `/health`.
+//!
+//! It has a thread and a runtime of its own and reads a small [board](Health), so that no scrape,
+//! however slow or hostile, touches the stream. A connection is closed after [`CONNECTION_MAX`], and
+//! the oldest is closed when there are more than [`CONNECTIONS_MAX`]: whoever comes next is served.
+
+mod health;
+
+pub use health::{Blocked, Health, Snapshot, State};
+
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+/// Probes hold a connection for milliseconds; more than this at once is a fault or an attack.
+const CONNECTIONS_MAX: usize = 64;
+
+/// The longest that a connection may last, whatever it does.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+
+/// The longest that a request's head may take.
+const HEADER_READ_MAX: Duration = Duration::from_secs(5);
+
+/// A request's head; also hyper's smallest allowed buffer.
+const HEADER_BYTES_MAX: usize = 8192;
+
+/// Why the health port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen on {address} for health checks: {error}; \
+     choose another WAL_HEALTH_PORT or HTTP_BIND"
+)]
+pub struct ListenError {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+/// The running health port; dropping it closes the port.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Server {
+    /// Where it listens: useful when port 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // An error means that the thread has ended already.
+            let _ = stop.send(());
+        }
+    }
+}
+
+/// Opens the health port and serves it from a thread of its own.
+///
+/// The port is bound before this returns, so that a port that is taken is an error at the start.
+pub fn serve(address: SocketAddr, health: Arc<Health>) -> Result<Server, ListenError> {
+    let listen_error = |error| ListenError { address, error };
+    let listener = TcpListener::bind(address).map_err(listen_error)?;
+    listener.set_nonblocking(true).map_err(listen_error)?;
+    let address = listener.local_addr().map_err(listen_error)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(listen_error)?;
+    let (stop, stopped) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("health".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = accept(listener, health) => {}
+                    // The sender sends or is dropped; both mean stop.
+                    _ = stopped => {}
+                }
+            });
+        })
+        .map_err(listen_error)?;
+    Ok(Server { address, stop: Some(stop) })
+}
+
+async fn accept(listener: TcpListener, health: Arc<Health>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the health port cannot be served");
+            return;
+        }
+    };
+    let router = router(health);
+    let mut connections: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS_MAX);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Mostly "too many open files", which only time heals.
+                tracing::warn!(%error, "the health port cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_READ_MAX)
+            .max_buf_size(HEADER_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        // How a client's connection ends is its own affair.
+        let task = tokio::spawn(async {
+            let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
+        });
+        connections.push_back(task.abort_handle());
+    }
+}
+
+fn router(health: Arc<Health>) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        // What existing deployments call it.
+        .route("/health", get(readyz))
+        .with_state(health)
+}
+
+async fn livez(Extract(health): Extract<Arc<Health>>) -> Response {
+    let (live, body) = health.liveness();
+    answer(live, body)
+}
+
+async fn readyz(Extract(health): Extract<Arc<Health>>) -> Response {
+    let (ready, body) = health.readiness();
+    answer(ready, body)
+}
+
+fn answer(well: bool, body: String) -> Response {
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    fn start(health: &Arc<Health>) -> Server {
+        serve(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::clone(health)).unwrap()
+    }
+
+    fn connect(server: &Server) -> TcpStream {
+        let stream = TcpStream::connect(server.local_addr()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    #[track_caller]
+    fn fetch(server: &Server, path: &str) -> (u16, serde_json::Value) {
+        let mut stream = connect(server);
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        (status, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    #[test]
+    fn readiness_follows_the_board() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        let (status, body) = fetch(&server, "/readyz");
+        assert_eq!((status, &body["state"]), (503, &"starting".into()));
+
+        health.set(Snapshot {
+            ready: true,
+            state: State::Streaming,
+            received_lsn: Some("0/16B3748".into()),
+            ..health.snapshot()
+        });
+        for path in ["/readyz", "/health"] {
+            let (status, body) = fetch(&server, path);
+            assert_eq!(status, 200);
+            assert_eq!(body["ready"], true);
+            assert_eq!(body["state"], "streaming");
+            assert_eq!(body["slot"], "factlib_slot");
+            assert_eq!(body["received_lsn"], "0/16B3748");
+            assert!(body["since"].as_str().unwrap().ends_with('Z'));
+        }
+
+        health.set(Snapshot {
+            ready: false,
+            state: State::Halted,
+            reason: Some("the topic orders.order does not exist".into()),
+            blocked: Some(Blocked {
+                topic: Some("orders.order".into()),
+                partition: None,
+                position: "0000000100000000016b37480100000001".into(),
+                reason: "unknown topic".into(),
+                since: std::time::UNIX_EPOCH,
+            }),
+            ..health.snapshot()
+        });
+        let (status, body) = fetch(&server, "/readyz");
+        assert_eq!(status, 503);
+        assert_eq!(body["state"], "halted");
+        assert_eq!(body["reason"], "the topic orders.order does not exist");
+        assert_eq!(body["blocked"]["topic"], "orders.order");
+        assert_eq!(body["blocked"]["since"], "1970-01-01T00:00:00.000Z");
+        assert_eq!(fetch(&server, "/livez").0, 200);
+        assert_eq!(fetch(&server, "/elsewhere").0, 404);
+    }
+
+    #[test]
+    fn a_loop_that_has_stopped_turns_both_red() {
+        let health = Arc::new(Health::with_silence_max("factlib_slot", Duration::ZERO));
+        health.set(Snapshot { ready: true, state: State::Streaming, ..health.snapshot() });
+        let server = start(&health);
+        std::thread::sleep(Duration::from_millis(5));
+        let (status, body) = fetch(&server, "/livez");
+        assert_eq!((status, &body["live"]), (503, &false.into()));
+        let (status, body) = fetch(&server, "/readyz");
+        assert_eq!((status, &body["ready"]), (503, &false.into()));
+        assert_eq!(body["reason"], "the main loop has not moved for 0s; restart the process");
+    }
+
+    #[test]
+    fn clients_that_never_read_or_never_ask_do_not_block_another() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        let mut hostile = Vec::new();
+        // More than are allowed at once: some ask without end and never read, some never ask.
+        for index in 0..CONNECTIONS_MAX * 2 {
+            let mut stream = connect(&server);
+            stream.set_nonblocking(true).unwrap();
+            if index % 2 == 0 {
+                let request = b"GET /readyz HTTP/1.1\r\nhost: test\r\n\r\n".repeat(64);
+                for _ in 0..1000 {
+                    if stream.write(&request).is_err() {
+                        break;
+                    }
+                }
+            } else {
+                let _ = stream.write(b"GET /rea");
+            }
+            hostile.push(stream);
+        }
+        assert_eq!(fetch(&server, "/livez").0, 200);
+        drop(hostile);
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_at_the_start() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        let address = server.local_addr();
+        let error = serve(address, health).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "cannot listen on {address} for health checks: Address already in use (os error 98); \
+                 choose another WAL_HEALTH_PORT or HTTP_BIND"
+            )
+        );
+    }
+
+    #[test]
+    fn dropping_the_server_closes_the_port() {
+        let server = start(&Arc::new(Health::new("factlib_slot")));
+        let address = server.local_addr();
+        drop(server);
+        let closed = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            TcpStream::connect(address).is_err()
+        });
+        assert!(closed, "the port is still open after 2 s");
+    }
+}

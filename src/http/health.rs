@@ -1,0 +1,193 @@
+//! The board between the relay and whoever asks how it is.
+
+use serde::{Serialize, Serializer};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The main loop turns several times a second even when idle; this long without is a hang.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// What the relay says about itself; shown as JSON by `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Whether facts flow, or would if there were any.
+    pub ready: bool,
+    /// What it is doing.
+    pub state: State,
+    /// Why it is in this state, in a sentence that says what to do; none when all is well.
+    pub reason: Option<String>,
+    /// When it came into this state. [`Health::set`] fills this in.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: SystemTime,
+    /// The replication slot.
+    pub slot: String,
+    /// What holds everything up, if something does.
+    pub blocked: Option<Blocked>,
+    /// Everything before this was read, as PostgreSQL writes it: `0/16B3748`.
+    pub received_lsn: Option<String>,
+    /// Everything before this is in Kafka for good.
+    pub confirmed_lsn: Option<String>,
+    /// Encoded bytes that Kafka has not acknowledged.
+    pub in_flight_bytes: u64,
+    /// Facts published by this process.
+    pub published: u64,
+    /// Log lines dropped because nobody read them.
+    pub dropped_log_lines: u64,
+}
+
+/// What the relay is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Nothing was contacted yet.
+    Starting,
+    /// PostgreSQL or Kafka is not reached yet, or not reached any more.
+    Connecting,
+    /// Another relay has the slot.
+    WaitingForSlot,
+    /// Facts flow.
+    Streaming,
+    /// Kafka does not take what was read: reading has paused, or the connection was given up.
+    Stalled,
+    /// A fact cannot be published, and the policy is to wait for a person.
+    Halted,
+    /// Asked to stop: finishing what was read.
+    Stopping,
+}
+
+/// What holds everything up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Blocked {
+    /// The topic, if the fact could be read so far.
+    pub topic: Option<String>,
+    /// The partition, if it is known.
+    pub partition: Option<i32>,
+    /// The fact's position, as in the `factlib_position` header.
+    pub position: String,
+    /// Why, and what to do.
+    pub reason: String,
+    /// Since when.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: SystemTime,
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+/// The board: the relay writes, the health port reads. Neither waits for the other for longer than it
+/// takes to copy a [`Snapshot`].
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    /// Milliseconds from `started` to the last sign of life.
+    beat: AtomicU64,
+    silence_max: Duration,
+    snapshot: Mutex<Snapshot>,
+}
+
+impl Health {
+    /// A board for the relay on this slot, which is starting.
+    pub fn new(slot: impl Into<String>) -> Self {
+        Self::with_silence_max(slot, SILENCE_MAX)
+    }
+
+    pub(super) fn with_silence_max(slot: impl Into<String>, silence_max: Duration) -> Self {
+        Self {
+            started: monotonic(),
+            beat: AtomicU64::new(0),
+            silence_max,
+            snapshot: Mutex::new(Snapshot {
+                ready: false,
+                state: State::Starting,
+                reason: None,
+                since: now(),
+                slot: slot.into(),
+                blocked: None,
+                received_lsn: None,
+                confirmed_lsn: None,
+                in_flight_bytes: 0,
+                published: 0,
+                dropped_log_lines: 0,
+            }),
+        }
+    }
+
+    /// Says that the main loop moves. Cheap: one clock and one store.
+    pub fn beat(&self) {
+        self.beat.store(self.age_ms(), Ordering::Relaxed);
+    }
+
+    /// Shows a new snapshot. `since` is the moment of the last change of state or readiness, whatever
+    /// the caller put there. It is a sign of life too.
+    pub fn set(&self, mut snapshot: Snapshot) {
+        self.beat();
+        let mut shown = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = (shown.state, shown.ready) == (snapshot.state, snapshot.ready);
+        snapshot.since = if same { shown.since } else { now() };
+        *shown = snapshot;
+    }
+
+    /// What is shown, for changing a part of it.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long the main loop has been silent, if that is too long.
+    fn hung(&self) -> Option<Duration> {
+        let silence_ms = self.age_ms().saturating_sub(self.beat.load(Ordering::Relaxed));
+        Some(Duration::from_millis(silence_ms)).filter(|silence| *silence > self.silence_max)
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(monotonic().duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn liveness(&self) -> (bool, String) {
+        let reason = self.hung().map(hung_reason);
+        let live = reason.is_none();
+        (live, serde_json::json!({ "live": live, "reason": reason }).to_string())
+    }
+
+    pub(super) fn readiness(&self) -> (bool, String) {
+        let mut snapshot = self.snapshot();
+        if let Some(silence) = self.hung() {
+            snapshot.ready = false;
+            snapshot.reason = Some(hung_reason(silence));
+        }
+        // Only a map with keys that are no strings cannot be written.
+        let body = serde_json::to_string(&snapshot).unwrap_or_default();
+        (snapshot.ready, body)
+    }
+}
+
+fn hung_reason(silence: Duration) -> String {
+    format!("the main loop has not moved for {}s; restart the process", silence.as_secs())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the board is part of a driver")]
+fn monotonic() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the board is part of a driver")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_moves_with_the_state_only() {
+        let health = Health::new("factlib_slot");
+        let first = health.snapshot();
+        health.set(Snapshot { in_flight_bytes: 7, since: SystemTime::UNIX_EPOCH, ..first.clone() });
+        assert_eq!(health.snapshot().since, first.since);
+        std::thread::sleep(Duration::from_millis(2));
+        health.set(Snapshot { state: State::Connecting, ..first.clone() });
+        assert!(health.snapshot().since > first.since);
+    }
+}
