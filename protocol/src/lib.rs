@@ -1,1 +1,29 @@
-//! PostgreSQL protocols without I/O.
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+// A file imports only what stands before it here.
+mod error;
+mod lsn;
+mod reader;
+mod writer;
+
+mod frame;
+
+pub mod backend;
+pub mod frontend;
+
+pub mod auth;
+pub mod handshake;
+
+pub mod pgoutput;
+pub mod replication;
+
+pub use error::{DecodeError, EncodeError, Fault};
+pub use frame::Frame;
+pub use lsn::{Lsn, ParseLsnError, Timestamp};
+
+/// The number of an object in a database: a table, a type.
+pub type Oid = u32;

@@ -1,0 +1,250 @@
+//! SCRAM-SHA-256: both sides prove that they know the password, and neither shows it.
+//!
+//! [RFC 5802](https://www.rfc-editor.org/rfc/rfc5802), [RFC 7677](https://www.rfc-editor.org/rfc/rfc7677),
+//! <https://www.postgresql.org/docs/current/sasl-authentication.html>
+//!
+//! ```text
+//!  ClientFirst ──── client-first-message ───▶
+//!       │     ◀──── server-first-message ────  nonce, salt, iterations
+//!  ClientFinal ──── client-final-message ───▶  our proof
+//!       │     ◀──── server-final-message ────  theirs
+//!  ServerVerified
+//! ```
+//!
+//! Each step consumes the one before it, so that none can be left out or repeated.
+
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
+use core::fmt;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hmac::{Hmac, Mac};
+use sha2::{Digest, Sha256};
+
+/// The mechanism's name on the wire.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
+
+/// The most rounds of hashing that a server may ask for.
+///
+/// The server picks the number and we do the work: without a limit it could keep us hashing for an
+/// hour. PostgreSQL's default is 4,096 and the highest advice in use is 600,000; a million take about a
+/// third of a second.
+pub const ITERATIONS_MAX: u32 = 1_000_000;
+
+/// No channel binding, and none known of (`n`); no other identity. Channel binding will be another
+/// header, and its data behind it in `c=`.
+const GS2_HEADER: &str = "n,,";
+
+/// The client's first message has been made; the server's is awaited.
+pub struct ClientFirst {
+    password: Vec<u8>,
+    nonce: String,
+    message: String,
+}
+
+/// The client's proof has been made; the server's is awaited.
+pub struct ClientFinal {
+    server_key: HmacSha256,
+    auth_message: String,
+    message: String,
+    iterations: u32,
+}
+
+/// The server knows the password too. Only [`ClientFinal::server_final`] makes one.
+#[derive(Debug)]
+#[must_use]
+pub struct ServerVerified(());
+
+impl ClientFirst {
+    /// Starts an exchange.
+    ///
+    /// `password` is prepared by SASLprep (RFC 4013), or as it is if that refuses it; for ASCII the two
+    /// are the same. `nonce` must be random, new for every exchange, and 18 bytes or more before it was
+    /// made printable.
+    ///
+    /// # Errors
+    ///
+    /// [`ScramError::ClientNonce`] if the nonce is empty or not made of printable ASCII without commas.
+    pub fn new(password: &[u8], nonce: &str) -> Result<Self, ScramError> {
+        // printable = %x21-2B / %x2D-7E
+        if nonce.is_empty() || !nonce.bytes().all(|c| c.is_ascii_graphic() && c != b',') {
+            return Err(ScramError::ClientNonce);
+        }
+        // The user name is empty: the server takes the one of the start-up message.
+        let message = format!("{GS2_HEADER}n=,r={nonce}");
+        Ok(Self { password: password.to_owned(), nonce: nonce.to_owned(), message })
+    }
+
+    /// The client-first-message, to be sent with [`MECHANISM`].
+    #[must_use]
+    pub fn message(&self) -> &[u8] {
+        self.message.as_bytes()
+    }
+
+    /// Takes the server-first-message and does the hashing, which takes a microsecond or less an
+    /// iteration.
+    ///
+    /// # Errors
+    ///
+    /// If the message is malformed, repeats another nonce than ours, or asks for too much work.
+    pub fn server_first(self, data: &[u8]) -> Result<ClientFinal, ScramError> {
+        let server_first = text(data, "server-first-message")?;
+        let mut attributes = server_first.split(',');
+        let mut attribute = |name, field| {
+            let attribute = attributes.next().ok_or(ScramError::Malformed(field))?;
+            value(attribute, name).ok_or(ScramError::Malformed(field))
+        };
+        let nonce = attribute("r=", "nonce")?;
+        let salt = attribute("s=", "salt")?;
+        let iterations = attribute("i=", "iteration count")?;
+
+        // "The client MUST verify that the initial part of the nonce used in subsequent messages is the
+        // same as the nonce it initially specified."
+        if !nonce.starts_with(&self.nonce) {
+            return Err(ScramError::ServerNonce);
+        }
+        let salt = BASE64_STANDARD.decode(salt).map_err(|_| ScramError::Malformed("salt"))?;
+        let iterations = read_iterations(iterations)?;
+
+        let salted_password = salt_password(&self.password, &salt, iterations);
+        let client_key = hmac(&salted_password).chain_update(b"Client Key").finalize().into_bytes();
+        let server_key = hmac(&salted_password).chain_update(b"Server Key").finalize().into_bytes();
+
+        let client_first_bare = self.message.strip_prefix(GS2_HEADER).unwrap_or_default();
+        let binding = BASE64_STANDARD.encode(GS2_HEADER);
+        let without_proof = format!("c={binding},r={nonce}");
+        let auth_message = format!("{client_first_bare},{server_first},{without_proof}");
+
+        let stored_key = Sha256::digest(client_key);
+        let signature = hmac(&stored_key).chain_update(&auth_message).finalize().into_bytes();
+        let proof: Vec<u8> =
+            client_key.iter().zip(signature).map(|(key, signature)| key ^ signature).collect();
+        let message = format!("{without_proof},p={}", BASE64_STANDARD.encode(proof));
+        Ok(ClientFinal { server_key: hmac(&server_key), auth_message, message, iterations })
+    }
+}
+
+impl ClientFinal {
+    /// The client-final-message.
+    #[must_use]
+    pub fn message(&self) -> &[u8] {
+        self.message.as_bytes()
+    }
+
+    /// How many rounds the server asked for. Fewer than 4,096 are less than RFC 7677 wants, and worth a
+    /// warning.
+    #[must_use]
+    pub const fn iterations(&self) -> u32 {
+        self.iterations
+    }
+
+    /// Takes the server-final-message and checks the server's proof, in constant time.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses, or does not know the password.
+    pub fn server_final(self, data: &[u8]) -> Result<ServerVerified, ScramError> {
+        let server_final = text(data, "server-final-message")?;
+        let first = server_final.split(',').next().unwrap_or_default();
+        if let Some(error) = value(first, "e=") {
+            return Err(ScramError::Server(error.to_owned()));
+        }
+        let signature = value(first, "v=").ok_or(ScramError::Malformed("server signature"))?;
+        let signature = BASE64_STANDARD
+            .decode(signature)
+            .map_err(|_| ScramError::Malformed("server signature"))?;
+        match self.server_key.chain_update(&self.auth_message).verify_slice(&signature) {
+            Ok(()) => Ok(ServerVerified(())),
+            Err(_) => Err(ScramError::ServerSignature),
+        }
+    }
+}
+
+// Both hold secrets.
+impl fmt::Debug for ClientFirst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientFirst").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientFinal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientFinal").finish_non_exhaustive()
+    }
+}
+
+type HmacSha256 = Hmac<Sha256>;
+
+#[expect(clippy::expect_used, reason = "HMAC is defined for keys of any length")]
+fn hmac(key: &[u8]) -> HmacSha256 {
+    HmacSha256::new_from_slice(key).expect("HMAC takes keys of any length")
+}
+
+/// `Hi()` of RFC 5802: PBKDF2 of one block.
+fn salt_password(password: &[u8], salt: &[u8], iterations: u32) -> [u8; 32] {
+    let keyed = hmac(password);
+    let mut block =
+        keyed.clone().chain_update(salt).chain_update(1u32.to_be_bytes()).finalize().into_bytes();
+    let mut salted: [u8; 32] = block.into();
+    for _ in 1..iterations {
+        block = keyed.clone().chain_update(block).finalize().into_bytes();
+        salted.iter_mut().zip(block).for_each(|(salted, byte)| *salted ^= byte);
+    }
+    salted
+}
+
+fn text<'a>(data: &'a [u8], message: &'static str) -> Result<&'a str, ScramError> {
+    core::str::from_utf8(data).map_err(|_| ScramError::Malformed(message))
+}
+
+fn value<'a>(attribute: &'a str, name: &str) -> Option<&'a str> {
+    attribute.strip_prefix(name)
+}
+
+fn read_iterations(digits: &str) -> Result<u32, ScramError> {
+    if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) {
+        return Err(ScramError::Malformed("iteration count"));
+    }
+    match digits.parse() {
+        Ok(0) => Err(ScramError::Malformed("iteration count")),
+        Ok(iterations @ 1..=ITERATIONS_MAX) => Ok(iterations),
+        // More, or more than a number can be.
+        _ => Err(ScramError::TooManyIterations),
+    }
+}
+
+/// Why an exchange failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScramError {
+    /// The nonce that the caller drew cannot be sent.
+    ClientNonce,
+    /// A message of the server, or this part of it, cannot be read.
+    Malformed(&'static str),
+    /// The server answered to another nonce: this is not the exchange we began.
+    ServerNonce,
+    /// The server asks for more than [`ITERATIONS_MAX`] rounds of hashing.
+    TooManyIterations,
+    /// The server refuses, with this word of RFC 5802.
+    Server(String),
+    /// The server does not know the password: it is not the one it claims to be.
+    ServerSignature,
+}
+
+impl fmt::Display for ScramError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClientNonce => f.write_str("the nonce must be printable ASCII without commas"),
+            Self::Malformed(field) => write!(f, "the server's {field} is malformed"),
+            Self::ServerNonce => f.write_str("the server's nonce does not begin with ours"),
+            Self::TooManyIterations => {
+                write!(f, "the server asks for more than {ITERATIONS_MAX} rounds of hashing")
+            }
+            Self::Server(error) => write!(f, "the server refuses: {error}"),
+            Self::ServerSignature => f.write_str(
+                "the server could not prove that it knows the password; it may be an impostor: check host and TLS",
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ScramError {}

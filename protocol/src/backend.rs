@@ -1,0 +1,768 @@
+//! What the server says.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
+//!
+//! Messages borrow from their [`Frame`]. Lists inside them are checked once, when the message is decoded,
+//! and cannot fail afterwards. Names and texts that are in the database's encoding are bytes: in a
+//! `SQL_ASCII` database, and before a session has an encoding, they are not always UTF-8.
+
+use alloc::{borrow::Cow, string::String};
+use core::fmt;
+
+use bytes::{BufMut, BytesMut};
+
+use crate::{
+    Oid,
+    error::{DecodeError, EncodeError, Fault},
+    frame::Frame,
+    reader::Reader,
+    writer,
+};
+
+/// A message of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Message<'a> {
+    /// `R`: a step of authentication.
+    Authentication(Authentication<'a>),
+    /// `K`: what a [cancel request](crate::frontend::cancel_request) must present.
+    BackendKeyData {
+        /// The process that serves this session.
+        process_id: u32,
+        /// 4 bytes in protocol 3.0, up to 256 in 3.2.
+        secret_key: &'a [u8],
+    },
+    /// `v`: the server does not speak the version or the options that were asked for.
+    NegotiateProtocolVersion {
+        /// The newest version that it speaks, with the major version in the upper 16 bits.
+        version: u32,
+        /// Options it does not know.
+        unrecognized: Strings<'a>,
+    },
+    /// `C`: a command has ended; its tag, such as `SELECT 1`.
+    CommandComplete(&'a str),
+    /// `W`: from now on both sides send `CopyData`.
+    CopyBothResponse,
+    /// `G`: the server waits for `CopyData`.
+    CopyInResponse,
+    /// `H`: the server is about to send `CopyData`.
+    CopyOutResponse,
+    /// `d`: a piece of a copy; in a replication session, one
+    /// [`replication::Message`](crate::replication::Message).
+    CopyData(&'a [u8]),
+    /// `c`: the copy has ended.
+    CopyDone,
+    /// `D`: a row of a result.
+    DataRow(DataRow<'a>),
+    /// `T`: the columns of the rows to come.
+    RowDescription(RowDescription<'a>),
+    /// `I`: the query was empty.
+    EmptyQueryResponse,
+    /// `E`: a command, or the session, has failed.
+    ErrorResponse(ErrorFields<'a>),
+    /// `N`: something to tell the user.
+    NoticeResponse(ErrorFields<'a>),
+    /// `S`: the value of a setting, now or from now on.
+    ParameterStatus {
+        /// The setting's name.
+        name: &'a str,
+        /// Its value. Bytes, because `session_authorization` is a role's name.
+        value: &'a [u8],
+    },
+    /// `Z`: the server waits for a query.
+    ReadyForQuery(TransactionStatus),
+    /// `A`: somebody called `NOTIFY`.
+    NotificationResponse {
+        /// The process that did.
+        process_id: u32,
+        /// The channel.
+        channel: &'a [u8],
+        /// The payload, possibly empty.
+        payload: &'a [u8],
+    },
+}
+
+/// A step of authentication, told apart by the number that follows the tag `R`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Authentication<'a> {
+    /// 0: the server is satisfied.
+    Ok,
+    /// 3: the server wants the password as it is.
+    CleartextPassword,
+    /// 5: the server wants [`md5_password`](crate::auth::md5_password).
+    Md5Password {
+        /// Chosen anew for every session.
+        salt: [u8; 4],
+    },
+    /// 10: the server offers these SASL mechanisms.
+    Sasl(Strings<'a>),
+    /// 11: a challenge of the mechanism.
+    SaslContinue(&'a [u8]),
+    /// 12: the mechanism's last word, which may prove the server.
+    SaslFinal(&'a [u8]),
+    /// Any other: Kerberos, GSSAPI, SSPI, or what later servers think of.
+    Other {
+        /// The number.
+        code: u32,
+        /// What follows it.
+        data: &'a [u8],
+    },
+}
+
+/// What `ReadyForQuery` says about transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// `I`: none is open.
+    Idle,
+    /// `T`: one is open.
+    Open,
+    /// `E`: one is open and has failed.
+    Failed,
+}
+
+impl<'a> Message<'a> {
+    /// Reads the body of `frame` as its tag says.
+    ///
+    /// # Errors
+    ///
+    /// If the tag is none of these, the body is too short or too long for it, or what it says cannot be.
+    #[inline]
+    pub fn decode(frame: Frame<'a>) -> Result<Self, DecodeError> {
+        match frame.tag {
+            // The one that matters for speed stands first and apart.
+            b'd' => Ok(Self::CopyData(frame.body)),
+            tag => Self::decode_other(tag, frame.body),
+        }
+    }
+
+    fn decode_other(tag: u8, body: &'a [u8]) -> Result<Self, DecodeError> {
+        match tag {
+            b'R' => {
+                Reader::all(body, "Authentication", Authentication::read).map(Self::Authentication)
+            }
+            b'K' => Reader::all(body, "BackendKeyData", |r| {
+                let process_id = r.u32("BackendKeyData.process_id")?;
+                let secret_key = r.rest();
+                let fault = match secret_key.len() {
+                    0..4 => Fault::Truncated,
+                    4..=SECRET_KEY_LEN_MAX => {
+                        return Ok(Self::BackendKeyData { process_id, secret_key });
+                    }
+                    len => Fault::Length(i64::try_from(len).unwrap_or(i64::MAX)),
+                };
+                Err(DecodeError::new("BackendKeyData.secret_key", fault))
+            }),
+            b'v' => Reader::all(body, "NegotiateProtocolVersion", |r| {
+                let version = r.u32("NegotiateProtocolVersion.version")?;
+                let count = r.len32("NegotiateProtocolVersion.options")?;
+                let unrecognized = Strings(r.scan(|r| {
+                    // Each takes a byte at least, so that a wrong count ends with the body.
+                    (0..count).try_for_each(|_| r.str("NegotiateProtocolVersion.option").map(drop))
+                })?);
+                Ok(Self::NegotiateProtocolVersion { version, unrecognized })
+            }),
+            b'C' => Reader::all(body, "CommandComplete", |r| r.str("CommandComplete.tag"))
+                .map(Self::CommandComplete),
+            b'W' => copy_formats(body, "CopyBothResponse").map(|()| Self::CopyBothResponse),
+            b'G' => copy_formats(body, "CopyInResponse").map(|()| Self::CopyInResponse),
+            b'H' => copy_formats(body, "CopyOutResponse").map(|()| Self::CopyOutResponse),
+            b'd' => Ok(Self::CopyData(body)),
+            b'c' => Reader::all(body, "CopyDone", |_| Ok(Self::CopyDone)),
+            b'D' => Reader::all(body, "DataRow", DataRow::read).map(Self::DataRow),
+            b'T' => {
+                Reader::all(body, "RowDescription", RowDescription::read).map(Self::RowDescription)
+            }
+            b'I' => Reader::all(body, "EmptyQueryResponse", |_| Ok(Self::EmptyQueryResponse)),
+            b'E' => Reader::all(body, "ErrorResponse", ErrorFields::read).map(Self::ErrorResponse),
+            b'N' => {
+                Reader::all(body, "NoticeResponse", ErrorFields::read).map(Self::NoticeResponse)
+            }
+            b'S' => Reader::all(body, "ParameterStatus", |r| {
+                Ok(Self::ParameterStatus {
+                    name: r.str("ParameterStatus.name")?,
+                    value: r.cstr("ParameterStatus.value")?,
+                })
+            }),
+            b'Z' => Reader::all(body, "ReadyForQuery", |r| match r.u8("ReadyForQuery.status")? {
+                b'I' => Ok(Self::ReadyForQuery(TransactionStatus::Idle)),
+                b'T' => Ok(Self::ReadyForQuery(TransactionStatus::Open)),
+                b'E' => Ok(Self::ReadyForQuery(TransactionStatus::Failed)),
+                other => Err(DecodeError::new("ReadyForQuery.status", Fault::Tag(other))),
+            }),
+            b'A' => Reader::all(body, "NotificationResponse", |r| {
+                Ok(Self::NotificationResponse {
+                    process_id: r.u32("NotificationResponse.process_id")?,
+                    channel: r.cstr("NotificationResponse.channel")?,
+                    payload: r.cstr("NotificationResponse.payload")?,
+                })
+            }),
+            other => Err(DecodeError::new("Frame.tag", Fault::Tag(other))),
+        }
+    }
+
+    /// Appends the whole message, for a server made of this crate.
+    ///
+    /// # Errors
+    ///
+    /// If a string holds a zero byte or something is too long.
+    pub fn encode(&self, out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::message(Some(self.tag()), "backend message", out, |out| {
+            match *self {
+                Self::Authentication(step) => step.encode(out),
+                Self::BackendKeyData { process_id, secret_key } => {
+                    out.put_u32(process_id);
+                    out.put_slice(secret_key);
+                }
+                Self::NegotiateProtocolVersion { version, unrecognized } => {
+                    out.put_u32(version);
+                    let count = unrecognized.iter().count();
+                    out.put_i32(writer::len32(count, "NegotiateProtocolVersion.options")?);
+                    out.put_slice(unrecognized.0);
+                }
+                Self::CommandComplete(tag) => {
+                    writer::cstr(tag.as_bytes(), "CommandComplete.tag", out)?
+                }
+                // All of it is text, in no columns: what the server says before replication.
+                Self::CopyBothResponse | Self::CopyInResponse | Self::CopyOutResponse => {
+                    out.put_slice(&[0; 3])
+                }
+                Self::CopyData(payload) => out.put_slice(payload),
+                Self::CopyDone | Self::EmptyQueryResponse => {}
+                Self::DataRow(row) => {
+                    out.put_u16(row.count);
+                    out.put_slice(row.columns);
+                }
+                Self::RowDescription(description) => {
+                    out.put_u16(description.count);
+                    out.put_slice(description.fields);
+                }
+                Self::ErrorResponse(fields) | Self::NoticeResponse(fields) => {
+                    out.put_slice(fields.0);
+                    out.put_u8(0);
+                }
+                Self::ParameterStatus { name, value } => {
+                    writer::cstr(name.as_bytes(), "ParameterStatus.name", out)?;
+                    writer::cstr(value, "ParameterStatus.value", out)?;
+                }
+                Self::ReadyForQuery(status) => out.put_u8(match status {
+                    TransactionStatus::Idle => b'I',
+                    TransactionStatus::Open => b'T',
+                    TransactionStatus::Failed => b'E',
+                }),
+                Self::NotificationResponse { process_id, channel, payload } => {
+                    out.put_u32(process_id);
+                    writer::cstr(channel, "NotificationResponse.channel", out)?;
+                    writer::cstr(payload, "NotificationResponse.payload", out)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The byte on the wire that says which message this is.
+    #[must_use]
+    pub const fn tag(&self) -> u8 {
+        match self {
+            Self::Authentication(_) => b'R',
+            Self::BackendKeyData { .. } => b'K',
+            Self::NegotiateProtocolVersion { .. } => b'v',
+            Self::CommandComplete(_) => b'C',
+            Self::CopyBothResponse => b'W',
+            Self::CopyInResponse => b'G',
+            Self::CopyOutResponse => b'H',
+            Self::CopyData(_) => b'd',
+            Self::CopyDone => b'c',
+            Self::DataRow(_) => b'D',
+            Self::RowDescription(_) => b'T',
+            Self::EmptyQueryResponse => b'I',
+            Self::ErrorResponse(_) => b'E',
+            Self::NoticeResponse(_) => b'N',
+            Self::ParameterStatus { .. } => b'S',
+            Self::ReadyForQuery(_) => b'Z',
+            Self::NotificationResponse { .. } => b'A',
+        }
+    }
+
+    /// The message's name in the manual.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Authentication(_) => "Authentication",
+            Self::BackendKeyData { .. } => "BackendKeyData",
+            Self::NegotiateProtocolVersion { .. } => "NegotiateProtocolVersion",
+            Self::CommandComplete(_) => "CommandComplete",
+            Self::CopyBothResponse => "CopyBothResponse",
+            Self::CopyInResponse => "CopyInResponse",
+            Self::CopyOutResponse => "CopyOutResponse",
+            Self::CopyData(_) => "CopyData",
+            Self::CopyDone => "CopyDone",
+            Self::DataRow(_) => "DataRow",
+            Self::RowDescription(_) => "RowDescription",
+            Self::EmptyQueryResponse => "EmptyQueryResponse",
+            Self::ErrorResponse(_) => "ErrorResponse",
+            Self::NoticeResponse(_) => "NoticeResponse",
+            Self::ParameterStatus { .. } => "ParameterStatus",
+            Self::ReadyForQuery(_) => "ReadyForQuery",
+            Self::NotificationResponse { .. } => "NotificationResponse",
+        }
+    }
+}
+
+/// PostgreSQL 18 sends 32 bytes; the protocol allows this many.
+const SECRET_KEY_LEN_MAX: usize = 256;
+
+/// The formats of a copy's columns: checked, and of no use to a client that replicates.
+fn copy_formats(body: &[u8], message: &'static str) -> Result<(), DecodeError> {
+    Reader::all(body, message, |r| {
+        r.bool("CopyResponse.format")?;
+        let columns = r.count16("CopyResponse.columns")?;
+        r.take(usize::from(columns) * 2, "CopyResponse.column_formats").map(drop)
+    })
+}
+
+impl<'a> Authentication<'a> {
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        Ok(match r.u32("Authentication.code")? {
+            0 => Self::Ok,
+            3 => Self::CleartextPassword,
+            5 => Self::Md5Password { salt: r.array("AuthenticationMD5Password.salt")? },
+            10 => {
+                let mechanisms = r.scan(|r| {
+                    while !r.starts_with(0) {
+                        r.str("AuthenticationSASL.mechanism")?;
+                    }
+                    Ok(())
+                })?;
+                r.u8("AuthenticationSASL.end")?;
+                Self::Sasl(Strings(mechanisms))
+            }
+            11 => Self::SaslContinue(r.rest()),
+            12 => Self::SaslFinal(r.rest()),
+            code => Self::Other { code, data: r.rest() },
+        })
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        match *self {
+            Self::Ok => out.put_u32(0),
+            Self::CleartextPassword => out.put_u32(3),
+            Self::Md5Password { salt } => {
+                out.put_u32(5);
+                out.put_slice(&salt);
+            }
+            Self::Sasl(mechanisms) => {
+                out.put_u32(10);
+                out.put_slice(mechanisms.0);
+                out.put_u8(0);
+            }
+            Self::SaslContinue(data) => {
+                out.put_u32(11);
+                out.put_slice(data);
+            }
+            Self::SaslFinal(data) => {
+                out.put_u32(12);
+                out.put_slice(data);
+            }
+            Self::Other { code, data } => {
+                out.put_u32(code);
+                out.put_slice(data);
+            }
+        }
+    }
+}
+
+/// A list of zero-terminated strings, such as the SASL mechanisms a server offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Strings<'a>(&'a [u8]);
+
+impl<'a> Strings<'a> {
+    /// Takes strings that each end with a zero byte, for an encoder: `b"SCRAM-SHA-256\0"`.
+    ///
+    /// # Errors
+    ///
+    /// If one is empty, is not UTF-8 or does not end.
+    pub fn new(terminated: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(terminated);
+        while !r.is_empty() {
+            if r.str("Strings.string")?.is_empty() {
+                return Err(DecodeError::new("Strings.string", Fault::Length(0)));
+            }
+        }
+        Ok(Self(terminated))
+    }
+
+    /// The strings, in the order they were sent.
+    pub fn iter(&self) -> impl Iterator<Item = &'a str> + Clone + use<'a> {
+        let mut r = Reader::new(self.0);
+        core::iter::from_fn(move || {
+            if r.is_empty() {
+                return None;
+            }
+            let string = r.str("Strings.string");
+            debug_assert!(string.is_ok(), "the list was scanned when it was decoded");
+            string.ok()
+        })
+    }
+}
+
+/// A row of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataRow<'a> {
+    count: u16,
+    columns: &'a [u8],
+}
+
+impl<'a> DataRow<'a> {
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let count = r.count16("DataRow.columns")?;
+        let columns = r.scan(|r| (0..count).try_for_each(|_| read_column(r).map(drop)))?;
+        Ok(Self { count, columns })
+    }
+
+    /// How many columns there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is no column, as in the result of `SELECT`.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The values, `None` for NULL. In a simple query they are text in the client's encoding.
+    pub fn columns(&self) -> impl Iterator<Item = Option<&'a [u8]>> + Clone + use<'a> {
+        let mut r = Reader::new(self.columns);
+        (0..self.count).map(move |_| {
+            let column = read_column(&mut r);
+            debug_assert!(column.is_ok(), "the row was scanned when it was decoded");
+            column.ok().flatten()
+        })
+    }
+
+    /// Appends a whole message with these values, for a server made of this crate.
+    ///
+    /// # Errors
+    ///
+    /// If there are more than 32,767, or one is longer than 2 GiB.
+    pub fn encode(columns: &[Option<&[u8]>], out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::message(Some(b'D'), "DataRow", out, |out| {
+            out.put_i16(writer::len16(columns.len(), "DataRow.columns")?);
+            columns.iter().try_for_each(|column| match column {
+                Some(value) => writer::bytes32(value, "DataRow.column", out),
+                None => {
+                    out.put_i32(-1);
+                    Ok(())
+                }
+            })
+        })
+    }
+}
+
+fn read_column<'a>(r: &mut Reader<'a>) -> Result<Option<&'a [u8]>, DecodeError> {
+    match r.i32("DataRow.column.length")? {
+        -1 => Ok(None),
+        len => {
+            let len = usize::try_from(len).map_err(|_| {
+                DecodeError::new("DataRow.column.length", Fault::Length(len.into()))
+            })?;
+            r.take(len, "DataRow.column.value").map(Some)
+        }
+    }
+}
+
+/// The columns of the rows to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowDescription<'a> {
+    count: u16,
+    fields: &'a [u8],
+}
+
+/// One column of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// Its name, in the client's encoding.
+    pub name: &'a [u8],
+    /// The table it comes from, or 0.
+    pub table: Oid,
+    /// Its number in that table, or 0.
+    pub attribute: i16,
+    /// The type of its values.
+    pub type_oid: Oid,
+    /// Their length in bytes; negative if it varies.
+    pub type_len: i16,
+    /// The type's modifier, such as the precision of a number; -1 for none.
+    pub type_modifier: i32,
+    /// 0 for text, 1 for binary.
+    pub format: i16,
+}
+
+impl<'a> RowDescription<'a> {
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let count = r.count16("RowDescription.fields")?;
+        let fields = r.scan(|r| (0..count).try_for_each(|_| Field::read(r).map(drop)))?;
+        Ok(Self { count, fields })
+    }
+
+    /// How many columns there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is no column.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The columns, from left to right.
+    pub fn fields(&self) -> impl Iterator<Item = Field<'a>> + Clone + use<'a> {
+        let mut r = Reader::new(self.fields);
+        (0..self.count).map_while(move |_| {
+            let field = Field::read(&mut r);
+            debug_assert!(field.is_ok(), "the fields were scanned when they were decoded");
+            field.ok()
+        })
+    }
+
+    /// Appends a whole message with these columns, for a server made of this crate.
+    ///
+    /// # Errors
+    ///
+    /// If there are more than 32,767, or a name holds a zero byte.
+    pub fn encode(fields: &[Field<'_>], out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::message(Some(b'T'), "RowDescription", out, |out| {
+            out.put_i16(writer::len16(fields.len(), "RowDescription.fields")?);
+            fields.iter().try_for_each(|field| {
+                writer::cstr(field.name, "RowDescription.field.name", out)?;
+                out.put_u32(field.table);
+                out.put_i16(field.attribute);
+                out.put_u32(field.type_oid);
+                out.put_i16(field.type_len);
+                out.put_i32(field.type_modifier);
+                out.put_i16(field.format);
+                Ok(())
+            })
+        })
+    }
+}
+
+impl<'a> Field<'a> {
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            name: r.cstr("RowDescription.field.name")?,
+            table: r.u32("RowDescription.field.table")?,
+            attribute: r.i16("RowDescription.field.attribute")?,
+            type_oid: r.u32("RowDescription.field.type_oid")?,
+            type_len: r.i16("RowDescription.field.type_len")?,
+            type_modifier: r.i32("RowDescription.field.type_modifier")?,
+            format: r.i16("RowDescription.field.format")?,
+        })
+    }
+}
+
+/// What an `ErrorResponse` or a `NoticeResponse` says, field by field.
+///
+/// A server that has not yet learned the client's encoding writes in its own, so no text here is taken
+/// for UTF-8: an error must never be lost because of its spelling.
+///
+/// <https://www.postgresql.org/docs/current/protocol-error-fields.html>
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorFields<'a>(&'a [u8]);
+
+impl<'a> ErrorFields<'a> {
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let fields = r.scan(|r| {
+            while !r.starts_with(0) {
+                r.u8("ErrorResponse.field.code")?;
+                r.cstr("ErrorResponse.field.value")?;
+            }
+            Ok(())
+        })?;
+        r.u8("ErrorResponse.end")?;
+        Ok(Self(fields))
+    }
+
+    /// All fields in the order they were sent: what each is, and its text.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, &'a [u8])> + Clone + use<'a> {
+        let mut r = Reader::new(self.0);
+        core::iter::from_fn(move || {
+            let code = r.u8("ErrorResponse.field.code").ok()?;
+            let value = r.cstr("ErrorResponse.field.value");
+            debug_assert!(value.is_ok(), "the fields were scanned when they were decoded");
+            Some((code, value.ok()?))
+        })
+    }
+
+    /// The text of one field, such as `b'C'` for the SQLSTATE.
+    #[must_use]
+    pub fn field(&self, code: u8) -> Option<&'a [u8]> {
+        self.iter().find(|(found, _)| *found == code).map(|(_, value)| value)
+    }
+
+    /// `ERROR`, `FATAL`, `PANIC`, `WARNING` and so on, not translated if the server says it so (9.6 and
+    /// later do).
+    #[must_use]
+    pub fn severity(&self) -> Cow<'a, str> {
+        self.text(b'V').or_else(|| self.text(b'S')).unwrap_or_default()
+    }
+
+    /// The SQLSTATE, or [`SqlState::UNKNOWN`] if the server sent none.
+    #[must_use]
+    pub fn code(&self) -> SqlState {
+        self.field(b'C').and_then(|code| code.try_into().ok()).map_or(SqlState::UNKNOWN, SqlState)
+    }
+
+    /// What happened, in one line. What is not UTF-8 in it is replaced.
+    #[must_use]
+    pub fn message(&self) -> Cow<'a, str> {
+        self.text(b'M').unwrap_or_default()
+    }
+
+    /// More about it.
+    #[must_use]
+    pub fn detail(&self) -> Option<Cow<'a, str>> {
+        self.text(b'D')
+    }
+
+    /// What could be done about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<Cow<'a, str>> {
+        self.text(b'H')
+    }
+
+    fn text(&self, code: u8) -> Option<Cow<'a, str>> {
+        self.field(code).map(String::from_utf8_lossy)
+    }
+
+    /// The fields that matter after the frame is gone.
+    #[must_use]
+    pub fn to_error(&self) -> ServerError {
+        ServerError {
+            severity: self.severity().into_owned(),
+            code: self.code(),
+            message: self.message().into_owned(),
+            detail: self.detail().map(Cow::into_owned),
+            hint: self.hint().map(Cow::into_owned),
+        }
+    }
+
+    /// Appends a whole `ErrorResponse` with these fields, for a server made of this crate.
+    ///
+    /// # Errors
+    ///
+    /// If a text holds a zero byte.
+    pub fn encode(fields: &[(u8, &[u8])], out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::message(Some(b'E'), "ErrorResponse", out, |out| {
+            for (code, value) in fields {
+                if *code == 0 {
+                    return Err(EncodeError::Nul { field: "ErrorResponse.field.code" });
+                }
+                out.put_u8(*code);
+                writer::cstr(value, "ErrorResponse.field.value", out)?;
+            }
+            out.put_u8(0);
+            Ok(())
+        })
+    }
+}
+
+/// An error of the server, kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL` or `PANIC`: whether the session goes on, ends, or takes the server with it.
+    pub severity: String,
+    /// What kind of error it is: the only part to decide by.
+    pub code: SqlState,
+    /// What happened, in one line, in the server's language.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What could be done about it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SQLSTATE {})", self.message, self.code)?;
+        if let Some(detail) = &self.detail {
+            write!(f, "; detail: {detail}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "; hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for ServerError {}
+
+impl From<ErrorFields<'_>> for ServerError {
+    fn from(fields: ErrorFields<'_>) -> Self {
+        fields.to_error()
+    }
+}
+
+/// What kind of error it is, in five characters.
+///
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SqlState(pub [u8; 5]);
+
+impl SqlState {
+    /// Not of the server: it sent none, or not five characters.
+    pub const UNKNOWN: Self = Self(*b"?????");
+    /// The role may not log in this way.
+    pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
+    /// The password is wrong, or the role has none.
+    pub const INVALID_PASSWORD: Self = Self(*b"28P01");
+    /// There is no such database.
+    pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
+    /// The role may not do this.
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
+    /// There is no such slot, publication or other object.
+    pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    /// There is one of that name already.
+    pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
+    /// All connections are taken.
+    pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// The object is not in a state for this, such as a slot that has lost its log.
+    pub const OBJECT_NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
+    /// Another session uses the slot.
+    pub const OBJECT_IN_USE: Self = Self(*b"55006");
+    /// The server is stopping, or somebody ended this session.
+    pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
+    /// Another process of the server has crashed.
+    pub const CRASH_SHUTDOWN: Self = Self(*b"57P02");
+    /// The server is starting, stopping or recovering.
+    pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
+    /// A file is gone, such as a segment of the log.
+    pub const UNDEFINED_FILE: Self = Self(*b"58P01");
+
+    /// The five characters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.0).unwrap_or("?????")
+    }
+
+    /// The first two, which name the class: `28` is a failed login, `57` the operator's doing.
+    #[must_use]
+    pub fn class(&self) -> &str {
+        self.as_str().get(..2).unwrap_or("??")
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqlState({self})")
+    }
+}

@@ -1,0 +1,519 @@
+//! From a connected socket to a session that waits for queries, without the socket.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP>
+//!
+//! ```text
+//!           ┌──────────────────────────── AuthenticationOk (trust) ───────────────────────────┐
+//!           │                                                                                 ▼
+//!  start ─▶ Asking ── cleartext, md5 ──▶ PasswordSent ───────── AuthenticationOk ──────▶ Authenticated
+//!           │                                                                                 ▲  │
+//!           └─ SASL ▶ ScramFirst ─ SASLContinue ▶ ScramFinal ─ SASLFinal ▶ ServerVerified ─ Ok ┘  │
+//!                                                                               ReadyForQuery    ▼
+//!           ErrorResponse, or anything that no arrow shows: Failed                             Ready
+//! ```
+//!
+//! `NoticeResponse` and `ParameterStatus` may come anywhere and change nothing.
+
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
+use core::{fmt, mem};
+
+use bytes::BytesMut;
+
+use crate::{
+    auth::{
+        md5_password,
+        scram::{self, ClientFinal, ClientFirst, ScramError, ServerVerified},
+    },
+    backend::{Authentication, Message, ServerError},
+    error::EncodeError,
+    frontend,
+};
+
+/// The longest body, in bytes, that a server has reason to send during a handshake, for
+/// [`Frame::decode`](crate::Frame::decode). It is libpq's limit for an error message; whoever is at the
+/// other end has not proven anything yet, and must not choose how much we buffer.
+pub const BODY_LEN_MAX: usize = 30_000;
+
+/// A server reports 15 or so settings; more distinct ones than this are an attack on our memory.
+const PARAMETERS_MAX: usize = 100;
+
+/// Who wants which session.
+#[derive(Debug, Clone, Copy)]
+pub struct Startup<'a> {
+    /// The role.
+    pub user: &'a str,
+    /// The database; the role's name if there is none.
+    pub database: Option<&'a str>,
+    /// Settings for the session, such as `("replication", "database")`.
+    pub params: &'a [(&'a str, &'a str)],
+}
+
+/// What the client is able and willing to show.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// The password, prepared by SASLprep (RFC 4013) where that accepts it.
+    pub password: Option<&'a [u8]>,
+    /// The methods that the server may choose from.
+    pub allow: AuthMethods,
+}
+
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("allow", &self.allow).finish_non_exhaustive()
+    }
+}
+
+/// The methods of authentication that a client goes along with.
+///
+/// The server chooses, so whatever is allowed here can be asked for by anybody who answers in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuthMethods {
+    /// Nothing is asked (`trust`, `peer`, `cert`): the server proves nothing either.
+    pub trust: bool,
+    /// The password as it is. Only over verified TLS, or where the operator says so.
+    pub cleartext: bool,
+    /// A hash that is as good as the password to whoever records it. As for cleartext.
+    pub md5: bool,
+    /// SCRAM-SHA-256.
+    pub scram: bool,
+}
+
+/// Trust and SCRAM: what shows the password to nobody.
+impl Default for AuthMethods {
+    fn default() -> Self {
+        Self { trust: true, cleartext: false, md5: false, scram: true }
+    }
+}
+
+/// One method, for messages. Displays as its name in `require_auth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// Nothing was asked.
+    Trust,
+    /// The password as it is.
+    Cleartext,
+    /// The password hashed with MD5.
+    Md5,
+    /// SCRAM-SHA-256.
+    Scram,
+}
+
+impl fmt::Display for AuthMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trust => "none",
+            Self::Cleartext => "password",
+            Self::Md5 => "md5",
+            Self::Scram => "scram-sha-256",
+        })
+    }
+}
+
+/// How far a handshake is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// Send what is in the buffer, if anything, and hand in the next message.
+    Waiting,
+    /// The server waits for a query.
+    Ready,
+}
+
+/// What the server said about the session while it was opened.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Session {
+    /// Settings and their values, in the order first reported. What is not UTF-8 is replaced.
+    pub parameters: Vec<(String, String)>,
+    /// For cancel requests; a server need not send one.
+    pub backend_key: Option<BackendKey>,
+    /// How many rounds of hashing SCRAM took, if it was used. Fewer than 4,096 are worth a warning.
+    pub scram_iterations: Option<u32>,
+}
+
+/// What a [cancel request](frontend::cancel_request) must present.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BackendKey {
+    /// The process that serves the session.
+    pub process_id: u32,
+    /// Whoever knows it can interrupt the session.
+    pub secret_key: Vec<u8>,
+}
+
+impl Session {
+    /// The value of a setting, such as `server_version`.
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { parameters, backend_key, scram_iterations } = self;
+        f.debug_struct("Session")
+            .field("parameters", parameters)
+            .field("backend_key", backend_key)
+            .field("scram_iterations", scram_iterations)
+            .finish()
+    }
+}
+
+impl fmt::Debug for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendKey").field("process_id", &self.process_id).finish_non_exhaustive()
+    }
+}
+
+/// The machine: messages of the server in, bytes for the server out.
+///
+/// Hand in every message in the order it came. After an error it accepts nothing more; the connection
+/// must be closed.
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    session: Session,
+}
+
+enum State {
+    /// The start-up message is out; the server says how it wants to be convinced.
+    Asking(Secrets),
+    /// A password is out; the server says whether it is the right one.
+    PasswordSent,
+    ScramFirst(ClientFirst),
+    ScramFinal(ClientFinal),
+    ServerVerified(ServerVerified),
+    /// The server is satisfied; it tells about the session.
+    Authenticated,
+    Ready,
+    Failed,
+}
+
+struct Secrets {
+    user: String,
+    password: Option<Vec<u8>>,
+    allow: AuthMethods,
+    nonce: String,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl State {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Asking(_) => "waiting for the authentication method",
+            Self::PasswordSent => "waiting for the verdict on the password",
+            Self::ScramFirst(_) => "waiting for the SCRAM challenge",
+            Self::ScramFinal(_) => "waiting for the server's SCRAM proof",
+            Self::ServerVerified(_) => "waiting for the end of SCRAM",
+            Self::Authenticated => "waiting for the session",
+            Self::Ready => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Handshake {
+    /// Appends the start-up message to `out`. On an encrypted connection, that is after TLS is up.
+    ///
+    /// `nonce` is for SCRAM: see [`ClientFirst::new`]. It is used once; draw another for another
+    /// handshake.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Encode`] if a name or value holds a zero byte.
+    pub fn start(
+        startup: Startup<'_>,
+        credentials: Credentials<'_>,
+        nonce: String,
+        out: &mut BytesMut,
+    ) -> Result<Self, HandshakeError> {
+        let Startup { user, database, params } = startup;
+        let database = database.map(|name| ("database", name));
+        let who = core::iter::once(("user", user)).chain(database);
+        frontend::startup(who.chain(params.iter().copied()), out)?;
+        let secrets = Secrets {
+            user: user.to_owned(),
+            password: credentials.password.map(<[u8]>::to_owned),
+            allow: credentials.allow,
+            nonce,
+        };
+        Ok(Self { state: State::Asking(secrets), session: Session::default() })
+    }
+
+    /// Takes one message of the server and appends the answer, if there is one, to `out`.
+    ///
+    /// One step of SCRAM hashes as often as the server asks for, up to [`scram::ITERATIONS_MAX`] times:
+    /// 1 to 2 ms at PostgreSQL's default.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses, misbehaves, or asks for what is not allowed.
+    pub fn handle(
+        &mut self,
+        message: Message<'_>,
+        out: &mut BytesMut,
+    ) -> Result<Progress, HandshakeError> {
+        // Whatever fails below leaves `Failed` behind.
+        let state = mem::replace(&mut self.state, State::Failed);
+        self.state = match (state, message) {
+            (State::Failed, message) => return Err(unexpected(&State::Failed, &message)),
+            (_, Message::ErrorResponse(fields)) => {
+                return Err(HandshakeError::Server(fields.to_error()));
+            }
+            (state, Message::NoticeResponse(_)) => state,
+            (state, Message::ParameterStatus { name, value }) => {
+                self.session.set_parameter(name, value)?;
+                state
+            }
+            // We ask for 3.0 without options, which every server since 7.4 speaks: there is nothing to
+            // negotiate, and what is below 3.0 is not this protocol.
+            (State::Asking(_), Message::NegotiateProtocolVersion { version, .. }) => {
+                return Err(HandshakeError::ProtocolVersion { version });
+            }
+
+            (State::Asking(secrets), Message::Authentication(step)) => secrets.answer(step, out)?,
+            (State::PasswordSent, Message::Authentication(Authentication::Ok)) => {
+                State::Authenticated
+            }
+            (
+                State::ScramFirst(step),
+                Message::Authentication(Authentication::SaslContinue(data)),
+            ) => {
+                let step = step.server_first(data)?;
+                frontend::sasl_response(step.message(), out)?;
+                self.session.scram_iterations = Some(step.iterations());
+                State::ScramFinal(step)
+            }
+            (State::ScramFinal(step), Message::Authentication(Authentication::SaslFinal(data))) => {
+                State::ServerVerified(step.server_final(data)?)
+            }
+            (State::ServerVerified(_), Message::Authentication(Authentication::Ok)) => {
+                State::Authenticated
+            }
+            // A server without the password would like us to believe it all the same.
+            (
+                State::ScramFirst(_) | State::ScramFinal(_),
+                Message::Authentication(Authentication::Ok),
+            ) => {
+                return Err(HandshakeError::ProofSkipped);
+            }
+
+            (State::Authenticated, Message::BackendKeyData { process_id, secret_key }) => {
+                self.session.backend_key =
+                    Some(BackendKey { process_id, secret_key: secret_key.to_owned() });
+                State::Authenticated
+            }
+            (State::Authenticated, Message::ReadyForQuery(_)) => State::Ready,
+            (state, message) => return Err(unexpected(&state, &message)),
+        };
+        Ok(if matches!(self.state, State::Ready) { Progress::Ready } else { Progress::Waiting })
+    }
+
+    /// What the server said about the session: all of it after [`Progress::Ready`].
+    #[must_use]
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+}
+
+impl Secrets {
+    /// Gives the server what it asks for, if it may have it.
+    fn answer(self, step: Authentication<'_>, out: &mut BytesMut) -> Result<State, HandshakeError> {
+        let Self { user, password, allow, nonce } = self;
+        let (method, allowed) = match step {
+            Authentication::Ok => (AuthMethod::Trust, allow.trust),
+            Authentication::CleartextPassword => (AuthMethod::Cleartext, allow.cleartext),
+            Authentication::Md5Password { .. } => (AuthMethod::Md5, allow.md5),
+            Authentication::Sasl(_) => (AuthMethod::Scram, allow.scram),
+            Authentication::Other { code, .. } => {
+                return Err(HandshakeError::MethodUnknown { code });
+            }
+            Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
+                return Err(HandshakeError::Unexpected {
+                    message: "SASL data",
+                    state: "waiting for the authentication method",
+                });
+            }
+        };
+        if !allowed {
+            return Err(HandshakeError::MethodRefused { method });
+        }
+        let password = || password.as_deref().ok_or(HandshakeError::PasswordNeeded { method });
+        match step {
+            Authentication::CleartextPassword => {
+                frontend::password(password()?, out)?;
+                Ok(State::PasswordSent)
+            }
+            Authentication::Md5Password { salt } => {
+                let answer = md5_password(user.as_bytes(), password()?, salt);
+                frontend::password(answer.as_bytes(), out)?;
+                Ok(State::PasswordSent)
+            }
+            Authentication::Sasl(mechanisms) => {
+                if !mechanisms.iter().any(|offered| offered == scram::MECHANISM) {
+                    let offered = mechanisms.iter().collect::<Vec<_>>().join(", ");
+                    return Err(HandshakeError::MechanismsUnknown { offered });
+                }
+                let first = ClientFirst::new(password()?, &nonce)?;
+                frontend::sasl_initial_response(scram::MECHANISM, first.message(), out)?;
+                Ok(State::ScramFirst(first))
+            }
+            _ => Ok(State::Authenticated),
+        }
+    }
+}
+
+impl Session {
+    fn set_parameter(&mut self, name: &str, value: &[u8]) -> Result<(), HandshakeError> {
+        let value = String::from_utf8_lossy(value).into_owned();
+        if let Some((_, known)) = self.parameters.iter_mut().find(|(known, _)| known == name) {
+            *known = value;
+        } else if self.parameters.len() < PARAMETERS_MAX {
+            self.parameters.push((name.to_owned(), value));
+        } else {
+            return Err(HandshakeError::TooManyParameters);
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(state: &State, message: &Message<'_>) -> HandshakeError {
+    HandshakeError::Unexpected { message: message.name(), state: state.name() }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The server says no, and why.
+    Server(ServerError),
+    /// The server asks for a method that is not among the [allowed](AuthMethods).
+    MethodRefused {
+        /// What it asks for.
+        method: AuthMethod,
+    },
+    /// The server asks for a method that this crate does not have.
+    MethodUnknown {
+        /// Its number on the wire.
+        code: u32,
+    },
+    /// The server offers no SASL mechanism that this crate has.
+    MechanismsUnknown {
+        /// What it offers.
+        offered: String,
+    },
+    /// The server asks for a password and there is none.
+    PasswordNeeded {
+        /// The method that needs it.
+        method: AuthMethod,
+    },
+    /// SCRAM failed.
+    Scram(ScramError),
+    /// The server ended SCRAM without proving that it knows the password.
+    ProofSkipped,
+    /// The server speaks another version of the protocol.
+    ProtocolVersion {
+        /// The newest it speaks, with the major version in the upper 16 bits.
+        version: u32,
+    },
+    /// The server reports more settings than any real one has.
+    TooManyParameters,
+    /// The server sent what has no place here.
+    Unexpected {
+        /// What it sent.
+        message: &'static str,
+        /// What the handshake was doing.
+        state: &'static str,
+    },
+    /// A name or a password cannot be sent.
+    Encode(EncodeError),
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(error) => write!(f, "the server refused the session: {error}"),
+            Self::MethodRefused { method: AuthMethod::Trust } => f.write_str(
+                "the server asks for no authentication, which is not allowed here: \
+                 change pg_hba.conf or allow the method none",
+            ),
+            Self::MethodRefused { method: method @ (AuthMethod::Cleartext | AuthMethod::Md5) } => {
+                write!(
+                    f,
+                    "the server asks for the password by the method {method}, which shows it to whoever listens: \
+                 let pg_hba.conf say scram-sha-256, use verified TLS, or allow the method"
+                )
+            }
+            Self::MethodRefused { method } => {
+                write!(
+                    f,
+                    "the server asks for the method {method}, which is not allowed here: allow it"
+                )
+            }
+            Self::MethodUnknown { code } => write!(
+                f,
+                "the server asks for authentication method {code}, which is not supported: \
+                 let pg_hba.conf say scram-sha-256"
+            ),
+            Self::MechanismsUnknown { offered } => write!(
+                f,
+                "the server offers only SASL mechanisms that are not supported ({offered}): \
+                 let pg_hba.conf say scram-sha-256"
+            ),
+            Self::PasswordNeeded { method } => {
+                write!(
+                    f,
+                    "the server asks for a password (method {method}) and none was given: set one"
+                )
+            }
+            Self::Scram(_) => f.write_str("SCRAM authentication failed"),
+            Self::ProofSkipped => f.write_str(
+                "the server ended authentication without proving that it knows the password; \
+                 it may be an impostor: check host and TLS",
+            ),
+            Self::ProtocolVersion { version } => write!(
+                f,
+                "the server does not speak protocol 3.0 but {}.{}: PostgreSQL 7.4 or later is needed",
+                version >> 16,
+                version & 0xffff
+            ),
+            Self::TooManyParameters => {
+                write!(
+                    f,
+                    "the server reports more than {PARAMETERS_MAX} settings: is this PostgreSQL?"
+                )
+            }
+            Self::Unexpected { message, state } => {
+                write!(f, "the server sent {message} while {state}: is this PostgreSQL?")
+            }
+            Self::Encode(_) => f.write_str("the login cannot be sent"),
+        }
+    }
+}
+
+impl core::error::Error for HandshakeError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Scram(error) => Some(error),
+            Self::Encode(error) => Some(error),
+            // A server's error is in the text: it is the point of the message.
+            _ => None,
+        }
+    }
+}
+
+impl From<ScramError> for HandshakeError {
+    fn from(error: ScramError) -> Self {
+        Self::Scram(error)
+    }
+}
+
+impl From<EncodeError> for HandshakeError {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}

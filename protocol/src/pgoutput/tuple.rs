@@ -1,0 +1,158 @@
+//! Rows, as pgoutput sends them.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::{
+    error::{DecodeError, EncodeError, Fault},
+    reader::Reader,
+    writer,
+};
+
+/// A row: one value a column, in the order of its [`Relation`](super::Relation).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuple<'a> {
+    count: u16,
+    values: &'a [u8],
+}
+
+/// The value of one column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// `n`: NULL. In the key of a row, also: not a column of the key.
+    Null,
+    /// `u`: a long value that the statement did not change; the log does not repeat it.
+    UnchangedToast,
+    /// `t`: its text, in the client's encoding.
+    Text(&'a [u8]),
+    /// `b`: what its type's send function makes of it.
+    Binary(&'a [u8]),
+}
+
+impl<'a> Tuple<'a> {
+    /// Reads a row that stands alone, such as one made by [`Tuple::encode`].
+    ///
+    /// # Errors
+    ///
+    /// If it is too short or too long, or a value is of no known kind.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Reader::all(bytes, "Tuple", Self::read)
+    }
+
+    #[inline]
+    pub(super) fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let count = r.count16("Tuple.columns")?;
+        let values = r.scan(|r| {
+            for _ in 0..count {
+                Value::read(r)?;
+            }
+            Ok(())
+        })?;
+        Ok(Self { count, values })
+    }
+
+    /// How many columns there are.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is no column.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The values, from left to right.
+    #[inline]
+    #[must_use]
+    pub fn values(&self) -> Values<'a> {
+        Values { left: self.count, r: Reader::new(self.values) }
+    }
+
+    /// Appends a row of these values.
+    ///
+    /// # Errors
+    ///
+    /// If there are more than 32,767, or one is longer than 2 GiB.
+    pub fn encode(values: &[Value<'_>], out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::all_or_nothing(out, |out| {
+            out.put_i16(writer::len16(values.len(), "Tuple.columns")?);
+            values.iter().try_for_each(|value| match value {
+                Value::Null => {
+                    out.put_u8(b'n');
+                    Ok(())
+                }
+                Value::UnchangedToast => {
+                    out.put_u8(b'u');
+                    Ok(())
+                }
+                Value::Text(text) => {
+                    out.put_u8(b't');
+                    writer::bytes32(text, "Tuple.value", out)
+                }
+                Value::Binary(bytes) => {
+                    out.put_u8(b'b');
+                    writer::bytes32(bytes, "Tuple.value", out)
+                }
+            })
+        })
+    }
+
+    pub(super) fn write(&self, out: &mut BytesMut) {
+        out.put_u16(self.count);
+        out.put_slice(self.values);
+    }
+}
+
+impl<'a> Value<'a> {
+    #[inline]
+    fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        match r.u8("Tuple.value.kind")? {
+            b'n' => Ok(Self::Null),
+            b'u' => Ok(Self::UnchangedToast),
+            b't' => read_bytes(r).map(Self::Text),
+            b'b' => read_bytes(r).map(Self::Binary),
+            other => Err(DecodeError::new("Tuple.value.kind", Fault::Tag(other))),
+        }
+    }
+}
+
+#[inline]
+fn read_bytes<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
+    let len = r.len32("Tuple.value.length")?;
+    r.take(len, "Tuple.value")
+}
+
+/// The values of a [`Tuple`]: checked when it was decoded, so that walking them cannot fail.
+#[derive(Clone)]
+pub struct Values<'a> {
+    left: u16,
+    r: Reader<'a>,
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = Value<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Value<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let value = Value::read(&mut self.r);
+        debug_assert!(value.is_ok(), "the row was scanned when it was decoded");
+        value.ok()
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left.into(), Some(self.left.into()))
+    }
+}
+
+impl ExactSizeIterator for Values<'_> {}
+
+impl core::fmt::Debug for Values<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
+    }
+}
