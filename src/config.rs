@@ -454,11 +454,12 @@ fn check_order(limits: &Limits, p: &mut Problems) {
     let show = humantime::format_duration;
     let Limits { lease, wal_sender_timeout, status_interval, stall, .. } = *limits;
     if lease >= wal_sender_timeout {
-        // The server may hand the slot on after wal_sender_timeout; by then we must have fallen silent.
+        // The server may hand the slot on after wal_sender_timeout: we must be silent by then.
         p.add(
             "LEASE",
             format!(
-                "{} is not shorter than WAL_SENDER_TIMEOUT ({}): two relays could publish at once; lower it",
+                "{} is not shorter than WAL_SENDER_TIMEOUT ({}): two relays could publish at once; \
+                 lower it",
                 show(lease),
                 show(wal_sender_timeout)
             ),

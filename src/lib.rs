@@ -5,5 +5,8 @@ pub mod config;
 pub mod exit;
 pub mod http;
 pub mod kafka;
+pub mod postgres;
 pub mod relay;
+mod report;
+pub mod run;
 pub mod telemetry;

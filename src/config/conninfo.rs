@@ -6,7 +6,7 @@
 
 use percent_encoding::percent_decode_str;
 
-/// What a connection string says: keyword and value, in order, a later one replacing an earlier one.
+/// What a connection string says: keywords and values; a later one replaces an earlier one.
 pub(super) type Pairs = Vec<(String, String)>;
 
 /// Cuts the password out of a URL, generously: a password that was not percent-encoded is cut too.
@@ -48,8 +48,8 @@ pub(super) fn parse(text: &str) -> Result<Pairs, String> {
     let text = text.trim();
     match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
         Some(rest) => parse_url(rest).map_err(|error| {
-            // The userinfo ends at the first `@` before a `/`. Another one, or one behind a `/`, is how
-            // an unescaped password looks, and then any piece may be part of it.
+            // The userinfo ends at the first `@` before a `/`. Another one, or one behind a `/`, is
+            // how an unescaped password looks, and then any piece may be part of it.
             let after_userinfo = rest.split_once(['@', '/']).map(|(_, after)| after);
             let error = if after_userinfo.is_some_and(|after| after.contains('@')) {
                 "it has an @ in an unexpected place".to_owned()
@@ -57,7 +57,8 @@ pub(super) fn parse(text: &str) -> Result<Pairs, String> {
                 error
             };
             let hint = if rest.contains('@') {
-                "; percent-encode what is special in a password (@ is %40, / is %2F, : is %3A, % is %25)"
+                "; percent-encode what is special in a password (@ is %40, / is %2F, : is %3A, \
+                 % is %25)"
             } else {
                 ""
             };
@@ -138,7 +139,10 @@ fn parse_url(rest: &str) -> Result<Pairs, String> {
     Ok(pairs)
 }
 
-const AFTER_PASSWORD: &str = "what follows the password is no parameter; quote or percent-encode a password with special characters";
+const NEITHER: &str = "it is neither a postgres:// URL nor a keyword=value string";
+
+const AFTER_PASSWORD: &str = "what follows the password is no parameter; quote or percent-encode a \
+                              password with special characters";
 
 fn check_known(keyword: &str, after_password: bool) -> Result<(), String> {
     if super::postgres::is_keyword(keyword) {
@@ -146,6 +150,10 @@ fn check_known(keyword: &str, after_password: bool) -> Result<(), String> {
     }
     if after_password {
         return Err(AFTER_PASSWORD.into());
+    }
+    // What is no word may be a piece of another product's URL, password included.
+    if !keyword.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err(NEITHER.into());
     }
     Err(format!("unknown parameter {keyword:?}"))
 }
@@ -187,7 +195,7 @@ fn parse_keywords(text: &str) -> Result<Pairs, String> {
         while chars.next_if(char::is_ascii_whitespace).is_some() {}
         if chars.next_if_eq(&'=').is_none() {
             return Err(if pairs.is_empty() {
-                "it is neither a postgres:// URL nor a keyword=value string".into()
+                NEITHER.into()
             } else if after_password {
                 AFTER_PASSWORD.into()
             } else {

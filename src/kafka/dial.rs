@@ -1,0 +1,240 @@
+//! From an address to a connection that speaks Kafka.
+
+use super::Config;
+use super::link::{Link, Traffic};
+use crate::relay::kafka::Unanswered;
+use rskafka::messenger::{Messenger, RequestError, SyncVersionsError};
+use rskafka::protocol::frame;
+use socket2::{SockRef, Socket, TcpKeepalive};
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, Shutdown};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+/// The largest response we accept. The largest there can be is a Metadata response: about 50 bytes
+/// a partition with three replicas, so this is room for 160,000 partitions. (The messenger allocates
+/// a response's claimed length at once, but the pages are touched only as bytes arrive.)
+const RESPONSE_LEN_MAX: usize = 8 << 20;
+
+/// Responses are tens of bytes to a few kilobytes; one read takes several.
+const READ_BUFFER_LEN: usize = 4 << 10;
+
+/// A path that lost its state (NAT, firewall) is noticed before the next produce runs into it.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A broker's host and port.
+///
+/// ```
+/// use factlib::kafka::Address;
+///
+/// let address: Address = "[2001:db8::1]:9092".parse()?;
+/// assert_eq!((address.host.as_str(), address.port), ("2001:db8::1", 9092));
+/// assert_eq!(address.to_string(), "[2001:db8::1]:9092");
+/// # Ok::<(), factlib::kafka::InvalidAddress>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port, not 0.
+    pub port: u16,
+}
+
+/// Not `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{address:?} is not host:port (an IPv6 address goes in brackets)")]
+pub struct InvalidAddress {
+    /// What was given.
+    pub address: String,
+}
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let split = || {
+            let (host, port) = s.trim().rsplit_once(':')?;
+            let host = match host.strip_prefix('[') {
+                Some(v6) => v6.strip_suffix(']').filter(|v6| v6.parse::<Ipv6Addr>().is_ok())?,
+                None => Some(host).filter(|host| !host.contains([':', '[', ']', '/', ' ']))?,
+            };
+            // `parse` alone would also take "+9092".
+            let digits = port.bytes().all(|b| b.is_ascii_digit());
+            let port = port.parse().ok().filter(|port| digits && *port != 0)?;
+            Some(Self { host: host.to_owned(), port }).filter(|a| !a.host.is_empty())
+        };
+        split().ok_or_else(|| InvalidAddress { address: s.to_owned() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// What the messenger talks through. TLS will be one more layer inside the link.
+pub(super) type Stream = BufReader<Link<TcpStream>>;
+
+/// A connection on which the broker's versions are known.
+pub(super) struct Connection {
+    pub(super) messenger: Arc<Messenger<Stream>>,
+    pub(super) traffic: Arc<Traffic>,
+    /// The same socket again, because the messenger owns the stream.
+    socket: Socket,
+}
+
+impl Connection {
+    /// Ends the connection now.
+    ///
+    /// Dropping the messenger is not enough: it finishes a half-written request in a task of its
+    /// own, for as long as that takes. Without the lingering what still waits in the send buffer is
+    /// discarded too, so that a request given up on does not arrive after its repetition.
+    pub(super) fn cut(&self) {
+        // Neither can fail in a way that matters: the socket is already gone then.
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// Connects and asks for the broker's versions, by `deadline`.
+///
+/// Cancel safe: dropping it closes what was opened.
+pub(super) async fn dial(
+    address: &Address,
+    config: &Config,
+    deadline: Instant,
+) -> Result<Connection, Unanswered> {
+    let begun = Instant::now();
+    let after = |what: &str| {
+        let waited = deadline.saturating_duration_since(begun).as_millis();
+        Unanswered(format!("{address}: {what} within {waited} ms"))
+    };
+    let stream = timeout_at(deadline, connect(address, config, deadline))
+        .await
+        .map_err(|_| after("cannot connect"))?
+        .map_err(|e| Unanswered(format!("{address}: cannot connect: {e}")))?;
+    let socket = SockRef::from(&stream)
+        .try_clone()
+        .map_err(|e| Unanswered(format!("{address}: cannot clone the socket: {e}")))?;
+
+    let traffic = Arc::new(Traffic::default());
+    let stream = BufReader::with_capacity(READ_BUFFER_LEN, Link::new(stream, Arc::clone(&traffic)));
+    let mut messenger =
+        Messenger::new(stream, RESPONSE_LEN_MAX, Arc::from(config.client_id.as_str()));
+    let versions = timeout_at(deadline, messenger.sync_versions()).await;
+    let connection = Connection { messenger: Arc::new(messenger), traffic, socket };
+    let cause = match versions {
+        Ok(Ok(())) => return Ok(connection),
+        Ok(Err(SyncVersionsError::RequestError(e))) => {
+            Unanswered(format!("{address}: asked for its versions: {}", describe(&e)))
+        }
+        Ok(Err(e)) => Unanswered(format!("{address}: asked for its versions: {e}")),
+        Err(_) => after("connected, but does not answer like a Kafka broker"),
+    };
+    connection.cut();
+    Err(cause)
+}
+
+/// Connects to the first of the host's addresses that accepts.
+async fn connect(address: &Address, config: &Config, deadline: Instant) -> io::Result<TcpStream> {
+    let resolved: Vec<_> =
+        tokio::net::lookup_host((address.host.as_str(), address.port)).await?.collect();
+    let mut left = u32::try_from(resolved.len()).unwrap_or(u32::MAX);
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for resolved in resolved {
+        // Each gets its share: one that swallows packets must not use up the time of the others.
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
+        match tokio::time::timeout(share, TcpStream::connect(resolved)).await {
+            Ok(Ok(stream)) => {
+                set_options(&stream, config)?;
+                return Ok(stream);
+            }
+            Ok(Err(e)) => failure = e,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+        }
+        left = left.saturating_sub(1).max(1);
+    }
+    Err(failure)
+}
+
+fn set_options(stream: &TcpStream, config: &Config) -> io::Result<()> {
+    // Without it the tail of a request waits 40 ms for the peer's delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL),
+    )?;
+    // The kernel would go on sending into a dead path for a quarter of an hour.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(config.request_timeout))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = config;
+    Ok(())
+}
+
+/// A messenger's error in one sentence, without the layers it has been through.
+pub(super) fn describe(error: &RequestError) -> String {
+    let io = |e: &io::Error| match e.kind() {
+        io::ErrorKind::UnexpectedEof => "closed the connection".to_owned(),
+        _ => format!("connection lost: {e}"),
+    };
+    match error {
+        RequestError::Poisoned(cause) => describe(cause),
+        RequestError::IO(e)
+        | RequestError::WriteMessageError(frame::WriteError::IO(e))
+        | RequestError::ReadFramedMessageError(frame::ReadError::IO(e)) => io(e),
+        e => e.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for (text, host, port) in [
+            ("localhost:9092", "localhost", 9092),
+            (" kafka-1.example.com:1 ", "kafka-1.example.com", 1),
+            ("10.0.0.1:65535", "10.0.0.1", 65535),
+            ("[::1]:9092", "::1", 9092),
+        ] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!((address.host.as_str(), address.port), (host, port));
+            assert_eq!(address.to_string(), text.trim());
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "",
+            ":",
+            "localhost",
+            "localhost:",
+            ":9092",
+            "localhost:0",
+            "localhost:65536",
+            "a:+1",
+            "a:-1",
+            "::1:9092",
+            "[::1]",
+            "[::1:9092",
+            "[]:9092",
+            "[localhost]:9092",
+            "a b:1",
+            "kafka://a:1",
+            "PLAINTEXT://a:1",
+        ] {
+            assert!(text.parse::<Address>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The Kafka driver: carries the engine's requests to brokers and their answers back.
+//!
+//! It decides nothing about delivery. What to send where, again, or instead is the engine's
+//! business; here are sockets, time-outs and formats. [`Kafka::send`] takes a [`Request`], and an
+//! [`Answer`] comes out of the channel for each, whatever happens.
+//!
+//! ```text
+//!  send(Produce) ──▶ broker 1 ┐                     one task, one connection each,
+//!  send(Produce) ──▶ broker 2 ├──▶ answers          requests pipelined in the order of `send`
+//!  send(Metadata) ─▶ any      ┘    (bootstrap addresses have connections of their own)
+//! ```
+//!
+//! Promises, each with a test:
+//!
+//! - The requests to one broker go out in the order of the calls. When its connection is lost, what
+//!   waits behind is answered too (`sent: false`) instead of going out ahead of the repetitions.
+//! - A Produce is answered [`Config::request_timeout`] after `send` at the latest, and none of its
+//!   bytes leave later. The time covers queueing, connecting, writing and waiting.
+//! - `sent: false` means that no byte left this machine.
+//! - Nothing here ever creates a topic.
+
+mod dial;
+mod link;
+mod message;
+mod peer;
+#[cfg(test)]
+mod tests;
+
+pub use dial::{Address, InvalidAddress};
+
+use crate::relay::kafka::{Answer, BrokerId, Metadata, PartitionBatch, Request, Unanswered};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use peer::{Ask, Job, Peer};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+/// A question that any broker can answer goes to one more of them whenever this long has passed
+/// without an answer: a broker that swallows packets must not cost a whole time-out.
+const ASK_ANOTHER_AFTER: Duration = Duration::from_secs(1);
+
+/// How many of the known brokers are asked before the bootstrap addresses are. In a cluster of a
+/// hundred that has moved away, trying each first would take minutes.
+const KNOWN_BROKERS_ASKED: usize = 3;
+
+/// What the driver needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the cluster is found, as `host:port`; see [`Address`].
+    pub bootstrap: Vec<String>,
+    /// What brokers call us in their logs, metrics and quotas.
+    pub client_id: String,
+    /// A request that has no answer after this long gets none, and its connection is given up.
+    pub request_timeout: Duration,
+    /// The part of it that connecting may take, up to the answer to ApiVersions.
+    pub connect_timeout: Duration,
+    /// How long a broker may wait for its replicas. Shorter than the request's time-out: then it
+    /// can still tell us that they were too slow (REQUEST_TIMED_OUT), and the connection survives.
+    pub ack_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults: 10 s for a request, 5 s of it for connecting, 8 s for the replicas.
+    #[must_use]
+    pub fn new(bootstrap: Vec<String>) -> Self {
+        Self {
+            bootstrap,
+            client_id: "owlpost".to_owned(),
+            request_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            ack_timeout: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Connections to a Kafka cluster, opened when they are needed.
+///
+/// Dropping it lets what was sent finish and closes the connections. Dropping the receiver of the
+/// answers closes them at once.
+#[derive(Debug)]
+pub struct Kafka {
+    shared: Arc<Shared>,
+}
+
+impl Kafka {
+    /// A driver that has contacted nobody yet. The answers to all requests go to `answers`.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time and I/O enabled. A current-thread runtime will do.
+    #[must_use]
+    pub fn new(config: Config, answers: mpsc::UnboundedSender<Answer>) -> Self {
+        let shared = Shared {
+            config: Arc::new(config),
+            answers,
+            runtime: Handle::current(),
+            directory: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Sends a request on its way. Never waits; the request is answered once, in the channel.
+    pub fn send(&self, request: Request) {
+        let shared = &self.shared;
+        match request {
+            Request::Metadata { topics } => {
+                let owed = Owed::new(Owes::Metadata, shared);
+                let shared = Arc::clone(shared);
+                self.shared.runtime.spawn(async move {
+                    let asked =
+                        shared.ask_any(|reply| Ask::Metadata { topics: topics.clone(), reply });
+                    match asked.await {
+                        Ok(metadata) => shared.take(metadata, owed),
+                        Err(cause) => owed.unanswered(cause, true),
+                    }
+                });
+            }
+            Request::InitProducerId => {
+                let owed = Owed::new(Owes::ProducerId, shared);
+                let shared = Arc::clone(shared);
+                self.shared.runtime.spawn(async move {
+                    match shared.ask_any(|reply| Ask::InitProducerId { reply }).await {
+                        Ok(answer) => owed.pay(Answer::ProducerId(Ok(answer))),
+                        Err(cause) => owed.unanswered(cause, true),
+                    }
+                });
+            }
+            Request::Produce { broker, mut batches } => {
+                message::sort(&mut batches);
+                let batches = Arc::new(batches);
+                let owed = Owed::new(Owes::Produce(broker, Arc::clone(&batches)), shared);
+                if let Some(fault) = message::fault(&batches) {
+                    owed.unanswered(Unanswered(fault), false);
+                } else if let Some(peer) = shared.broker(broker) {
+                    let deadline = Instant::now() + shared.config.request_timeout;
+                    peer.send(Job { ask: Ask::Produce { broker, batches, owed }, deadline });
+                } else {
+                    let cause = format!("broker {broker} is not among the live brokers");
+                    owed.unanswered(Unanswered(cause), false);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<Config>,
+    answers: mpsc::UnboundedSender<Answer>,
+    runtime: Handle,
+    directory: Mutex<Directory>,
+}
+
+/// Who is where.
+#[derive(Debug, Default)]
+struct Directory {
+    /// The brokers of the latest Metadata answer.
+    brokers: BTreeMap<BrokerId, Peer>,
+    /// The bootstrap addresses, while they are in use.
+    bootstrap: Vec<Peer>,
+    /// Which of the known brokers is asked first, so that not one of them has all the work.
+    turn: usize,
+}
+
+impl Shared {
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        // A panic elsewhere leaves a directory that is still good: each change is one assignment.
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peer(&self, address: Address) -> Peer {
+        Peer::new(address, &self.config, &self.answers, &self.runtime)
+    }
+
+    fn broker(&self, id: BrokerId) -> Option<Peer> {
+        let mut directory = self.directory();
+        let peer = directory.brokers.get_mut(&id)?;
+        if peer.is_gone() {
+            *peer = self.peer(peer.address.clone());
+        }
+        Some(peer.clone())
+    }
+
+    /// Takes the brokers' addresses and passes the answer on.
+    fn take(&self, metadata: Metadata, owed: Owed) {
+        let mut directory = self.directory();
+        let mut known = std::mem::take(&mut directory.brokers);
+        for broker in &metadata.brokers {
+            let address = Address { host: broker.host.clone(), port: broker.port };
+            let peer = known
+                .remove(&broker.id)
+                .filter(|peer| peer.address == address && !peer.is_gone())
+                .unwrap_or_else(|| self.peer(address));
+            directory.brokers.insert(broker.id, peer);
+        }
+        directory.bootstrap.clear();
+        // With the directory locked: of several answers the engine hears last the one that holds.
+        owed.pay(Answer::Metadata(Ok(metadata)));
+    }
+
+    /// The brokers to ask first: not always the same one, and those with a connection before others.
+    fn known(&self) -> Vec<Peer> {
+        let mut directory = self.directory();
+        let mut peers: Vec<Peer> =
+            directory.brokers.values().filter(|peer| !peer.is_gone()).cloned().collect();
+        if !peers.is_empty() {
+            let first = directory.turn % peers.len();
+            directory.turn = directory.turn.wrapping_add(1);
+            peers.rotate_left(first);
+            peers.sort_by_key(|peer| !peer.is_connected());
+            peers.truncate(KNOWN_BROKERS_ASKED);
+        }
+        peers
+    }
+
+    /// All bootstrap addresses, and why some of them are none.
+    fn bootstrap(&self) -> (Vec<Peer>, Vec<Unanswered>) {
+        let mut directory = self.directory();
+        let mut faults = Vec::new();
+        let mut peers = Vec::with_capacity(self.config.bootstrap.len());
+        for text in &self.config.bootstrap {
+            match text.parse::<Address>() {
+                Ok(address) => {
+                    let used =
+                        directory.bootstrap.iter().find(|p| p.address == address && !p.is_gone());
+                    peers.push(used.cloned().unwrap_or_else(|| self.peer(address)));
+                }
+                Err(e) => faults.push(Unanswered(e.to_string())),
+            }
+        }
+        directory.bootstrap.clone_from(&peers);
+        (peers, faults)
+    }
+
+    /// Asks one broker after the other until one answers.
+    ///
+    /// Cancel safe: what was asked may still be answered, to nobody.
+    async fn ask_any<T>(
+        &self,
+        ask: impl Fn(oneshot::Sender<Result<T, Unanswered>>) -> Ask,
+    ) -> Result<T, Unanswered> {
+        let mut candidates = self.known().into_iter();
+        let mut fallen_back = false;
+        let mut causes = Vec::new();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            if candidates.len() == 0 && !fallen_back {
+                let (peers, faults) = self.bootstrap();
+                candidates = peers.into_iter();
+                causes.extend(faults);
+                fallen_back = true;
+            }
+            if let Some(peer) = candidates.next() {
+                let (reply, answer) = oneshot::channel();
+                let deadline = Instant::now() + self.config.request_timeout;
+                peer.send(Job { ask: ask(reply), deadline });
+                asked.push(answer);
+            }
+            match timeout(ASK_ANOTHER_AFTER, asked.next()).await {
+                Ok(Some(Ok(Ok(answer)))) => return Ok(answer),
+                Ok(Some(Ok(Err(cause)))) => causes.push(cause),
+                Ok(Some(Err(oneshot::error::RecvError { .. }))) => {
+                    causes.push(Unanswered("a connection's task has ended".to_owned()));
+                }
+                Ok(None) if fallen_back && candidates.len() == 0 => break,
+                Ok(None) | Err(_) => {}
+            }
+        }
+        let causes: Vec<_> = causes.iter().map(|Unanswered(cause)| cause.as_str()).collect();
+        Err(Unanswered(match causes.as_slice() {
+            [] => "no bootstrap address".to_owned(),
+            causes => causes.join("; "),
+        }))
+    }
+}
+
+/// A request that must be answered. Dropped unanswered, which only a panic or the end of the runtime
+/// can do, it says so.
+#[derive(Debug)]
+struct Owed {
+    owes: Option<Owes>,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+#[derive(Debug)]
+enum Owes {
+    Metadata,
+    ProducerId,
+    Produce(BrokerId, Arc<Vec<PartitionBatch>>),
+}
+
+impl Owed {
+    fn new(owes: Owes, shared: &Shared) -> Self {
+        Self { owes: Some(owes), answers: shared.answers.clone() }
+    }
+
+    fn pay(mut self, answer: Answer) {
+        self.owes = None;
+        // Without a receiver there is nobody to be told.
+        let _ = self.answers.send(answer);
+    }
+
+    fn unanswered(mut self, cause: Unanswered, sent: bool) {
+        self.report(cause, sent);
+    }
+
+    fn report(&mut self, cause: Unanswered, sent: bool) {
+        let answer = match self.owes.take() {
+            None => return,
+            Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
+            Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
+            Some(Owes::Produce(broker, batches)) => {
+                let partitions =
+                    batches.iter().map(|b| (Arc::clone(&b.topic), b.partition)).collect();
+                Answer::ProduceUnanswered { broker, partitions, sent, cause }
+            }
+        };
+        let _ = self.answers.send(answer);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.report(Unanswered("the Kafka driver was stopped".to_owned()), true);
+    }
+}

@@ -1,0 +1,1001 @@
+//! The driver against a scripted broker on a real socket.
+
+use super::*;
+use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, NOT_ENOUGH_REPLICAS};
+use crate::relay::kafka::{
+    Broker as BrokerInfo, PartitionAnswer, PartitionMetadata, ProducerId, TopicMetadata,
+};
+use bytes::{Buf, BufMut, Bytes};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const PRODUCE: i16 = 0;
+const METADATA: i16 = 3;
+const API_VERSIONS: i16 = 18;
+const INIT_PRODUCER_ID: i16 = 22;
+
+/// A request as the broker got it.
+#[derive(Debug, Clone)]
+struct Incoming {
+    api: i16,
+    version: i16,
+    correlation: i32,
+    /// Counts the broker's connections, from 0.
+    connection: usize,
+    body: Bytes,
+}
+
+enum Reaction {
+    Answer(Vec<u8>),
+    /// Frames with these correlation ids.
+    Frames(Vec<(i32, Vec<u8>)>),
+    /// Bytes as they are.
+    Raw(Vec<u8>),
+    Silence,
+    Close,
+    StopReading,
+}
+
+/// A broker that does what a function says.
+#[derive(Clone)]
+struct Broker {
+    port: u16,
+    log: Arc<Mutex<Vec<Incoming>>>,
+    /// Accepted so far.
+    connections: Arc<AtomicUsize>,
+    /// Still open, as far as the broker has noticed.
+    open: Arc<AtomicUsize>,
+}
+
+type Script = Arc<dyn Fn(&Incoming) -> Reaction + Send + Sync>;
+
+impl Broker {
+    async fn start(script: impl Fn(&Incoming) -> Reaction + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let broker = Self {
+            port: listener.local_addr().unwrap().port(),
+            log: Arc::default(),
+            connections: Arc::default(),
+            open: Arc::default(),
+        };
+        let script: Script = Arc::new(script);
+        let this = broker.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let nth = this.connections.fetch_add(1, Ordering::SeqCst);
+                this.open.fetch_add(1, Ordering::SeqCst);
+                let (this, script) = (this.clone(), Arc::clone(&script));
+                tokio::spawn(async move {
+                    let _ = this.talk(stream, nth, script).await;
+                    this.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        broker
+    }
+
+    async fn talk(
+        &self,
+        mut stream: TcpStream,
+        connection: usize,
+        script: Script,
+    ) -> std::io::Result<()> {
+        loop {
+            let len = stream.read_i32().await?;
+            let mut frame = vec![0; usize::try_from(len).unwrap()];
+            stream.read_exact(&mut frame).await?;
+            let mut frame = Bytes::from(frame);
+            let (api, version, correlation) = (frame.get_i16(), frame.get_i16(), frame.get_i32());
+            assert_eq!(string(&mut frame), "owlpost");
+            let incoming = Incoming { api, version, correlation, connection, body: frame };
+            let reaction = if api == API_VERSIONS {
+                match script(&incoming) {
+                    Reaction::Answer(_) => Reaction::Answer(versions()),
+                    other => other,
+                }
+            } else {
+                self.log.lock().unwrap().push(incoming.clone());
+                script(&incoming)
+            };
+            let frames = match reaction {
+                Reaction::Answer(body) => vec![(correlation, body)],
+                Reaction::Frames(frames) => frames,
+                Reaction::Raw(bytes) => {
+                    stream.write_all(&bytes).await?;
+                    continue;
+                }
+                Reaction::Silence => continue,
+                Reaction::Close => return Ok(()),
+                Reaction::StopReading => std::future::pending().await,
+            };
+            for (correlation, body) in frames {
+                let mut frame = Vec::new();
+                frame.put_i32(i32::try_from(body.len()).unwrap() + 4);
+                frame.put_i32(correlation);
+                frame.put_slice(&body);
+                stream.write_all(&frame).await?;
+            }
+        }
+    }
+
+    fn seen(&self, api: i16) -> Vec<Incoming> {
+        self.log.lock().unwrap().iter().filter(|i| i.api == api).cloned().collect()
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    async fn has_open(&self, n: usize) {
+        until(|| self.open.load(Ordering::SeqCst) == n).await;
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    timeout(Duration::from_secs(5), async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .expect("in 5 s");
+}
+
+fn string(b: &mut Bytes) -> String {
+    let len = usize::try_from(b.get_i16()).unwrap();
+    String::from_utf8(b.split_to(len).to_vec()).unwrap()
+}
+
+fn put_string(out: &mut Vec<u8>, s: &str) {
+    out.put_i16(i16::try_from(s.len()).unwrap());
+    out.put_slice(s.as_bytes());
+}
+
+/// ApiVersions, version 3.
+fn versions() -> Vec<u8> {
+    let mut out = Vec::new();
+    out.put_i16(0);
+    let apis = [(PRODUCE, 13), (METADATA, 13), (API_VERSIONS, 4), (INIT_PRODUCER_ID, 5)];
+    out.put_u8(u8::try_from(apis.len()).unwrap() + 1);
+    for (api, max) in apis {
+        out.put_i16(api);
+        out.put_i16(0);
+        out.put_i16(max);
+        out.put_u8(0);
+    }
+    out.put_i32(0);
+    out.put_u8(0);
+    out
+}
+
+/// Metadata, version 4: topic `t` with two partitions led by the first broker, one without a
+/// leader and one whose leader is not alive; any other topic is unknown.
+fn metadata(incoming: &Incoming, brokers: &[(i32, u16)]) -> Reaction {
+    let mut body = incoming.body.clone();
+    let asked: Vec<_> = (0..body.get_i32()).map(|_| string(&mut body)).collect();
+    assert_eq!((incoming.version, &*body), (4, &[0_u8][..]), "auto-creation is off");
+
+    let mut out = Vec::new();
+    out.put_i32(0);
+    out.put_i32(i32::try_from(brokers.len()).unwrap());
+    for (id, port) in brokers {
+        out.put_i32(*id);
+        put_string(&mut out, "127.0.0.1");
+        out.put_i32(i32::from(*port));
+        out.put_i16(-1);
+    }
+    put_string(&mut out, "cluster");
+    out.put_i32(1);
+    out.put_i32(i32::try_from(asked.len()).unwrap());
+    for topic in asked {
+        let known = topic == "t";
+        out.put_i16(if known { 0 } else { 3 });
+        put_string(&mut out, &topic);
+        out.put_u8(0);
+        let leader = brokers.first().map_or(-1, |b| b.0);
+        let leaders = if known { vec![leader, leader, -1, 99] } else { vec![] };
+        out.put_i32(i32::try_from(leaders.len()).unwrap());
+        for (index, leader) in leaders.into_iter().enumerate() {
+            out.put_i16(if leader == -1 { 5 } else { 0 });
+            out.put_i32(i32::try_from(index).unwrap());
+            out.put_i32(leader);
+            for _ in 0..2 {
+                out.put_i32(1);
+                out.put_i32(leader);
+            }
+        }
+    }
+    Reaction::Answer(out)
+}
+
+fn init_producer_id(incoming: &Incoming, error: i16) -> Reaction {
+    assert_eq!((incoming.version, &*incoming.body), (1, &[255, 255, 127, 255, 255, 255][..]));
+    let mut out = Vec::new();
+    out.put_i32(0);
+    out.put_i16(error);
+    out.put_i64(if error == 0 { 4000 } else { -1 });
+    out.put_i16(if error == 0 { 7 } else { -1 });
+    Reaction::Answer(out)
+}
+
+/// What a Produce request carries: topic, partition, batch.
+fn batches_of(incoming: &Incoming) -> Vec<(String, i32, Bytes)> {
+    let mut b = incoming.body.clone();
+    assert_eq!((b.get_i16(), b.get_i16(), b.get_i32()), (-1, -1, 8000), "no transaction, all acks");
+    let mut out = Vec::new();
+    for _ in 0..b.get_i32() {
+        let topic = string(&mut b);
+        for _ in 0..b.get_i32() {
+            let partition = b.get_i32();
+            let len = usize::try_from(b.get_i32()).unwrap();
+            out.push((topic.clone(), partition, b.split_to(len)));
+        }
+    }
+    assert!(b.is_empty());
+    out
+}
+
+/// Produce, version 7.
+fn produced(partitions: &[(&str, i32, i16, i64)], throttle: i32) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.put_i32(i32::try_from(partitions.len()).unwrap());
+    for (topic, partition, error, offset) in partitions {
+        put_string(&mut out, topic);
+        out.put_i32(1);
+        out.put_i32(*partition);
+        out.put_i16(*error);
+        out.put_i64(*offset);
+        out.put_i64(-1);
+        out.put_i64(0);
+    }
+    out.put_i32(throttle);
+    out
+}
+
+/// Offset 100 for everything.
+fn stored(incoming: &Incoming) -> Reaction {
+    assert_eq!(incoming.version, 7);
+    let batches = batches_of(incoming);
+    let ok: Vec<_> = batches.iter().map(|(t, p, _)| (t.as_str(), *p, 0, 100)).collect();
+    Reaction::Answer(produced(&ok, 0))
+}
+
+/// A broker that knows only itself, as 1, and answers produces by `produce`.
+async fn lone(produce: impl Fn(&Incoming) -> Reaction + Send + Sync + 'static) -> Broker {
+    let port = Arc::new(AtomicUsize::new(0));
+    let own = Arc::clone(&port);
+    let broker = Broker::start(move |i| match i.api {
+        METADATA => metadata(i, &[(1, u16::try_from(own.load(Ordering::SeqCst)).unwrap())]),
+        INIT_PRODUCER_ID => init_producer_id(i, 0),
+        PRODUCE => produce(i),
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    port.store(usize::from(broker.port), Ordering::SeqCst);
+    broker
+}
+
+/// A broker that only names others.
+async fn naming(brokers: Vec<(i32, u16)>) -> Broker {
+    Broker::start(move |i| match i.api {
+        METADATA => metadata(i, &brokers),
+        _ => Reaction::Answer(vec![]),
+    })
+    .await
+}
+
+struct Driver {
+    kafka: Kafka,
+    answers: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl Driver {
+    fn new(bootstrap: &[&str], change: impl FnOnce(&mut Config)) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let mut config = Config::new(bootstrap.iter().map(|s| (*s).to_owned()).collect());
+        change(&mut config);
+        Self { kafka: Kafka::new(config, sender), answers }
+    }
+
+    /// With the brokers' addresses known. Time-outs are short.
+    async fn connected(broker: &Broker) -> Self {
+        let mut driver = Self::new(&[&broker.address()], |c| c.request_timeout = SHORT);
+        assert!(driver.metadata(&[]).await.is_ok());
+        // The bootstrap connection goes, the broker's own comes with the first produce.
+        broker.has_open(0).await;
+        driver
+    }
+
+    async fn next(&mut self) -> Answer {
+        timeout(Duration::from_secs(10), self.answers.recv()).await.expect("in time").unwrap()
+    }
+
+    async fn metadata(&mut self, topics: &[&str]) -> Result<Metadata, Unanswered> {
+        let topics = topics.iter().map(|t| Arc::from(*t)).collect();
+        self.kafka.send(Request::Metadata { topics });
+        match self.next().await {
+            Answer::Metadata(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn send(&self, broker: BrokerId, partition: i32, batch: &'static [u8]) {
+        let batches = vec![batch_for("t", partition, Bytes::from_static(batch))];
+        self.kafka.send(Request::Produce { broker, batches });
+    }
+
+    async fn produced(&mut self) -> Vec<PartitionAnswer> {
+        match self.next().await {
+            Answer::Produced { partitions, .. } => partitions,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn unanswered(&mut self) -> (Vec<(Arc<str>, i32)>, bool, String) {
+        match self.next().await {
+            Answer::ProduceUnanswered { partitions, sent, cause, .. } => {
+                (partitions, sent, cause.0)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn silent(&mut self) {
+        assert!(self.answers.try_recv().is_err(), "nothing is answered twice");
+    }
+}
+
+const SHORT: Duration = Duration::from_millis(250);
+
+fn batch_for(topic: &str, partition: i32, batch: Bytes) -> PartitionBatch {
+    PartitionBatch { topic: Arc::from(topic), partition, batch }
+}
+
+async fn after_the_pause() {
+    tokio::time::sleep(Duration::from_millis(60)).await;
+}
+
+#[tokio::test]
+async fn metadata_names_brokers_topics_and_leaders() {
+    let broker = lone(stored).await;
+    let mut driver = Driver::new(&[&broker.address()], |_| {});
+    let leader = |index, leader| PartitionMetadata { index, leader };
+    assert_eq!(
+        driver.metadata(&["t", "missing"]).await.unwrap(),
+        Metadata {
+            cluster_id: Some("cluster".to_owned()),
+            brokers: vec![BrokerInfo { id: 1, host: "127.0.0.1".to_owned(), port: broker.port }],
+            topics: vec![
+                TopicMetadata {
+                    name: "t".to_owned(),
+                    error: 0,
+                    partitions: vec![
+                        leader(0, Some(1)),
+                        leader(1, Some(1)),
+                        leader(2, None),
+                        leader(3, None),
+                    ],
+                },
+                TopicMetadata { name: "missing".to_owned(), error: 3, partitions: vec![] },
+            ],
+        }
+    );
+    assert_eq!(driver.metadata(&[]).await.unwrap().topics, []);
+    let asked = broker.seen(METADATA);
+    assert_eq!(&asked[1].body[..], [0, 0, 0, 0, 0], "no topic is asked for, which is not null");
+}
+
+#[tokio::test]
+async fn a_producer_id_or_the_reason_why_not() {
+    let codes = Arc::new(AtomicUsize::new(0));
+    let broker = Broker::start(move |i| match i.api {
+        INIT_PRODUCER_ID if codes.fetch_add(1, Ordering::SeqCst) == 0 => {
+            init_producer_id(i, COORDINATOR_LOAD_IN_PROGRESS)
+        }
+        INIT_PRODUCER_ID => init_producer_id(i, 0),
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    let mut driver = Driver::new(&[&broker.address()], |_| {});
+    driver.kafka.send(Request::InitProducerId);
+    assert_eq!(driver.next().await, Answer::ProducerId(Ok(Err(COORDINATOR_LOAD_IN_PROGRESS))));
+    driver.kafka.send(Request::InitProducerId);
+    assert_eq!(driver.next().await, Answer::ProducerId(Ok(Ok(ProducerId { id: 4000, epoch: 7 }))));
+}
+
+#[tokio::test]
+async fn every_partition_of_a_produce_has_its_own_answer() {
+    let broker = lone(|_| {
+        let all =
+            [("u", 0, 0, 7), ("t", 3, NOT_ENOUGH_REPLICAS, -1), ("t", 0, 0, 5), ("t", 12, 0, 9)];
+        Reaction::Answer(produced(&all, 1500))
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    let batches = vec![
+        batch_for("t", 12, Bytes::from_static(b"t12")),
+        batch_for("u", 0, Bytes::from_static(b"u0")),
+        batch_for("t", 0, Bytes::from_static(b"t0")),
+        batch_for("t", 3, Bytes::from_static(b"t3")),
+    ];
+    driver.kafka.send(Request::Produce { broker: 1, batches });
+
+    let begun = Instant::now();
+    let Answer::Produced { broker: 1, partitions, throttle } = driver.next().await else {
+        panic!()
+    };
+    assert_eq!(throttle, Duration::from_millis(1500));
+    assert!(begun.elapsed() < throttle, "the result does not wait for the throttling to end");
+    let said: Vec<_> =
+        partitions.iter().map(|p| (&*p.topic, p.partition, p.error, p.base_offset)).collect();
+    let expected =
+        [("t", 0, 0, 5), ("t", 3, NOT_ENOUGH_REPLICAS, -1), ("t", 12, 0, 9), ("u", 0, 0, 7)];
+    assert_eq!(said, expected);
+
+    let seen: Vec<_> = batches_of(&broker.seen(PRODUCE)[0])
+        .into_iter()
+        .map(|(t, p, b)| (t, p, String::from_utf8(b.to_vec()).unwrap()))
+        .collect();
+    let expected = [("t", 0, "t0"), ("t", 3, "t3"), ("t", 12, "t12"), ("u", 0, "u0")];
+    assert_eq!(seen, expected.map(|(t, p, b)| (t.to_owned(), p, b.to_owned())));
+    driver.silent();
+}
+
+#[tokio::test]
+async fn requests_are_pipelined_in_the_order_of_the_calls() {
+    const N: usize = 100;
+    let held = Mutex::new(Vec::new());
+    let broker = lone(move |i| {
+        // Not one answer before all are there; then the last first.
+        let mut held = held.lock().unwrap();
+        let Reaction::Answer(body) = stored(i) else { panic!() };
+        held.push((i.correlation, body));
+        if held.len() < N {
+            return Reaction::Silence;
+        }
+        held.reverse();
+        Reaction::Frames(std::mem::take(&mut held))
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    let batch = Bytes::from(vec![7; 300_000]);
+    for n in 0..N {
+        // Large and small ones in turn, so that some do not fit into the socket's buffer.
+        let batch = if n % 7 == 0 { batch.clone() } else { batch.slice(..n) };
+        let partition = i32::try_from(n).unwrap();
+        let batches = vec![batch_for("t", partition, batch)];
+        driver.kafka.send(Request::Produce { broker: 1, batches });
+    }
+    for n in (0..N).rev() {
+        assert_eq!(driver.produced().await[0].partition, i32::try_from(n).unwrap());
+    }
+    let seen = broker.seen(PRODUCE).into_iter().map(|i| batches_of(&i)[0].1);
+    assert!(seen.eq(0..i32::try_from(N).unwrap()));
+    assert_eq!(broker.open.load(Ordering::SeqCst), 1, "all on one connection");
+}
+
+#[tokio::test]
+async fn a_connection_closed_after_a_produce_leaves_it_unanswered_and_is_opened_again() {
+    let cut = AtomicUsize::new(0);
+    let broker = lone(move |i| match cut.fetch_add(1, Ordering::SeqCst) {
+        0 => Reaction::Close,
+        _ => stored(i),
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"lost");
+    let (partitions, sent, cause) = driver.unanswered().await;
+    assert_eq!((partitions, sent), (vec![(Arc::from("t"), 0)], true));
+    assert_eq!(cause, format!("{}: closed the connection", broker.address()));
+
+    // Sent without knowing of the loss: it must not go out first.
+    driver.send(1, 0, b"newer");
+    let (_, sent, same) = driver.unanswered().await;
+    assert_eq!((sent, same), (false, cause));
+
+    after_the_pause().await;
+    driver.send(1, 0, b"lost");
+    assert_eq!(driver.produced().await[0].base_offset, 100);
+    let seen: Vec<_> = broker.seen(PRODUCE).iter().map(|i| batches_of(i)[0].2.clone()).collect();
+    assert_eq!(seen, ["lost", "lost"]);
+}
+
+#[tokio::test]
+async fn a_connection_closed_before_a_produce_is_read() {
+    let port = Arc::new(AtomicUsize::new(0));
+    let own = Arc::clone(&port);
+    let broker = Broker::start(move |i| match (i.api, i.connection) {
+        (METADATA, _) => metadata(i, &[(1, u16::try_from(own.load(Ordering::SeqCst)).unwrap())]),
+        // The answer to ApiVersions and the end in one go.
+        (API_VERSIONS, 1) => Reaction::Close,
+        (PRODUCE, _) => stored(i),
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    port.store(usize::from(broker.port), Ordering::SeqCst);
+    let mut driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"a");
+    let (_, sent, cause) = driver.unanswered().await;
+    assert!(!sent);
+    assert!(cause.ends_with("asked for its versions: closed the connection"), "{cause}");
+    after_the_pause().await;
+    driver.send(1, 0, b"a");
+    driver.produced().await;
+    assert_eq!(broker.seen(PRODUCE).len(), 1);
+}
+
+#[tokio::test]
+async fn no_answer_in_time_gives_up_the_connection_and_all_that_wait_on_it() {
+    let broker = lone(|i| if i.connection == 1 { Reaction::Silence } else { stored(i) }).await;
+    let mut driver = Driver::connected(&broker).await;
+    let begun = Instant::now();
+    for partition in 0..3 {
+        driver.send(1, partition, b"x");
+    }
+    for partition in 0..3 {
+        let (partitions, sent, cause) = driver.unanswered().await;
+        assert_eq!((partitions, sent), (vec![(Arc::from("t"), partition)], true));
+        assert_eq!(cause, format!("{}: no answer within 250 ms", broker.address()));
+    }
+    assert!((SHORT..SHORT * 2).contains(&begun.elapsed()));
+    broker.has_open(0).await;
+    after_the_pause().await;
+    driver.send(1, 0, b"x");
+    driver.produced().await;
+    driver.silent();
+}
+
+#[tokio::test]
+async fn a_broker_that_stops_reading_holds_nothing_for_longer_than_the_time_out() {
+    let broker = lone(|i| match i.connection {
+        1 if i.body.len() < 1000 => Reaction::StopReading,
+        _ => stored(i),
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    let tasks = Handle::current().metrics();
+    let before = tasks.num_alive_tasks();
+    driver.send(1, 0, b"read, then no more");
+    let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
+    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    driver.send(1, 2, b"waits behind the large one");
+    let begun = Instant::now();
+    for (partition, was_sent) in [(0, true), (1, true), (2, false)] {
+        let (partitions, sent, _) = driver.unanswered().await;
+        assert_eq!((partitions[0].1, sent), (partition, was_sent));
+    }
+    assert!(begun.elapsed() < SHORT * 2);
+    // The messenger would go on writing in a task of its own; the broker's own task is stuck.
+    until(|| tasks.num_alive_tasks() <= before + 1).await;
+
+    after_the_pause().await;
+    driver.send(1, 1, b"again");
+    driver.produced().await;
+}
+
+#[tokio::test]
+async fn an_answer_to_something_else_is_none() {
+    let broker = lone(|i| {
+        let Reaction::Answer(body) = stored(i) else { panic!() };
+        let id = if i.connection == 1 { i.correlation + 1000 } else { i.correlation };
+        Reaction::Frames(vec![(id, body)])
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"x");
+    let (_, sent, cause) = driver.unanswered().await;
+    assert!(sent && cause.ends_with("no answer within 250 ms"), "{cause}");
+    after_the_pause().await;
+    driver.send(1, 0, b"x");
+    driver.produced().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_the_request_is_none() {
+    let mut absurd = produced(&[], 0);
+    absurd[..4].copy_from_slice(&i32::MAX.to_be_bytes());
+    let mut negative = produced(&[], 0);
+    negative[..4].copy_from_slice(&(-2_i32).to_be_bytes());
+    let mut long = produced(&[("t", 0, 0, 1), ("t", 1, 0, 1)], 0);
+    long.push(0);
+    let both = [("t", 0, 0, 1), ("t", 1, 0, 1)];
+    let frame = |len: i32| Reaction::Raw(len.to_be_bytes().to_vec());
+    let cases: Vec<(Box<dyn Fn() -> Reaction + Send + Sync>, &str)> = vec![
+        (Box::new(move || Reaction::Answer(produced(&both[..1], 0))), "did not answer for t[1]"),
+        (Box::new(|| Reaction::Answer(produced(&[], 0))), "did not answer for t[0]"),
+        (
+            Box::new(move || Reaction::Answer(produced(&[both[0], both[1], ("t", 2, 0, 1)], 0))),
+            "answered for t[2], not asked for",
+        ),
+        (
+            Box::new(move || Reaction::Answer(produced(&[both[0], both[1], ("T", 1, 0, 1)], 0))),
+            "answered for T[1], not asked for",
+        ),
+        (
+            Box::new(move || Reaction::Answer(produced(&[both[0], both[1], both[0]], 0))),
+            "answered for t[0] twice",
+        ),
+        (Box::new(move || Reaction::Answer(absurd.clone())), "ended early"),
+        (Box::new(move || Reaction::Answer(negative.clone())), "an array of length -2"),
+        (Box::new(move || Reaction::Answer(long.clone())), "Data left at the end"),
+        (Box::new(move || frame(-5)), "Negative message size"),
+        (Box::new(move || frame(i32::MAX)), "no answer within"),
+    ];
+    for (answer, expected) in cases {
+        let broker = lone(move |_| answer()).await;
+        let mut driver = Driver::connected(&broker).await;
+        let two = vec![
+            batch_for("t", 0, Bytes::from_static(b"0")),
+            batch_for("t", 1, Bytes::from_static(b"1")),
+        ];
+        driver.kafka.send(Request::Produce { broker: 1, batches: two });
+        let (partitions, sent, cause) = driver.unanswered().await;
+        assert!(partitions.len() == 2 && sent);
+        assert!(cause.contains(expected), "{cause:?} instead of {expected:?}");
+        broker.has_open(0).await;
+        driver.silent();
+    }
+}
+
+#[tokio::test]
+async fn the_bootstrap_list_is_tried_in_turn() {
+    let broker = lone(stored).await;
+    let dead = unused_port().await;
+    let mut driver = Driver::new(&["nonsense", &dead, &broker.address()], |_| {});
+    driver.metadata(&["t"]).await.unwrap();
+    driver.send(1, 0, b"x");
+    driver.produced().await;
+}
+
+#[tokio::test]
+async fn a_silent_address_does_not_use_up_the_time_of_the_next() {
+    let silent = Broker::start(|_| Reaction::Silence).await;
+    let broker = lone(stored).await;
+    let mut driver = Driver::new(&[&silent.address(), &broker.address()], |_| {});
+    let begun = Instant::now();
+    driver.metadata(&["t"]).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn when_nobody_answers_each_says_why() {
+    let (a, b) = (unused_port().await, unused_port().await);
+    let mut driver = Driver::new(&[&a, "localhost", &b], |_| {});
+    let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
+    for part in [
+        "\"localhost\" is not host:port (an IPv6 address goes in brackets)".to_owned(),
+        format!("{a}: cannot connect: Connection refused (os error 111)"),
+        format!("{b}: cannot connect: Connection refused (os error 111)"),
+    ] {
+        assert!(cause.contains(&part), "{cause}");
+    }
+    driver.kafka.send(Request::InitProducerId);
+    assert!(matches!(driver.next().await, Answer::ProducerId(Err(_))));
+
+    let mut nowhere = Driver::new(&[], |_| {});
+    assert_eq!(nowhere.metadata(&[]).await, Err(Unanswered("no bootstrap address".to_owned())));
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_speak_kafka_is_given_up_in_time() {
+    for (reaction, expected) in [
+        (
+            Box::new(|| Reaction::Silence) as Box<dyn Fn() -> Reaction + Send + Sync>,
+            "does not answer like",
+        ),
+        (
+            Box::new(|| Reaction::Raw(b"HTTP/1.1 400 Bad Request\r\n".to_vec())),
+            "does not answer like",
+        ),
+        (Box::new(|| Reaction::Raw(vec![255; 4])), "Negative message size"),
+        (Box::new(|| Reaction::Close), "closed the connection"),
+    ] {
+        let broker = Broker::start(move |_| reaction()).await;
+        let mut driver =
+            Driver::new(&[&broker.address()], |c| c.connect_timeout = Duration::from_millis(150));
+        let begun = Instant::now();
+        let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
+        assert!(cause.contains(expected), "{cause}");
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        broker.has_open(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_made_is_refused_unsent() {
+    let broker = lone(stored).await;
+    let mut driver = Driver::connected(&broker).await;
+    let one = batch_for("t", 0, Bytes::from_static(b"x"));
+    let long = batch_for(&"t".repeat(40_000), 0, Bytes::from_static(b"x"));
+    for (to, batches, expected) in [
+        (2, vec![one.clone()], "broker 2 is not among the live brokers"),
+        (1, vec![one.clone(), one.clone()], "t[0] twice in one produce request"),
+        (1, vec![], "a produce request without a batch"),
+        (1, vec![long], "a topic name of 40000 bytes"),
+    ] {
+        driver.kafka.send(Request::Produce { broker: to, batches });
+        let (_, sent, cause) = driver.unanswered().await;
+        assert_eq!((sent, cause.as_str()), (false, expected));
+    }
+    assert_eq!(broker.open.load(Ordering::SeqCst), 0, "nobody was bothered");
+}
+
+#[tokio::test]
+async fn a_dead_broker_is_not_dialled_in_a_loop() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let broker = naming(vec![(1, port)]).await;
+    let mut driver = Driver::connected(&broker).await;
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dials);
+    tokio::spawn(async move {
+        loop {
+            drop(listener.accept().await.unwrap());
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(300) {
+        driver.send(1, 0, b"x");
+        let (_, sent, _) = driver.unanswered().await;
+        assert!(!sent);
+    }
+    let dials = dials.load(Ordering::SeqCst);
+    assert!((2..=7).contains(&dials), "{dials} dials in 300 ms");
+}
+
+#[tokio::test]
+async fn the_bootstrap_list_is_asked_again_when_all_known_brokers_are_gone() {
+    let broker = lone(stored).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ports = [listener.local_addr().unwrap().port(), broker.port];
+    drop(listener);
+    let asked = AtomicUsize::new(0);
+    let guide = Broker::start(move |i| {
+        let port = ports[asked.fetch_add(usize::from(i.api == METADATA), Ordering::SeqCst).min(1)];
+        if i.api == METADATA { metadata(i, &[(1, port)]) } else { Reaction::Answer(vec![]) }
+    })
+    .await;
+    let mut driver = Driver::connected(&guide).await;
+    driver.send(1, 0, b"x");
+    assert!(!driver.unanswered().await.1);
+    assert_eq!(driver.metadata(&[]).await.unwrap().brokers[0].port, broker.port);
+    driver.send(1, 0, b"x");
+    driver.produced().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_named_any_more_is_dropped() {
+    let broker = lone(stored).await;
+    let port = broker.port;
+    let guide = naming(vec![(1, port), (2, port)]).await;
+    let mut driver = Driver::connected(&guide).await;
+    driver.send(2, 0, b"x");
+    driver.produced().await;
+    // This time a known broker is asked, and names only itself.
+    assert_eq!(driver.metadata(&[]).await.unwrap().brokers.len(), 1);
+    driver.send(2, 0, b"x");
+    assert_eq!(driver.unanswered().await.2, "broker 2 is not among the live brokers");
+}
+
+#[tokio::test]
+async fn a_changed_address_gets_a_new_connection_and_the_old_one_finishes() {
+    let new = lone(stored).await;
+    let new_port = new.port;
+    let own = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&own);
+    let held = Mutex::new(Vec::new());
+    let asked = AtomicUsize::new(0);
+    let old = Broker::start(move |i| match i.api {
+        METADATA if asked.fetch_add(1, Ordering::SeqCst) == 0 => {
+            metadata(i, &[(1, u16::try_from(told.load(Ordering::SeqCst)).unwrap())])
+        }
+        METADATA => {
+            // Answers the produce that is under way after the news of its own removal.
+            let mut frames = vec![];
+            let Reaction::Answer(body) = metadata(i, &[(1, new_port)]) else { panic!() };
+            frames.push((i.correlation, body));
+            frames.append(&mut held.lock().unwrap());
+            Reaction::Frames(frames)
+        }
+        PRODUCE => {
+            let Reaction::Answer(body) = stored(i) else { panic!() };
+            held.lock().unwrap().push((i.correlation, body));
+            Reaction::Silence
+        }
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    own.store(usize::from(old.port), Ordering::SeqCst);
+    let mut driver = Driver::connected(&old).await;
+    driver.send(1, 0, b"under way");
+    driver.kafka.send(Request::Metadata { topics: vec![] });
+    let (mut moved, mut done) = (false, false);
+    for _ in 0..2 {
+        match driver.next().await {
+            Answer::Metadata(m) => moved = m.unwrap().brokers[0].port == new_port,
+            Answer::Produced { .. } => done = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(moved && done);
+    old.has_open(0).await;
+    driver.send(1, 0, b"to the new address");
+    driver.produced().await;
+    assert_eq!((old.seen(PRODUCE).len(), new.seen(PRODUCE).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn one_silent_broker_does_not_hold_up_another() {
+    let silent = Broker::start(|i| match i.api {
+        PRODUCE => Reaction::Silence,
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    let silent_port = silent.port;
+    let own = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&own);
+    let broker = Broker::start(move |i| match i.api {
+        METADATA => {
+            let own = u16::try_from(told.load(Ordering::SeqCst)).unwrap();
+            metadata(i, &[(1, silent_port), (2, own)])
+        }
+        PRODUCE => stored(i),
+        _ => Reaction::Answer(vec![]),
+    })
+    .await;
+    own.store(usize::from(broker.port), Ordering::SeqCst);
+    let mut driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"x");
+    for _ in 0..20 {
+        driver.send(2, 1, b"y");
+        assert_eq!(driver.produced().await[0].partition, 1);
+    }
+    assert_eq!(driver.unanswered().await.0, [(Arc::from("t"), 0)]);
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_costs_nothing() {
+    let broker = lone(stored).await;
+    // A proxy that goes away is the simplest broker that closes an idle connection.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let target = broker.address();
+    let (close, mut closed) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let mut to = TcpStream::connect(&target).await.unwrap();
+            let mut closed = closed.clone();
+            closed.mark_unchanged();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                    _ = closed.changed() => {}
+                }
+            });
+        }
+    });
+    closed = close.subscribe();
+    let guide = naming(vec![(1, port)]).await;
+    let mut driver = Driver::connected(&guide).await;
+    for _ in 0..3 {
+        driver.send(1, 0, b"x");
+        driver.produced().await;
+        close.send_modify(|n| *n += 1);
+        closed.changed().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_driver_lets_what_was_sent_finish() {
+    let broker = lone(stored).await;
+    let Driver { kafka, mut answers } = {
+        let driver = Driver::connected(&broker).await;
+        driver.send(1, 0, b"x");
+        driver.kafka.send(Request::Metadata { topics: vec![] });
+        driver
+    };
+    drop(kafka);
+    let mut kinds = Vec::new();
+    while let Some(answer) = answers.recv().await {
+        kinds.push(matches!(answer, Answer::Produced { .. } | Answer::Metadata(Ok(_))));
+    }
+    assert_eq!(kinds, [true, true]);
+    broker.has_open(0).await;
+}
+
+#[tokio::test]
+async fn dropping_the_receiver_closes_everything() {
+    let broker = lone(|_| Reaction::Silence).await;
+    let driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"x");
+    broker.has_open(1).await;
+    drop(driver.answers);
+    broker.has_open(0).await;
+}
+
+#[test]
+fn a_stopped_runtime_answers_what_was_open() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut answers = runtime.block_on(async {
+        let broker = lone(|_| Reaction::Silence).await;
+        let driver = Driver::connected(&broker).await;
+        driver.send(1, 0, b"x");
+        driver.kafka.send(Request::InitProducerId);
+        until(|| !broker.seen(PRODUCE).is_empty()).await;
+        driver.answers
+    });
+    drop(runtime);
+    let mut n = 0;
+    while answers.try_recv().is_ok() {
+        n += 1;
+    }
+    assert_eq!(n, 2);
+}
+
+#[tokio::test]
+async fn every_request_is_answered_once_whatever_the_broker_does() {
+    const N: usize = 400;
+    let seed = Arc::new(AtomicUsize::new(12345));
+    let random = move || {
+        let next = |s: usize| s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_041);
+        seed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |s| Some(next(s))).unwrap() >> 33
+    };
+    let broker = lone({
+        let random = random.clone();
+        move |i| match random() % 40 {
+            0 => Reaction::Close,
+            1 => Reaction::Silence,
+            2 => Reaction::Frames(vec![(i.correlation + 1, vec![])]),
+            3 => Reaction::Raw(vec![255; 9]),
+            4 => Reaction::StopReading,
+            5 => Reaction::Answer(produced(&[], 0)),
+            _ => stored(i),
+        }
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    // The partition tells the requests apart.
+    let (mut stored, mut lost, mut unsent) = (vec![], vec![], vec![]);
+    let mut open = 0;
+    for n in 0..=N {
+        let mut keep = 0;
+        if n < N {
+            driver.send(1, i32::try_from(n).unwrap(), b"x");
+            open += 1;
+            keep = random() % 8;
+        }
+        while open > keep {
+            open -= 1;
+            match driver.next().await {
+                Answer::Produced { partitions, .. } => stored.push(partitions[0].partition),
+                Answer::ProduceUnanswered { partitions, sent: true, .. } => {
+                    lost.push(partitions[0].1);
+                }
+                Answer::ProduceUnanswered { partitions, sent: false, .. } => {
+                    unsent.push(partitions[0].1);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    driver.silent();
+    assert!(stored.len() > 50 && lost.len() > 10 && unsent.len() > 10);
+    let seen: BTreeSet<_> = broker.seen(PRODUCE).iter().map(|i| batches_of(i)[0].1).collect();
+    assert!(stored.iter().all(|n| seen.contains(n)));
+    assert!(unsent.iter().all(|n| !seen.contains(n)), "what was not sent did not arrive");
+    let mut all: Vec<_> = stored.into_iter().chain(lost).chain(unsent).collect();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..i32::try_from(N).unwrap()));
+}
+
+async fn unused_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}

@@ -1,0 +1,324 @@
+//! A logged-in replication connection: queries first, then the stream.
+
+use super::dial::{DialError, Stream, dial};
+use crate::config::{Host, PostgresConfig};
+use crate::relay::Reading;
+use bytes::{Buf as _, BytesMut};
+use factlib_protocol::backend::{Message, ServerError};
+use factlib_protocol::handshake::{Handshake, HandshakeError, Progress};
+use factlib_protocol::{DecodeError, Frame, frontend};
+use std::borrow::Cow;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+/// Before the stream no message is longer than a few kilobytes; libpq's limit for an error is 30,000.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How much is asked of the socket at once while streaming.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Room below which the receive buffer is made larger again.
+const READ_BYTES_MIN: usize = 128 * 1024;
+
+/// Why there is no connection, or no answer on it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// A name that is not known.
+    #[error("{0}")]
+    UnknownHost(String),
+    /// No socket.
+    #[error("{0}")]
+    Dial(String),
+    /// Dialling and logging in took longer than `connect_timeout`.
+    #[error("{host} did not let us in within connect_timeout")]
+    TimedOut {
+        /// Host and port.
+        host: String,
+    },
+    /// The connection broke.
+    #[error("the connection to PostgreSQL broke: {0}")]
+    Io(#[from] io::Error),
+    /// The server closed the connection.
+    #[error("PostgreSQL closed the connection")]
+    Closed,
+    /// Logging in failed.
+    #[error("{0}")]
+    Login(#[from] HandshakeError),
+    /// The server refused a command.
+    #[error("{0}")]
+    Server(ServerError),
+    /// What came is not the protocol.
+    #[error("what PostgreSQL sent cannot be read: {0}")]
+    Protocol(#[from] DecodeError),
+    /// An answer of another kind than the command has.
+    #[error("PostgreSQL answered {command} in a way that is not understood")]
+    Answer {
+        /// The command.
+        command: &'static str,
+    },
+    /// There is no randomness for the nonce of SCRAM.
+    #[error("no random bytes for the log-in: {0}")]
+    Random(String),
+}
+
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Name { .. } => Self::UnknownHost(error.to_string()),
+            DialError::Connect { .. } => Self::Dial(error.to_string()),
+        }
+    }
+}
+
+/// One row of an answer: the text of each column, or NULL.
+pub(super) type Row = Vec<Option<String>>;
+
+/// A connection to a walsender, logged in.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    receive: BytesMut,
+    send: BytesMut,
+}
+
+/// What [`Connection::turn`] did.
+#[derive(Debug)]
+pub enum Turn {
+    /// So many bytes came; whether that was all there was at the moment.
+    Received {
+        /// Number of bytes.
+        bytes: usize,
+        /// The socket has nothing more right now.
+        drained: bool,
+    },
+    /// The connection ended.
+    Ended(Failure),
+}
+
+impl Connection {
+    /// Connects to the first host that lets us in as `config` says, for logical replication.
+    ///
+    /// # Errors
+    ///
+    /// The failure at the last host tried. A refused password is not tried at the next host: it
+    /// would be the same, as libpq reasons.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, Failure> {
+        let mut last = Failure::Closed;
+        for host in &config.hosts {
+            let attempt = Self::connect_to(host, config);
+            let result = match config.connect_timeout {
+                Some(limit) => timeout(limit, attempt)
+                    .await
+                    .unwrap_or_else(|_| Err(Failure::TimedOut { host: host.to_string() })),
+                None => attempt.await,
+            };
+            match result {
+                Err(failure @ Failure::Login(_)) => return Err(failure),
+                Err(failure) => last = failure,
+                Ok(connection) => return Ok(connection),
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(host: &Host, config: &PostgresConfig) -> Result<Self, Failure> {
+        let stream = dial(host, config).await?;
+        let mut connection = Self { stream, receive: BytesMut::new(), send: BytesMut::new() };
+        connection.log_in(config).await?;
+        Ok(connection)
+    }
+
+    async fn log_in(&mut self, config: &PostgresConfig) -> Result<(), Failure> {
+        use factlib_protocol::handshake::{AuthMethods, Credentials, Startup};
+        let mut parameters = vec![
+            ("replication", "database"),
+            ("application_name", config.application_name.as_str()),
+            ("client_encoding", "UTF8"),
+        ];
+        if let Some(options) = &config.options {
+            parameters.push(("options", options));
+        }
+        let password = config.password.as_ref().map(|password| prepared(password.expose()));
+        let credentials = Credentials {
+            password: password.as_deref(),
+            allow: AuthMethods {
+                trust: config.auth.none,
+                cleartext: config.auth.password,
+                md5: config.auth.md5,
+                scram: config.auth.scram_sha_256,
+            },
+        };
+        let startup =
+            Startup { user: &config.user, database: Some(&config.database), params: &parameters };
+        let mut handshake = Handshake::start(startup, credentials, nonce()?, &mut self.send)?;
+        loop {
+            self.flush().await?;
+            let frame = self.frame().await?;
+            let len = frame.encoded_len();
+            let mut reply = BytesMut::new();
+            let progress = handshake.handle(Message::decode(frame)?, &mut reply)?;
+            self.receive.advance(len);
+            self.send.unsplit(reply);
+            if progress == Progress::Ready {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a simple query and collects its rows. Only before the stream.
+    pub(super) async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Failure> {
+        self.ask(sql).await?;
+        let mut rows = Vec::new();
+        let mut refused = None;
+        loop {
+            let frame = self.frame().await?;
+            let len = frame.encoded_len();
+            let mut done = false;
+            match Message::decode(frame)? {
+                Message::DataRow(row) => {
+                    let text = |column: Option<&[u8]>| {
+                        column.map(|text| String::from_utf8_lossy(text).into_owned())
+                    };
+                    rows.push(row.columns().map(text).collect());
+                }
+                Message::ErrorResponse(fields) => refused = Some(fields.to_error()),
+                Message::ReadyForQuery(_) => done = true,
+                _ => {}
+            }
+            self.receive.advance(len);
+            if done {
+                return refused.map_or(Ok(rows), |error| Err(Failure::Server(error)));
+            }
+        }
+    }
+
+    /// Sends START_REPLICATION and waits for CopyBothResponse. What came behind it stays in the
+    /// buffer for [`Connection::take_received`].
+    ///
+    /// # Errors
+    ///
+    /// What the server says, [`Failure::Server`]; or the connection's end.
+    pub async fn start_replication(&mut self, command: &str) -> Result<(), Failure> {
+        self.ask(command).await?;
+        loop {
+            let frame = self.frame().await?;
+            let len = frame.encoded_len();
+            let mut started = false;
+            match Message::decode(frame)? {
+                Message::CopyBothResponse { .. } => started = true,
+                Message::ErrorResponse(fields) => return Err(Failure::Server(fields.to_error())),
+                Message::ReadyForQuery(_) => {
+                    return Err(Failure::Answer { command: "START_REPLICATION" });
+                }
+                _ => {}
+            }
+            self.receive.advance(len);
+            if started {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves what was received behind CopyBothResponse to `into`.
+    pub fn take_received(&mut self, into: &mut BytesMut) -> usize {
+        let received = self.receive.split();
+        into.extend_from_slice(&received);
+        received.len()
+    }
+
+    /// Queues bytes for the server; [`Connection::turn`] sends them.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.send.extend_from_slice(bytes);
+    }
+
+    /// Sends what is queued and, unless reading is paused, waits for data and appends it to `into`.
+    /// Returns when data came or the connection ended; only sends while paused, and then never
+    /// returns by itself unless the connection ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is lost if the future is dropped.
+    pub async fn turn(&mut self, reading: Reading, into: &mut BytesMut) -> Turn {
+        poll_fn(|cx| {
+            while !self.send.is_empty() {
+                match Pin::new(&mut self.stream).poll_write(cx, &self.send) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Turn::Ended(Failure::Closed)),
+                    Poll::Ready(Ok(sent)) => self.send.advance(sent),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Turn::Ended(error.into())),
+                    Poll::Pending => break,
+                }
+            }
+            if reading != Reading::Now {
+                return Poll::Pending;
+            }
+            if into.capacity() - into.len() < READ_BYTES_MIN {
+                into.reserve(READ_BYTES);
+            }
+            let room = into.capacity() - into.len();
+            let read = std::pin::pin!(self.stream.read_buf(into));
+            read.poll(cx).map(|result| match result {
+                Ok(0) => Turn::Ended(Failure::Closed),
+                Ok(bytes) => Turn::Received { bytes, drained: bytes < room },
+                Err(error) => Turn::Ended(error.into()),
+            })
+        })
+        .await
+    }
+
+    /// Closes, after sending what is queued as far as that does not block.
+    pub fn hang_up(mut self) {
+        use std::task::{Context, Waker};
+        let mut cx = Context::from_waker(Waker::noop());
+        while !self.send.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(&mut cx, &self.send) {
+                Poll::Ready(Ok(sent)) if sent > 0 => self.send.advance(sent),
+                _ => return,
+            }
+        }
+    }
+
+    async fn ask(&mut self, command: &str) -> Result<(), Failure> {
+        frontend::query(command, &mut self.send)
+            .map_err(|error| Failure::Io(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), Failure> {
+        self.stream.write_all_buf(&mut self.send).await?;
+        Ok(())
+    }
+
+    /// Reads until one whole frame is at the front of the buffer.
+    async fn frame(&mut self) -> Result<Frame<'_>, Failure> {
+        while Frame::decode(&self.receive, ANSWER_BYTES_MAX)?.is_none() {
+            if self.stream.read_buf(&mut self.receive).await? == 0 {
+                return Err(Failure::Closed);
+            }
+        }
+        let frame = Frame::decode(&self.receive, ANSWER_BYTES_MAX)?;
+        frame.ok_or(Failure::Closed)
+    }
+}
+
+/// SASLprep (RFC 4013); a password that it does not allow is used as it is, as PostgreSQL does.
+fn prepared(password: &str) -> Vec<u8> {
+    let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
+    prepared.as_bytes().to_vec()
+}
+
+/// 18 random bytes in base64, as libpq.
+fn nonce() -> Result<String, Failure> {
+    use base64::Engine as _;
+    let mut bytes = [0_u8; 18];
+    getrandom::fill(&mut bytes).map_err(|error| Failure::Random(error.to_string()))?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
+}

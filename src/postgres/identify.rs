@@ -1,0 +1,226 @@
+//! Everything that is asked before the stream, on the replication connection itself: no second
+//! connection that could be on another server.
+
+use super::connection::{Connection, Failure, Row};
+use super::setup::{self, Found, FoundPublication, FoundSlot, Names, Plan, set_up};
+use crate::config::PostgresConfig;
+use crate::relay::Identity;
+use crate::relay::gone::{ExitKind, Gone, classify};
+use factlib_protocol::Lsn;
+use factlib_protocol::handshake::HandshakeError;
+use factlib_protocol::replication::{quote_literal, timeline_history, timeline_switches};
+use std::time::Duration;
+
+/// How often a set-up is looked at anew when somebody else is at it too.
+const RACES_MAX: u32 = 20;
+
+/// What to ask, and what may be made.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The server.
+    pub postgres: PostgresConfig,
+    /// The slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// `wal_sender_timeout` of our session.
+    pub wal_sender_timeout: Duration,
+    /// `tcp_user_timeout` of our session, on the server's side.
+    pub tcp_user_timeout: Duration,
+    /// Publication and slot may be made if neither is there. Never once the relay has run: a slot
+    /// that disappeared took facts with it.
+    pub may_create: bool,
+}
+
+/// A connection that is ready for START_REPLICATION.
+#[derive(Debug)]
+pub struct Identified {
+    /// The connection.
+    pub connection: Connection,
+    /// Who the server is and where the slot stands.
+    pub identity: Identity,
+    /// The consistent point, if the slot was made just now.
+    pub created: Option<Lsn>,
+}
+
+/// Connects, identifies the system, and checks that slot and publication are there, or makes them.
+///
+/// # Errors
+///
+/// [`Gone`], classified: to try again, refused, or final.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the connection. A set-up that it interrupts is resumed by the next.
+pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
+    let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
+    prepare(&mut connection, ask).await.map_err(gone)?;
+    let mut may_create = ask.may_create;
+    let mut created = None;
+    for _ in 0..RACES_MAX {
+        let (identity, found) = look(&mut connection, ask).await.map_err(gone)?;
+        let names = Names { slot: &ask.slot, publication: &ask.publication };
+        let plan = setup::plan(&found, names);
+        match &plan {
+            Plan::Ready { adopted } => {
+                if *adopted && ask.may_create {
+                    tracing::info!(
+                        publication = ask.publication,
+                        slot = ask.slot,
+                        "adopted: the publication was not made by owlpost, so a change of cluster \
+                         cannot be noticed by its comment"
+                    );
+                }
+                if ask.may_create && found.publication.is_some_and(|found| found.has_tables) {
+                    tracing::warn!(
+                        publication = ask.publication,
+                        "the publication has tables: their rows are sent to us and thrown away"
+                    );
+                }
+                return Ok(Identified { connection, identity, created });
+            }
+            Plan::Refuse(kind, reason) => return Err(Gone::Terminal(*kind, reason.clone())),
+            Plan::Create | Plan::CreateSlot | Plan::Finish if !may_create => {
+                let reason = format!(
+                    "slot {} and publication {} have disappeared: facts committed since are not in \
+                     Kafka; to accept that gap, run `owlpost init`",
+                    ask.slot, ask.publication
+                );
+                return Err(Gone::Terminal(ExitKind::Slot, reason));
+            }
+            Plan::Create | Plan::CreateSlot | Plan::Finish => {
+                match set_up(&mut connection, &plan, &found, names).await {
+                    Ok(point) => {
+                        created = created.or(point);
+                        // Look once more: what is reported is what the server has.
+                        may_create = false;
+                    }
+                    // The failed transaction is rolled back; the other's work is found next time.
+                    Err(failure) if setup::is_race(&failure) => {
+                        connection.query("ROLLBACK").await.map_err(gone)?;
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                    Err(failure) => return Err(gone(failure)),
+                }
+            }
+        }
+    }
+    let reason = format!("slot {} and publication {} keep changing", ask.slot, ask.publication);
+    Err(Gone::Lost(reason))
+}
+
+/// Settings of our session that keep the server well: a relay that hangs is dropped within seconds,
+/// whatever the server's own settings are. Both may be set by anybody, and last as long as the
+/// session; Unix sockets ignore the second.
+async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> {
+    let (sender, user) = (ask.wal_sender_timeout.as_millis(), ask.tcp_user_timeout.as_millis());
+    let sql = format!("SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}");
+    connection.query(&sql).await?;
+    Ok(())
+}
+
+async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found), Failure> {
+    let command = "IDENTIFY_SYSTEM";
+    let answer = Failure::Answer { command };
+    let rows = connection.query(command).await?;
+    let row = rows.first().ok_or(answer)?;
+    let system = number(row, 0, command)?;
+    let timeline = number(row, 1, command)?;
+    let wal_flushed = number(row, 2, command)?;
+    let history = if timeline > 1 {
+        let rows = connection.query(&timeline_history(timeline)).await?;
+        let content = rows.first().and_then(|row| row.get(1)?.as_deref()).unwrap_or_default();
+        timeline_switches(content.as_bytes())
+            .map_err(|_| Failure::Answer { command: "TIMELINE_HISTORY" })?
+            .into_iter()
+            .map(|entry| (entry.timeline, entry.switch))
+            .collect()
+    } else {
+        Vec::new()
+    };
+
+    let command = "the query for slot and publication";
+    let slot = quote_literal(&ask.slot);
+    let publication = quote_literal(&ask.publication);
+    let sql = format!(
+        "SELECT d.oid, d.datname, current_setting('server_version_num'), \
+                current_setting('wal_level'), \
+                p.oid, obj_description(p.oid, 'pg_publication'), \
+                p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
+                s.slot_name, s.plugin, s.database, s.wal_status, s.two_phase, s.confirmed_flush_lsn \
+         FROM pg_database d \
+         LEFT JOIN pg_publication p ON p.pubname = {publication} \
+         LEFT JOIN pg_replication_slots s ON s.slot_name = {slot} \
+         WHERE d.datname = current_database()"
+    );
+    let rows = connection.query(&sql).await?;
+    let row = rows.first().ok_or(Failure::Answer { command })?;
+    let publication = match text(row, 4) {
+        None => None,
+        Some(_) => Some(FoundPublication {
+            comment: text(row, 5),
+            has_tables: text(row, 6).as_deref() == Some("t"),
+        }),
+    };
+    let slot = match text(row, 7) {
+        None => None,
+        Some(_) => Some(FoundSlot {
+            plugin: text(row, 8),
+            database: text(row, 9),
+            wal_status: text(row, 10),
+            two_phase: text(row, 11).as_deref() == Some("t"),
+            confirmed_flush: match text(row, 12) {
+                // A physical slot has none.
+                None => Lsn::INVALID,
+                Some(_) => number(row, 12, command)?,
+            },
+        }),
+    };
+    let identity = Identity {
+        system,
+        timeline,
+        wal_flushed,
+        history,
+        database: number(row, 0, command)?,
+        confirmed_flush: slot.as_ref().map_or(Lsn::INVALID, |slot| slot.confirmed_flush),
+    };
+    let found = Found {
+        system,
+        database: text(row, 1).unwrap_or_default(),
+        version: number(row, 2, command)?,
+        wal_level: text(row, 3).unwrap_or_default(),
+        publication,
+        slot,
+    };
+    Ok((identity, found))
+}
+
+fn text(row: &Row, column: usize) -> Option<String> {
+    row.get(column).cloned().flatten()
+}
+
+fn number<T: std::str::FromStr>(
+    row: &Row,
+    column: usize,
+    command: &'static str,
+) -> Result<T, Failure> {
+    text(row, column).and_then(|text| text.parse().ok()).ok_or(Failure::Answer { command })
+}
+
+/// What a failure before the stream leads to.
+pub(super) fn gone(failure: Failure) -> Gone {
+    match failure {
+        Failure::Server(error) | Failure::Login(HandshakeError::Server(error)) => classify(&error),
+        // Waiting does not change any of these; a name may be new, but then the start can be too.
+        failure @ (Failure::UnknownHost(_) | Failure::Login(_) | Failure::Random(_)) => {
+            Gone::Refused(failure.to_string())
+        }
+        failure => Gone::Lost(failure.to_string()),
+    }
+}
+
+impl From<Failure> for Gone {
+    fn from(failure: Failure) -> Self {
+        gone(failure)
+    }
+}

@@ -1,0 +1,353 @@
+//! Publication and slot: what must be there, and how it gets there.
+//!
+//! The publication comes first, and its comment says how far the set-up is, so that an interrupted
+//! one resumes and anything else half there is refused: the slot is the only thing between a crash
+//! and the loss of facts, and nothing is ever re-created silently. Before PostgreSQL 18 a slot that
+//! is older than its publication cannot decode past the first row change.
+
+use super::connection::{Connection, Failure};
+use crate::relay::gone::ExitKind;
+use factlib_protocol::Lsn;
+use factlib_protocol::backend::SqlState;
+use factlib_protocol::replication::{
+    Snapshot, create_logical_slot, quote_identifier, quote_literal,
+};
+
+const COMMENT: &str = "owlpost: ";
+const INITIALISING: &str = "initialising";
+
+/// The names that the configuration gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names<'a> {
+    /// The replication slot.
+    pub slot: &'a str,
+    /// The publication.
+    pub publication: &'a str,
+}
+
+/// What the server has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// IDENTIFY_SYSTEM: `systemid`.
+    pub system: u64,
+    /// The database we are connected to.
+    pub database: String,
+    /// `server_version_num`.
+    pub version: u32,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// The publication of the configured name.
+    pub publication: Option<FoundPublication>,
+    /// The slot of the configured name.
+    pub slot: Option<FoundSlot>,
+}
+
+/// The publication as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundPublication {
+    /// Its comment.
+    pub comment: Option<String>,
+    /// It publishes tables, whose rows we would be sent for nothing.
+    pub has_tables: bool,
+}
+
+/// The slot as it is: a row of `pg_replication_slots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundSlot {
+    /// `plugin`; none for a physical slot.
+    pub plugin: Option<String>,
+    /// `database`; none for a physical slot.
+    pub database: Option<String>,
+    /// `wal_status`: reserved, extended, unreserved, lost.
+    pub wal_status: Option<String>,
+    /// `two_phase`.
+    pub two_phase: bool,
+    /// `confirmed_flush_lsn`.
+    pub confirmed_flush: Lsn,
+}
+
+/// What follows from what was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// Both are there and belong together.
+    Ready {
+        /// The publication was made by somebody else; its comment cannot vouch for it.
+        adopted: bool,
+    },
+    /// Neither is there: make both.
+    Create,
+    /// Making them was interrupted before the slot was there.
+    CreateSlot,
+    /// Making them was interrupted after the slot was there.
+    Finish,
+    /// A person must decide.
+    Refuse(ExitKind, String),
+}
+
+/// Decides. Pure.
+pub fn plan(found: &Found, names: Names<'_>) -> Plan {
+    let Names { slot: slot_name, publication: publication_name } = names;
+    if found.version < 140_000 {
+        let version = found.version / 10_000;
+        let reason = format!(
+            "PostgreSQL {version} cannot stream logical messages through pgoutput; 14 or later can"
+        );
+        return Plan::Refuse(ExitKind::Unsuitable, reason);
+    }
+    if found.wal_level != "logical" {
+        let reason = format!(
+            "wal_level is {}, and logical decoding needs logical: set wal_level = logical in \
+             postgresql.conf and restart the server",
+            found.wal_level
+        );
+        return Plan::Refuse(ExitKind::Unsuitable, reason);
+    }
+    let comment = found.publication.as_ref().and_then(|found| found.comment.as_deref());
+    let ours = comment.and_then(|comment| comment.strip_prefix(COMMENT));
+    if let Some(ours) = ours
+        && !ours.contains(&system_words(found.system))
+    {
+        let reason = format!(
+            "publication {publication_name} was made for another cluster (its comment: {ours:?}; this \
+             one is {}): a restored or copied database; make a new publication and slot with \
+             `owlpost init` under other names, or drop these",
+            system_words(found.system)
+        );
+        return Plan::Refuse(ExitKind::OtherCluster, reason);
+    }
+    let initialising = ours.is_some_and(|ours| ours.starts_with(INITIALISING));
+    if let Some(slot) = &found.slot
+        && let Some(reason) = unusable(slot, found, slot_name)
+    {
+        return Plan::Refuse(ExitKind::Slot, reason);
+    }
+    match (&found.publication, &found.slot) {
+        (None, None) => Plan::Create,
+        (Some(_), None) if initialising => Plan::CreateSlot,
+        (Some(_), Some(_)) if initialising => Plan::Finish,
+        (Some(_), Some(_)) => Plan::Ready { adopted: ours.is_none() },
+        (Some(_), None) => {
+            let reason = format!(
+                "publication {publication_name} is there, but slot {slot_name} is not: it was dropped \
+                 or never came along with a failover or a restore, and facts committed since are not \
+                 in Kafka; to accept that gap, drop the publication and run `owlpost init`"
+            );
+            Plan::Refuse(ExitKind::Slot, reason)
+        }
+        (None, Some(_)) => {
+            let reason = format!(
+                "slot {slot_name} is there, but publication {publication_name} is not: before \
+                 PostgreSQL 18 the slot cannot be read past the first row change; if the name is \
+                 right, drop the slot (facts in it are lost) and run `owlpost init`"
+            );
+            Plan::Refuse(ExitKind::Publication, reason)
+        }
+    }
+}
+
+fn unusable(slot: &FoundSlot, found: &Found, name: &str) -> Option<String> {
+    if slot.plugin.as_deref() != Some("pgoutput") {
+        let is = match &slot.plugin {
+            Some(plugin) => format!("uses the output plugin {plugin}"),
+            None => "is a physical slot".to_owned(),
+        };
+        return Some(format!("slot {name} {is}; choose another REPLICATION_SLOT_NAME"));
+    }
+    if slot.database.as_deref() != Some(found.database.as_str()) {
+        let database = slot.database.as_deref().unwrap_or("none");
+        return Some(format!(
+            "slot {name} belongs to database {database}, not to {}; slots are named per cluster: \
+             choose another REPLICATION_SLOT_NAME",
+            found.database
+        ));
+    }
+    if slot.two_phase {
+        return Some(format!(
+            "slot {name} decodes two-phase transactions, whose facts would come before they are \
+             committed; make one without two_phase"
+        ));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Some(format!(
+            "slot {name} is lost: the server removed WAL it still needed (max_slot_wal_keep_size), and \
+             the facts committed after {} are not in Kafka; to accept that gap, drop slot and \
+             publication and run `owlpost init`",
+            slot.confirmed_flush
+        ));
+    }
+    None
+}
+
+fn system_words(system: u64) -> String {
+    format!("system {system}")
+}
+
+/// Carries out a plan that makes something, and returns the slot's consistent point: facts committed
+/// after it are delivered, earlier ones are not.
+///
+/// # Errors
+///
+/// What the server said. Whatever was made is found, and resumed, by the next attempt.
+pub async fn set_up(
+    connection: &mut Connection,
+    plan: &Plan,
+    found: &Found,
+    names: Names<'_>,
+) -> Result<Option<Lsn>, Failure> {
+    let publication = quote_identifier(names.publication);
+    let system = system_words(found.system);
+    if *plan == Plan::Create {
+        let comment = quote_literal(&format!("{COMMENT}{INITIALISING}, {system}"));
+        let sql = format!(
+            "BEGIN; CREATE PUBLICATION {publication}; \
+             COMMENT ON PUBLICATION {publication} IS {comment}; COMMIT"
+        );
+        connection.query(&sql).await?;
+    }
+    let point = match plan {
+        Plan::Create | Plan::CreateSlot => {
+            for blocker in open_transactions(connection).await? {
+                tracing::warn!(
+                    slot = names.slot,
+                    "the slot waits for a transaction that is open: {blocker}"
+                );
+            }
+            let command = create_logical_slot(names.slot, "pgoutput", false, Snapshot::Nothing);
+            let rows = connection.query(&command).await?;
+            let point = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
+            point.ok_or(Failure::Answer { command: "CREATE_REPLICATION_SLOT" })?
+        }
+        Plan::Finish => match &found.slot {
+            Some(slot) => slot.confirmed_flush,
+            None => return Ok(None),
+        },
+        Plan::Ready { .. } | Plan::Refuse(..) => return Ok(None),
+    };
+    let comment = format!("{COMMENT}slot {}, {system}, consistent point {point}", names.slot);
+    let comment = quote_literal(&comment);
+    connection.query(&format!("COMMENT ON PUBLICATION {publication} IS {comment}")).await?;
+    Ok(Some(point))
+}
+
+/// Slot creation waits for all transactions that are running; whoever waits wants to know for which.
+async fn open_transactions(connection: &mut Connection) -> Result<Vec<String>, Failure> {
+    let sql = "SELECT format('pid %s of %s (%s), since %s', pid, usename, application_name, xact_start) \
+               FROM pg_catalog.pg_stat_activity \
+               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
+               UNION ALL \
+               SELECT format('prepared transaction %L of %s, since %s', gid, owner, prepared) \
+               FROM pg_catalog.pg_prepared_xacts";
+    let rows = connection.query(sql).await?;
+    Ok(rows.into_iter().filter_map(|mut row| row.pop().flatten()).collect())
+}
+
+/// True if the failure means that somebody else is setting up at the same moment.
+pub(super) fn is_race(failure: &Failure) -> bool {
+    matches!(failure, Failure::Server(error) if error.code == SqlState::DUPLICATE_OBJECT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: Names<'static> = Names { slot: "factlib_slot", publication: "facts" };
+
+    fn found() -> Found {
+        Found {
+            system: 7,
+            database: "app".to_owned(),
+            version: 150_018,
+            wal_level: "logical".to_owned(),
+            publication: Some(FoundPublication {
+                comment: Some(
+                    "owlpost: slot factlib_slot, system 7, consistent point 0/1".to_owned(),
+                ),
+                has_tables: false,
+            }),
+            slot: Some(FoundSlot {
+                plugin: Some("pgoutput".to_owned()),
+                database: Some("app".to_owned()),
+                wal_status: Some("reserved".to_owned()),
+                two_phase: false,
+                confirmed_flush: Lsn(1),
+            }),
+        }
+    }
+
+    fn commented(comment: Option<&str>) -> Option<FoundPublication> {
+        Some(FoundPublication { comment: comment.map(str::to_owned), has_tables: false })
+    }
+
+    fn refusal(found: &Found) -> (ExitKind, String) {
+        match plan(found, NAMES) {
+            Plan::Refuse(kind, reason) => (kind, reason),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_database_is_set_up_and_a_ready_one_left_alone() {
+        assert_eq!(plan(&Found { publication: None, slot: None, ..found() }, NAMES), Plan::Create);
+        assert_eq!(plan(&found(), NAMES), Plan::Ready { adopted: false });
+        let adopted = Found { publication: commented(None), ..found() };
+        assert_eq!(plan(&adopted, NAMES), Plan::Ready { adopted: true });
+    }
+
+    #[test]
+    fn an_interrupted_set_up_resumes() {
+        let publication = commented(Some("owlpost: initialising, system 7"));
+        let interrupted = Found { publication, ..found() };
+        assert_eq!(plan(&interrupted, NAMES), Plan::Finish);
+        assert_eq!(plan(&Found { slot: None, ..interrupted }, NAMES), Plan::CreateSlot);
+    }
+
+    #[test]
+    fn anything_else_that_is_half_there_is_refused() {
+        let (kind, reason) = refusal(&Found { slot: None, ..found() });
+        assert_eq!(kind, ExitKind::Slot);
+        assert!(reason.contains("slot factlib_slot is not"), "{reason}");
+        let (kind, reason) = refusal(&Found { publication: None, ..found() });
+        assert_eq!(kind, ExitKind::Publication);
+        assert!(reason.contains("publication facts is not"), "{reason}");
+    }
+
+    #[test]
+    fn another_clusters_publication_is_refused() {
+        for comment in
+            ["owlpost: slot s, system 8, consistent point 0/1", "owlpost: initialising, system 8"]
+        {
+            let (kind, _) = refusal(&Found { publication: commented(Some(comment)), ..found() });
+            assert_eq!(kind, ExitKind::OtherCluster);
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_not_ours_or_is_lost_is_refused_with_the_reason() {
+        let slot = found().slot.unwrap();
+        let plugin = FoundSlot { plugin: Some("test_decoding".to_owned()), ..slot.clone() };
+        let physical = FoundSlot { plugin: None, database: None, ..slot.clone() };
+        let database = FoundSlot { database: Some("other".to_owned()), ..slot.clone() };
+        let lost = FoundSlot { wal_status: Some("lost".to_owned()), ..slot.clone() };
+        let two_phase = FoundSlot { two_phase: true, ..slot };
+        let cases = [
+            (plugin, "test_decoding"),
+            (physical, "physical"),
+            (database, "database other"),
+            (lost, "is lost"),
+            (two_phase, "two-phase"),
+        ];
+        for (slot, word) in cases {
+            let (kind, reason) = refusal(&Found { slot: Some(slot), ..found() });
+            assert_eq!(kind, ExitKind::Slot);
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_is_refused_with_the_remedy() {
+        let (kind, reason) = refusal(&Found { wal_level: "replica".to_owned(), ..found() });
+        assert_eq!(kind, ExitKind::Unsuitable);
+        assert!(reason.contains("wal_level = logical"), "{reason}");
+        assert_eq!(refusal(&Found { version: 130_010, ..found() }).0, ExitKind::Unsuitable);
+    }
+}

@@ -1,0 +1,440 @@
+//! Record batches (magic 2), encoded once, straight from borrowed fields.
+//!
+//! <https://kafka.apache.org/documentation/#recordbatch>
+
+use super::kafka::ProducerId;
+use super::position::{Position, Unit};
+use super::route::Headers;
+use bytes::Bytes;
+
+/// A batch of several records is never encoded larger than this many bytes. Kafka's default limit
+/// (`message.max.bytes`) is 1,048,588; a single record may be larger, where its topic allows it.
+pub const BATCH_BYTES_MAX: usize = 900_000;
+
+/// A batch of this many bytes is closed. From about 256 KiB on a larger batch costs a broker and us
+/// no less per record, and the live records leave the processor's cache.
+pub const BATCH_BYTES_FULL: usize = 384 * 1024;
+
+const HEADER_LEN: usize = 61;
+/// The checksum covers everything from here to the end.
+const ATTRIBUTES: usize = 21;
+
+/// One record as it will be in Kafka.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// Create time in milliseconds since 1970.
+    pub timestamp_ms: i64,
+    /// Key: the aggregate id.
+    pub key: &'a [u8],
+    /// Value, or none for a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers.
+    pub headers: &'a Headers,
+}
+
+/// The part of a record that does not depend on its place in a batch.
+impl Record<'_> {
+    fn body_len(&self, timestamp_delta: i64, offset_delta: i64) -> usize {
+        1 + varint_len(timestamp_delta)
+            + varint_len(offset_delta)
+            + bytes_len(Some(self.key))
+            + bytes_len(self.value)
+            + varint_len(i64::from(self.headers.count()))
+            + self.headers.encoded().len()
+    }
+}
+
+/// A batch that is still growing.
+#[derive(Debug)]
+pub struct OpenBatch {
+    encoded: Vec<u8>,
+    records: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    first: Position,
+}
+
+impl OpenBatch {
+    /// An empty batch whose first record will be the fact at `first`.
+    pub fn new(first: Position) -> Self {
+        let mut encoded = Vec::with_capacity(4096);
+        encoded.resize(HEADER_LEN, 0);
+        Self { encoded, records: 0, base_timestamp: 0, max_timestamp: i64::MIN, first }
+    }
+
+    /// Encoded bytes so far.
+    pub fn len(&self) -> usize {
+        self.encoded.len()
+    }
+
+    /// The unit of the first record.
+    pub fn first_unit(&self) -> Unit {
+        self.first.unit
+    }
+
+    /// True when the batch should be closed rather than grow.
+    pub fn is_full(&self) -> bool {
+        self.encoded.len() >= BATCH_BYTES_FULL
+    }
+
+    /// True if `record` may be added without making a batch of several records too large.
+    pub fn has_room_for(&self, record: &Record<'_>) -> bool {
+        // Length, time and offset deltas take at most 5 + 10 + 5 bytes.
+        self.records == 0 || self.encoded.len() + record.body_len(0, 0) + 20 <= BATCH_BYTES_MAX
+    }
+
+    /// Appends `record`: the one copy between the receive buffer and the socket to Kafka.
+    pub fn push(&mut self, record: &Record<'_>) {
+        if self.records == 0 {
+            self.base_timestamp = record.timestamp_ms;
+        }
+        self.max_timestamp = self.max_timestamp.max(record.timestamp_ms);
+        let timestamp_delta = record.timestamp_ms - self.base_timestamp;
+        let offset_delta = i64::from(self.records);
+        let len = record.body_len(timestamp_delta, offset_delta);
+        let out = &mut self.encoded;
+        out.reserve(len + 5);
+        write_len(out, len);
+        out.push(0);
+        write_varint(out, timestamp_delta);
+        write_varint(out, offset_delta);
+        write_bytes(out, Some(record.key));
+        write_bytes(out, record.value);
+        write_varint(out, i64::from(record.headers.count()));
+        out.extend_from_slice(record.headers.encoded());
+        self.records += 1;
+    }
+
+    /// Closes the batch: no record is added any more.
+    pub fn seal(self) -> Batch {
+        let Self { mut encoded, records, base_timestamp, max_timestamp, first } = self;
+        encoded.shrink_to_fit();
+        // A frame is far smaller than 2 GiB, and so is everything made from it.
+        let batch_length = i32::try_from(encoded.len() - 12).unwrap_or(i32::MAX);
+        let mut header = Writer(&mut encoded);
+        header.put(0_i64.to_be_bytes()); // base offset: the broker's to give
+        header.put(batch_length.to_be_bytes());
+        header.put((-1_i32).to_be_bytes()); // partition leader epoch: the broker's
+        header.put([2]); // magic
+        header.put([0; 4]); // checksum, when stamped
+        header.put(0_i16.to_be_bytes()); // attributes: no compression, create time
+        header.put((records - 1).to_be_bytes()); // last offset delta
+        header.put(base_timestamp.to_be_bytes());
+        header.put(max_timestamp.to_be_bytes());
+        header.put((-1_i64).to_be_bytes()); // producer id, when stamped
+        header.put((-1_i16).to_be_bytes());
+        header.put((-1_i32).to_be_bytes());
+        header.put(records.to_be_bytes());
+        Batch { encoded: Bytes::from(encoded), records, first, stamp: None }
+    }
+}
+
+/// Overwrites the front of a buffer, field by field.
+struct Writer<'a>(&'a mut [u8]);
+
+impl Writer<'_> {
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        if let Some((field, rest)) = std::mem::take(&mut self.0).split_first_chunk_mut() {
+            *field = bytes;
+            self.0 = rest;
+        }
+    }
+}
+
+/// A closed batch: the same bytes until it is settled, however often they are sent.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    encoded: Bytes,
+    records: i32,
+    first: Position,
+    stamp: Option<(ProducerId, i32)>,
+}
+
+impl Batch {
+    /// Encoded length in bytes.
+    pub fn len(&self) -> usize {
+        self.encoded.len()
+    }
+
+    /// Number of records.
+    pub fn records(&self) -> i32 {
+        self.records
+    }
+
+    /// Position of the first record.
+    pub fn first(&self) -> Position {
+        self.first
+    }
+
+    /// The producer and base sequence that the batch carries, once it was ready to be sent.
+    pub fn stamp(&self) -> Option<(ProducerId, i32)> {
+        self.stamp
+    }
+
+    /// The bytes to send.
+    pub fn encoded(&self) -> Bytes {
+        self.encoded.clone()
+    }
+
+    /// Writes producer id, epoch and base sequence, which lie under the checksum. After it the batch
+    /// is recognised by the broker as the same one; under another stamp it would be another.
+    pub fn set_stamp(&mut self, producer: ProducerId, base_sequence: i32) {
+        let encoded = std::mem::take(&mut self.encoded);
+        let mut encoded = encoded.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
+        if let Some(fields) = encoded.get_mut(43..) {
+            let mut fields = Writer(fields);
+            fields.put(producer.id.to_be_bytes());
+            fields.put(producer.epoch.to_be_bytes());
+            fields.put(base_sequence.to_be_bytes());
+        }
+        let checksum = crc32c::crc32c(encoded.get(ATTRIBUTES..).unwrap_or_default());
+        if let Some(field) = encoded.get_mut(17..) {
+            Writer(field).put(checksum.to_be_bytes());
+        }
+        self.encoded = encoded.freeze();
+        self.stamp = Some((producer, base_sequence));
+    }
+
+    /// Divides a batch that is too large for its topic into two of about half the records each,
+    /// unstamped; gives it back if it has only one record.
+    pub fn split(self) -> Result<[Self; 2], Self> {
+        let half = self.records / 2;
+        if half == 0 {
+            return Err(self);
+        }
+        let Some(parts) = self.split_at(half) else { return Err(self) };
+        Ok(parts)
+    }
+
+    fn split_at(&self, half: i32) -> Option<[Self; 2]> {
+        let mut rest = self.encoded.get(HEADER_LEN..)?;
+        let base_timestamp = self.encoded.get(27..35)?.try_into().map(i64::from_be_bytes).ok()?;
+        let mut parts = [OpenBatch::new(self.first), OpenBatch::new(self.first)];
+        for index in 0..self.records {
+            let len = usize::try_from(read_varint(&mut rest)?).ok()?;
+            let (mut record, after) = rest.split_at_checked(len)?;
+            rest = after;
+            record = record.get(1..)?;
+            let timestamp = base_timestamp + read_varint(&mut record)?;
+            read_varint(&mut record)?;
+            let [first, second] = &mut parts;
+            let part = if index < half { first } else { second };
+            part.push_encoded(timestamp, record);
+        }
+        Some(parts.map(OpenBatch::seal))
+    }
+}
+
+impl OpenBatch {
+    /// Appends a record whose key, value and headers are encoded already.
+    fn push_encoded(&mut self, timestamp_ms: i64, rest: &[u8]) {
+        if self.records == 0 {
+            self.base_timestamp = timestamp_ms;
+        }
+        self.max_timestamp = self.max_timestamp.max(timestamp_ms);
+        let timestamp_delta = timestamp_ms - self.base_timestamp;
+        let offset_delta = i64::from(self.records);
+        let out = &mut self.encoded;
+        write_len(out, 1 + varint_len(timestamp_delta) + varint_len(offset_delta) + rest.len());
+        out.push(0);
+        write_varint(out, timestamp_delta);
+        write_varint(out, offset_delta);
+        out.extend_from_slice(rest);
+        self.records += 1;
+    }
+}
+
+/// Appends `value` as a zigzag varint, as records are made of.
+fn write_varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = zigzag(value);
+    while rest >= 0x80 {
+        out.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push((rest & 0x7f) as u8);
+}
+
+fn write_len(out: &mut Vec<u8>, len: usize) {
+    write_varint(out, i64::try_from(len).unwrap_or(i64::MAX));
+}
+
+/// Appends length and bytes; none is length -1.
+pub(super) fn write_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => write_varint(out, -1),
+        Some(bytes) => {
+            write_len(out, bytes.len());
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+fn bytes_len(bytes: Option<&[u8]>) -> usize {
+    bytes
+        .map_or(1, |bytes| varint_len(i64::try_from(bytes.len()).unwrap_or(i64::MAX)) + bytes.len())
+}
+
+fn varint_len(value: i64) -> usize {
+    let bits = 64 - (zigzag(value) | 1).leading_zeros();
+    bits.div_ceil(7) as usize
+}
+
+fn zigzag(value: i64) -> u64 {
+    (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned()
+}
+
+fn read_varint(from: &mut &[u8]) -> Option<i64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = from.split_first()?;
+        *from = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+        }
+    }
+    None
+}
+
+/// The base sequence of the batch after one of `records` records: sequences count from 0 to
+/// `i32::MAX` and start over (`DefaultRecordBatch.incrementSequence`).
+pub fn sequence_after(base: i32, records: i32) -> i32 {
+    base.checked_add(records).unwrap_or_else(|| records - (i32::MAX - base) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::fact::Fact;
+    use crate::relay::route::Source;
+    use factlib_protocol::Lsn;
+    use proptest::prelude::*;
+    use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+    use rskafka::protocol::traits::ReadType;
+
+    fn position(index: u32) -> Position {
+        Position { timeline: 1, unit: Unit::transaction(Lsn(0x151_7030)), index }
+    }
+
+    fn headers(index: u32) -> Headers {
+        let fact = br#"{"aggregate_type":"order","event_type":"created","id":"7"}"#;
+        let fact = Fact::decode(fact).unwrap();
+        let mut headers = Headers::default();
+        let source = Source::new(1, 2);
+        headers.fill(&fact, &source, &position(index), Lsn(9), false, &mut String::new());
+        headers
+    }
+
+    fn records(batch: &Batch) -> Vec<rskafka::protocol::record::Record> {
+        let bytes = batch.encoded();
+        let decoded = RecordBatch::read(&mut std::io::Cursor::new(&bytes)).unwrap();
+        match decoded.records {
+            ControlBatchOrRecords::Records(records) => records,
+            ControlBatchOrRecords::ControlBatch(_) => panic!("not a control batch"),
+        }
+    }
+
+    const PRODUCER: ProducerId = ProducerId { id: 4000, epoch: 3 };
+
+    proptest! {
+        /// rskafka's own decoder, which checks the checksum, is the judge.
+        #[test]
+        fn another_decoder_reads_what_was_written(
+            facts in proptest::collection::vec(
+                (0..4_000_000_000_000_i64, proptest::collection::vec(any::<u8>(), 0..40),
+                 proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300))), 1..40),
+            split in any::<bool>(),
+        ) {
+            let mut open = OpenBatch::new(position(0));
+            for (index, (timestamp_ms, key, value)) in facts.iter().enumerate() {
+                let headers = headers(index as u32);
+                let record = Record { timestamp_ms: *timestamp_ms, key, value: value.as_deref(), headers: &headers };
+                prop_assert!(open.has_room_for(&record));
+                open.push(&record);
+            }
+            let batch = open.seal();
+            let mut batches = if split { batch.split().map_or_else(|one| vec![one], Vec::from) } else { vec![batch] };
+            let mut found = Vec::new();
+            let mut sequence = 100;
+            for batch in &mut batches {
+                batch.set_stamp(PRODUCER, sequence);
+                sequence = sequence_after(sequence, batch.records());
+                let bytes = batch.encoded();
+                let decoded = RecordBatch::read(&mut std::io::Cursor::new(&bytes)).unwrap();
+                prop_assert_eq!(decoded.producer_id, 4000);
+                prop_assert_eq!(decoded.producer_epoch, 3);
+                prop_assert_eq!(decoded.last_offset_delta + 1, batch.records());
+                prop_assert_eq!(records(batch).len(), batch.records() as usize);
+                for (index, record) in records(batch).into_iter().enumerate() {
+                    prop_assert_eq!(record.offset_delta as usize, index);
+                    found.push((decoded.first_timestamp + record.timestamp_delta, record));
+                }
+            }
+            prop_assert_eq!(found.len(), facts.len());
+            for (index, ((timestamp, record), fact)) in found.into_iter().zip(facts).enumerate() {
+                prop_assert_eq!(timestamp, fact.0);
+                prop_assert_eq!(record.key.unwrap_or_default(), fact.1);
+                prop_assert_eq!(record.value, fact.2);
+                let at = record.headers.iter().find(|header| header.key == "factlib_position").unwrap();
+                prop_assert_eq!(&at.value, &position(index as u32).text());
+            }
+        }
+    }
+
+    #[test]
+    fn a_stamped_batch_keeps_its_bytes() {
+        let mut open = OpenBatch::new(position(0));
+        let headers = headers(0);
+        open.push(&Record { timestamp_ms: 5, key: b"k", value: None, headers: &headers });
+        let mut batch = open.seal();
+        batch.set_stamp(PRODUCER, 7);
+        let first = batch.encoded();
+        batch.set_stamp(PRODUCER, 7);
+        assert_eq!(first, batch.encoded());
+        batch.set_stamp(ProducerId { id: 1, epoch: 0 }, 0);
+        assert_ne!(first, batch.encoded());
+        assert_eq!(records(&batch).len(), 1);
+    }
+
+    #[test]
+    fn a_batch_of_several_records_stays_below_the_brokers_default_limit() {
+        let mut open = OpenBatch::new(position(0));
+        let headers = headers(0);
+        let value = vec![7; 200_000];
+        let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
+        while open.has_room_for(&record) {
+            open.push(&record);
+        }
+        assert!((700_000..=BATCH_BYTES_MAX).contains(&open.len()), "{}", open.len());
+    }
+
+    #[test]
+    fn a_record_larger_than_any_batch_is_alone_in_its_own() {
+        let mut open = OpenBatch::new(position(0));
+        let headers = headers(0);
+        let value = vec![7; 2_000_000];
+        let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
+        assert!(open.has_room_for(&record));
+        open.push(&record);
+        assert!(!open.has_room_for(&record));
+        assert!(open.seal().split().is_err());
+    }
+
+    #[test]
+    fn sequences_start_over_after_the_largest() {
+        assert_eq!(sequence_after(0, 5), 5);
+        assert_eq!(sequence_after(i32::MAX - 1, 1), i32::MAX);
+        assert_eq!(sequence_after(i32::MAX, 1), 0);
+        assert_eq!(sequence_after(i32::MAX - 1, 5), 3);
+    }
+
+    #[test]
+    fn varints_have_the_length_that_is_reckoned() {
+        for value in [0, -1, 1, 63, 64, -64, -65, 8191, 8192, i64::MAX, i64::MIN, 1 << 55] {
+            let mut out = Vec::new();
+            write_varint(&mut out, value);
+            assert_eq!(out.len(), varint_len(value), "{value}");
+            assert_eq!(read_varint(&mut &out[..]), Some(value));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What is worth telling: one vocabulary for log, health and, later, metrics.
+
+use super::kafka::BrokerId;
+use super::position::Position;
+use super::producer::Blocked;
+use factlib_protocol::Lsn;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A change of state. Plain data: the rim words it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The slot is ours and the stream is open.
+    Streaming {
+        /// Where START_REPLICATION asked to start; 0/0 is the slot's own position.
+        start: Lsn,
+        /// The server's timeline.
+        timeline: u32,
+    },
+    /// The connection to PostgreSQL ended; the next attempt is made after `delay`.
+    Away {
+        /// Why.
+        cause: String,
+        /// Until the next attempt.
+        delay: Duration,
+    },
+    /// Another session has the slot; asked again every `delay`.
+    SlotInUse {
+        /// The server's words, with the other's process id.
+        cause: String,
+        /// Until the next attempt.
+        delay: Duration,
+    },
+    /// The slot is further than this process left it: another relay had it meanwhile, or somebody
+    /// advanced it by hand, in which case facts may be lost.
+    SlotMoved {
+        /// What this process had confirmed.
+        from: Lsn,
+        /// Where the slot stands now.
+        to: Lsn,
+    },
+    /// The server is on another timeline: a failover. Reading starts at the slot's own position.
+    TimelineChanged {
+        /// Timeline before.
+        from: u32,
+        /// Timeline now.
+        to: u32,
+    },
+    /// The server wants to stop; `unsettled` facts are not in Kafka yet and will be read again.
+    ServerStopping {
+        /// Facts without an acknowledgement.
+        unsettled: usize,
+    },
+    /// A fact stops the relay: it can be neither published nor passed over.
+    Halted(Halted),
+    /// The fact that stopped the relay went through.
+    Resumed {
+        /// Its position.
+        position: Position,
+    },
+    /// A broker answered for the first time.
+    KafkaReached {
+        /// Brokers of the cluster.
+        brokers: usize,
+    },
+    /// No broker answers.
+    KafkaUnreachable {
+        /// Why.
+        cause: String,
+    },
+    /// The producer's identity.
+    ProducerId {
+        /// Producer id.
+        id: i64,
+    },
+    /// No producer id is to be had.
+    NoProducerId {
+        /// The broker's error, or why there was no answer.
+        cause: String,
+    },
+    /// A partition does not take its batch; the same batch goes again.
+    PartitionBlocked {
+        /// Where, what, since when.
+        blocked: Blocked,
+        /// How often it has been tried.
+        attempt: u32,
+    },
+    /// A partition takes batches again.
+    PartitionRecovered {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// How long it did not.
+        after: Duration,
+    },
+    /// A topic has another number of partitions than when it was first used. Keys stay where they
+    /// are until the relay is restarted.
+    PartitionsChanged {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partitions in use.
+        from: u32,
+        /// Partitions there are.
+        to: u32,
+    },
+    /// A broker asks to be left alone for a while.
+    Throttled {
+        /// Node id.
+        broker: BrokerId,
+        /// How long.
+        throttle: Duration,
+    },
+    /// A batch is settled.
+    Settled {
+        /// Facts in it.
+        facts: usize,
+        /// Encoded bytes.
+        bytes: usize,
+    },
+    /// Stopping was asked for.
+    Stopping {
+        /// Facts without an acknowledgement.
+        unsettled: usize,
+    },
+}
+
+/// A fact that can be neither published nor passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Halted {
+    /// Position of the fact.
+    pub position: Position,
+    /// The message LSN, as the application that emitted it was told.
+    pub lsn: Lsn,
+    /// The topic it was going to, where it could be named.
+    pub topic: Option<String>,
+    /// Why it cannot be published and what to do.
+    pub reason: String,
+}

@@ -1,0 +1,168 @@
+//! Where a fact stands in delivery order.
+//!
+//! Message LSNs go up and down in the stream (they keep the place where they were written, while
+//! transactions come in commit order), so nothing here is ever compared by them.
+
+use factlib_protocol::Lsn;
+use std::fmt;
+
+/// What kind of [`Unit`] an LSN names. The order decides a tie that really occurs: a
+/// non-transactional message's record may end exactly where the next commit record starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// One non-transactional message, named by its own LSN (the end of its WAL record).
+    Message = 0,
+    /// A transaction, named by `Begin.final_lsn` (the start of its commit record).
+    Transaction = 1,
+}
+
+/// A delivery unit: what PostgreSQL delivers, and delivers again, as a whole.
+///
+/// Units arrive in strictly increasing order within a timeline, and the WAL names them: the same
+/// unit has the same name in every session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unit {
+    /// `Begin.final_lsn`, or the message LSN of a non-transactional message.
+    pub lsn: Lsn,
+    /// Which of the two `lsn` is.
+    pub class: Class,
+}
+
+impl Unit {
+    /// The transaction whose commit record starts at `final_lsn`.
+    pub const fn transaction(final_lsn: Lsn) -> Self {
+        Self { lsn: final_lsn, class: Class::Transaction }
+    }
+
+    /// The non-transactional message whose record ends at `lsn`.
+    pub const fn message(lsn: Lsn) -> Self {
+        Self { lsn, class: Class::Message }
+    }
+}
+
+/// A fact's place in delivery order: timeline, unit, and index among all messages of its unit.
+///
+/// The timeline comes first because LSNs are used again after a promotion: a fact that only the old
+/// primary ever had must never hide a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The timeline on which the unit was written.
+    pub timeline: u32,
+    /// The unit.
+    pub unit: Unit,
+    /// Index among *all* messages of the unit, whatever their prefix, so that another list of
+    /// prefixes renumbers nothing.
+    pub index: u32,
+}
+
+impl Position {
+    /// Length of the text form in bytes.
+    pub const TEXT_LEN: usize = 8 + 1 + 16 + 1 + 1 + 1 + 8;
+
+    /// `timeline.lsn.class.index` in lower-case hexadecimal of fixed width, so that the order of
+    /// the bytes is delivery order.
+    pub fn text(&self) -> [u8; Self::TEXT_LEN] {
+        let mut text = [b'.'; Self::TEXT_LEN];
+        let (timeline, rest) = text.split_at_mut(8);
+        let (_, rest) = rest.split_at_mut(1);
+        let (lsn, rest) = rest.split_at_mut(16);
+        let (_, rest) = rest.split_at_mut(1);
+        let (class, rest) = rest.split_at_mut(1);
+        let (_, index) = rest.split_at_mut(1);
+        hex(u64::from(self.timeline), timeline);
+        hex(self.unit.lsn.0, lsn);
+        hex(self.unit.class as u64, class);
+        hex(u64::from(self.index), index);
+        text
+    }
+}
+
+/// Writes the low digits of `value`, as many as `out` has room for.
+fn hex(mut value: u64, out: &mut [u8]) {
+    for byte in out.iter_mut().rev() {
+        let digit = (value & 0xf) as u8;
+        *byte = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+        value >>= 4;
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeline, unit, index } = self;
+        write!(f, "{timeline:08x}.{:016x}.{:x}.{index:08x}", unit.lsn.0, unit.class as u8)
+    }
+}
+
+/// Which timeline wrote which part of the WAL: the server's answer to `TIMELINE_HISTORY`.
+///
+/// Without it the facts of the common part would carry another timeline after a failover than
+/// before, and a consumer could not recognise a repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timelines {
+    current: u32,
+    /// Ended timelines and the LSN at which each ended, oldest first.
+    ended: Vec<(u32, Lsn)>,
+}
+
+impl Timelines {
+    /// `current` is IDENTIFY_SYSTEM's answer; `ended` lists its ancestors, oldest first, each with
+    /// the LSN at which the next one branched off.
+    pub fn new(current: u32, ended: Vec<(u32, Lsn)>) -> Self {
+        Self { current, ended }
+    }
+
+    /// The timeline the server is on.
+    pub fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// The timeline that wrote `unit`.
+    pub fn of(&self, unit: Unit) -> u32 {
+        let wrote = |switch: Lsn| match unit.class {
+            // A commit record is named by its first byte, a message's record by its end.
+            Class::Transaction => unit.lsn < switch,
+            Class::Message => unit.lsn <= switch,
+        };
+        let ended = self.ended.iter().find(|(_, switch)| wrote(*switch));
+        ended.map_or(self.current, |(timeline, _)| *timeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(timeline: u32, unit: Unit, index: u32) -> Position {
+        Position { timeline, unit, index }
+    }
+
+    #[test]
+    fn text_has_the_order_of_delivery() {
+        let in_order = [
+            position(1, Unit::message(Lsn(0x151_7030)), 0),
+            position(1, Unit::transaction(Lsn(0x151_7030)), 0),
+            position(1, Unit::transaction(Lsn(0x151_7030)), 10),
+            position(1, Unit::transaction(Lsn(0xffff_ffff_0000_0000)), 3),
+            position(2, Unit::transaction(Lsn(0x151_7000)), 0),
+            position(0x10, Unit::message(Lsn(1)), u32::MAX),
+        ];
+        for pair in in_order.windows(2) {
+            assert!(pair[0] < pair[1]);
+            assert!(pair[0].text() < pair[1].text());
+        }
+        for one in in_order {
+            assert_eq!(one.to_string().as_bytes(), one.text());
+        }
+        assert_eq!(in_order[1].to_string(), "00000001.0000000001517030.1.00000000");
+    }
+
+    #[test]
+    fn a_unit_of_the_common_part_keeps_its_timeline_after_a_failover() {
+        let timelines = Timelines::new(3, vec![(1, Lsn(0x100)), (2, Lsn(0x200))]);
+        assert_eq!(timelines.of(Unit::transaction(Lsn(0xff))), 1);
+        assert_eq!(timelines.of(Unit::transaction(Lsn(0x100))), 2);
+        assert_eq!(timelines.of(Unit::message(Lsn(0x100))), 1);
+        assert_eq!(timelines.of(Unit::message(Lsn(0x101))), 2);
+        assert_eq!(timelines.of(Unit::transaction(Lsn(0x200))), 3);
+    }
+}

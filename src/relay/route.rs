@@ -1,0 +1,221 @@
+//! Where a fact goes: topic, partition, headers. The compatibility contract with consumers.
+
+use super::fact::Fact;
+use super::position::Position;
+use factlib_protocol::Lsn;
+use std::fmt::Write as _;
+
+/// Longest topic name a broker accepts (`org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH`).
+pub const TOPIC_LEN_MAX: usize = 249;
+
+/// True if a broker can have a topic of this name: letters, digits, `.`, `_`, `-`, at most
+/// [`TOPIC_LEN_MAX`] bytes, not empty, `.` or `..`.
+pub fn is_topic(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=TOPIC_LEN_MAX).contains(&name.len())
+        && name.bytes().all(legal)
+        && !matches!(name, "." | "..")
+}
+
+/// The partition that the Java client's default partitioner chooses for `key` among `partitions`.
+///
+/// An empty key is hashed like any other, so that it is deterministic.
+pub fn partition(key: &[u8], partitions: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % partitions.max(1)
+}
+
+/// `org.apache.kafka.common.utils.Utils.murmur2`.
+fn murmur2(data: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const M: u32 = 0x5bd1_e995;
+    // Java's int arithmetic: lengths beyond 2^32 cannot occur in a frame.
+    #[expect(clippy::cast_possible_truncation, reason = "wraps as Java's does")]
+    let mut hash = SEED ^ data.len() as u32;
+    let (words, tail) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    if !tail.is_empty() {
+        for (shift, byte) in tail.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * shift);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ hash >> 15
+}
+
+/// Which cluster and database the facts come from: the value of the `factlib_source` header.
+///
+/// Not the slot: the same WAL read through another slot is the same source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source(String);
+
+impl Source {
+    /// From IDENTIFY_SYSTEM's system id and the database's OID.
+    pub fn new(system: u64, database: u32) -> Self {
+        Self(format!("{system}/{database}"))
+    }
+
+    /// The header's value.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The id of a fact that came without one: UUIDv5 of source and position, so that a repeat has
+    /// the same.
+    pub fn id(&self, position: &Position) -> uuid::Uuid {
+        let name = format!("{}/{position}", self.0);
+        uuid::Uuid::new_v5(&NAMESPACE, name.as_bytes())
+    }
+}
+
+/// Namespace of the ids that [`Source::id`] makes: UUIDv5 of the DNS name `factlib.event_id`.
+const NAMESPACE: uuid::Uuid = uuid::uuid!("b7eb0b78-6f97-5916-a7e2-b8e0a93110a4");
+
+/// The headers of one record, encoded as a record batch holds them.
+#[derive(Debug, Default)]
+pub struct Headers {
+    count: u32,
+    encoded: Vec<u8>,
+}
+
+impl Headers {
+    /// Fills in the headers of `fact`, in a fixed order: event, position, trace, then, if asked for,
+    /// the event's metadata. Keys of the emitter that ours would clash with are left out: a consumer
+    /// must be able to trust ours.
+    pub fn fill(
+        &mut self,
+        fact: &Fact<'_>,
+        source: &Source,
+        position: &Position,
+        lsn: Lsn,
+        event_metadata: bool,
+        scratch: &mut String,
+    ) {
+        self.count = 0;
+        self.encoded.clear();
+        scratch.clear();
+        if fact.id.is_empty() {
+            let mut buffer = uuid::Uuid::encode_buffer();
+            let id = source.id(position).hyphenated().encode_lower(&mut buffer);
+            self.push("event_id", id.as_bytes());
+        } else {
+            self.push("event_id", fact.id.as_bytes());
+        }
+        self.push("event_type", fact.event_type.as_bytes());
+        // A String takes every write.
+        let _ = write!(scratch, "{lsn}");
+        self.push("LSN", scratch.as_bytes());
+        self.push("factlib_position", &position.text());
+        self.push("factlib_source", source.as_str().as_bytes());
+        if let Some(trace) = &fact.trace {
+            self.push("trace_id", trace.trace_id.as_bytes());
+            self.push("span_id", trace.span_id.as_bytes());
+            trace.metadata(|key, value| self.push_foreign(key, value));
+        }
+        if event_metadata {
+            fact.metadata(|key, value| self.push_foreign(key, value));
+        }
+    }
+
+    /// Number of headers.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Key length, key, value length, value of each, as varints and bytes.
+    pub fn encoded(&self) -> &[u8] {
+        &self.encoded
+    }
+
+    fn push(&mut self, key: &str, value: &[u8]) {
+        self.count += 1;
+        super::batch::write_bytes(&mut self.encoded, Some(key.as_bytes()));
+        super::batch::write_bytes(&mut self.encoded, Some(value));
+    }
+
+    fn push_foreign(&mut self, key: &str, value: &str) {
+        let ours = ["event_id", "event_type", "LSN", "trace_id", "span_id"];
+        if !ours.contains(&key) && !key.starts_with("factlib_") {
+            self.push(key, value.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::position::Unit;
+
+    #[test]
+    fn murmur2_is_javas() {
+        // The vectors of Kafka's own UtilsTest.
+        let vectors: [(&str, i32); 6] = [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ];
+        for (key, hash) in vectors {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), hash, "{key}");
+        }
+    }
+
+    #[test]
+    fn an_empty_key_has_one_partition() {
+        assert_eq!(partition(b"", 7), partition(b"", 7));
+        assert!(partition(b"", 7) < 7);
+    }
+
+    #[test]
+    fn topic_names_follow_the_brokers_rules() {
+        for legal in ["orders.order", "a", "A_b-c.9", &"x".repeat(249)] {
+            assert!(is_topic(legal), "{legal}");
+        }
+        for illegal in ["", ".", "..", "a b", "a/b", "ä", &"x".repeat(250)] {
+            assert!(!is_topic(illegal), "{illegal}");
+        }
+    }
+
+    #[test]
+    fn a_fact_without_an_id_has_the_same_id_every_time() {
+        let source = Source::new(7_300_000_000_000_000_000, 16384);
+        let unit = Unit::transaction(Lsn(0x151_7030));
+        let position = Position { timeline: 1, unit, index: 4 };
+        let id = source.id(&position);
+        assert_eq!(id, source.id(&position));
+        assert_eq!(id.get_version_num(), 5);
+        assert_ne!(id, source.id(&Position { index: 5, ..position }));
+        assert_ne!(id, Source::new(1, 16384).id(&position));
+    }
+
+    #[test]
+    fn keys_of_the_emitter_never_overwrite_ours() {
+        let content =
+            br#"{"aggregate_type":"order","event_type":"created","trace_info":{"trace_id":"t",
+            "metadata":{"LSN":"x","factlib_position":"0","traceparent":"00-t-s-01"}}}"#;
+        let fact = Fact::decode(content).unwrap();
+        let position = Position { timeline: 1, unit: Unit::transaction(Lsn(1)), index: 0 };
+        let mut headers = Headers::default();
+        headers.fill(
+            &fact,
+            &Source::new(1, 2),
+            &position,
+            Lsn(0x16_B374),
+            true,
+            &mut String::new(),
+        );
+        assert_eq!(headers.count(), 8);
+        let text = String::from_utf8_lossy(headers.encoded());
+        assert_eq!(text.matches("LSN").count(), 1);
+        assert!(text.contains("0/16B374"), "{text}");
+        assert!(text.contains("traceparent"), "{text}");
+        assert_eq!(text.matches("factlib_position").count(), 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! Puts the engine's events and standing into words: log lines and the health board.
+
+use crate::http::{self, Health, Snapshot};
+use crate::relay::event::{Event, Halted};
+use crate::relay::producer::Blocked;
+use crate::relay::{Standing, State};
+use factlib_protocol::Lsn;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use tracing::{error, info, warn};
+
+/// Log and health of one relay.
+#[derive(Debug)]
+pub(crate) struct Report {
+    slot: String,
+    health: Arc<Health>,
+    published: u64,
+    halted_since: Option<(Halted, SystemTime)>,
+    due: bool,
+}
+
+impl Report {
+    pub(crate) fn new(slot: &str, health: Arc<Health>) -> Self {
+        Self { slot: slot.to_owned(), health, published: 0, halted_since: None, due: true }
+    }
+
+    /// True when something happened that health should show at once.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// Publication and slot were made just now.
+    pub(crate) fn created(&self, publication: &str, point: Lsn) {
+        info!(
+            slot = self.slot,
+            publication,
+            lsn = %point,
+            "made publication and slot: facts committed from this point on are published, earlier ones \
+             are not"
+        );
+    }
+
+    /// One line for each change of state.
+    pub(crate) fn event(&mut self, event: &Event) {
+        let slot = self.slot.as_str();
+        self.due |= !matches!(event, Event::Settled { .. });
+        match event {
+            Event::Settled { facts, .. } => self.published += *facts as u64,
+            Event::Streaming { start, timeline } => {
+                info!(slot, lsn = %start, timeline, "streaming");
+            }
+            Event::Away { cause, delay } => {
+                warn!(slot, retry_in = ?delay, error = cause, "not connected to PostgreSQL");
+            }
+            Event::SlotInUse { cause, delay } => {
+                info!(slot, every = ?delay, error = cause, "waiting for the slot, which another has");
+            }
+            Event::SlotMoved { from, to } => warn!(
+                slot,
+                lsn = %to,
+                confirmed = %from,
+                "the slot is further than this relay left it: another relay had it, or somebody \
+                 advanced it; in the second case the facts between are not in Kafka"
+            ),
+            Event::TimelineChanged { from, to } => {
+                warn!(slot, from, to, "the server is on another timeline: a failover");
+            }
+            Event::ServerStopping { unsettled } => {
+                info!(slot, unsettled, "PostgreSQL is shutting down; letting it go");
+            }
+            Event::Halted(halted) => error!(
+                slot,
+                lsn = %halted.lsn,
+                position = %halted.position,
+                topic = halted.topic,
+                error = halted.reason,
+                "halted: this fact cannot be published, and nothing after it is"
+            ),
+            Event::Resumed { position } => {
+                info!(slot, %position, "the fact that halted the relay is published");
+            }
+            Event::KafkaReached { brokers } => info!(brokers, "Kafka is reached"),
+            Event::KafkaUnreachable { cause } => warn!(error = cause, "no Kafka broker answers"),
+            Event::ProducerId { id } => info!(producer_id = id, "idempotent producer is ready"),
+            Event::NoProducerId { cause } => warn!(error = cause, "no producer id to be had"),
+            Event::PartitionBlocked { blocked, attempt } => {
+                let Blocked { topic, partition, position, reason, halted, .. } = blocked;
+                if *halted {
+                    error!(
+                        %topic, partition, %position, attempt, error = reason,
+                        "halted: Kafka refuses this fact, and nothing after it is confirmed"
+                    );
+                } else {
+                    warn!(%topic, partition, %position, attempt, error = reason, "produce is repeated");
+                }
+            }
+            Event::PartitionRecovered { topic, partition, after } => {
+                info!(%topic, partition, ?after, "produce goes on");
+            }
+            Event::PartitionsChanged { topic, from, to } => warn!(
+                %topic, from, to,
+                "the topic's partitions have changed; keys stay on the old ones until a restart"
+            ),
+            Event::Throttled { broker, throttle } => warn!(broker, ?throttle, "throttled by quota"),
+            Event::Stopping { unsettled } => {
+                info!(slot, unsettled, "stopping: settling what was read");
+            }
+        }
+    }
+
+    /// Shows where the relay stands.
+    pub(crate) fn standing(&mut self, standing: &Standing, now: Instant) {
+        self.due = false;
+        let (state, reason) = match &standing.state {
+            State::Connecting(cause) => (http::State::Connecting, cause.clone()),
+            State::WaitingForSlot(cause) => (http::State::WaitingForSlot, Some(cause.clone())),
+            State::Streaming if !standing.kafka_reached => {
+                (http::State::Connecting, Some("no Kafka broker has answered yet".to_owned()))
+            }
+            State::Streaming => (http::State::Streaming, None),
+            State::Halted(halted) => (http::State::Halted, Some(halted.reason.clone())),
+            State::Stalled(blocked) => {
+                let reason = blocked.as_ref().map_or_else(
+                    || "Kafka does not take what was read as fast as it comes".to_owned(),
+                    |blocked| blocked.reason.clone(),
+                );
+                (http::State::Stalled, Some(reason))
+            }
+            State::Stopping => (http::State::Stopping, Some("asked to stop".to_owned())),
+        };
+        // Paused for a moment with everything moving is how a full pipe looks.
+        let ready = match &standing.state {
+            State::Streaming => standing.kafka_reached,
+            State::Stalled(blocked) => blocked.is_none(),
+            _ => false,
+        };
+        let blocked = self.blocked(standing, now);
+        let lsn =
+            |lsn: Lsn| Some(lsn).filter(|lsn| *lsn != Lsn::INVALID).map(|lsn| lsn.to_string());
+        let shown = self.health.snapshot();
+        self.health.set(Snapshot {
+            ready,
+            state,
+            reason,
+            blocked,
+            received_lsn: lsn(standing.received),
+            confirmed_lsn: lsn(standing.confirmed),
+            in_flight_bytes: standing.unsettled_bytes as u64,
+            published: self.published,
+            ..shown
+        });
+    }
+
+    fn blocked(&mut self, standing: &Standing, now: Instant) -> Option<http::Blocked> {
+        let clock = wall_clock();
+        if let State::Halted(halted) = &standing.state
+            && standing.blocked.as_ref().is_none_or(|blocked| !blocked.halted)
+        {
+            let known = self.halted_since.take().filter(|(known, _)| known == halted);
+            let (_, since) = self.halted_since.insert(known.unwrap_or((halted.clone(), clock)));
+            return Some(http::Blocked {
+                topic: halted.topic.clone(),
+                partition: None,
+                position: halted.position.to_string(),
+                reason: halted.reason.clone(),
+                since: *since,
+            });
+        }
+        self.halted_since = None;
+        let blocked = standing.blocked.as_ref()?;
+        let age = now.saturating_duration_since(blocked.since);
+        Some(http::Blocked {
+            topic: Some(blocked.topic.to_string()),
+            partition: Some(blocked.partition),
+            position: blocked.position.to_string(),
+            reason: blocked.reason.clone(),
+            since: clock.checked_sub(age).unwrap_or(clock),
+        })
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "what people read is in wall-clock time")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

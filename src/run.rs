@@ -1,0 +1,258 @@
+//! The loop that carries inputs to the engine and its outputs to the world. It decides nothing.
+
+use crate::config::{Config, RecordTimestamp, RecordValue};
+use crate::http::Health;
+use crate::kafka::{self, Kafka};
+use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
+use crate::relay::gone::{Exit, Gone};
+use crate::relay::{Input, Now, Output, Reading, Relay, Settings};
+use crate::report::Report;
+use bytes::BytesMut;
+use factlib_protocol::replication::{quote_identifier, start_logical};
+use factlib_protocol::{Lsn, Timestamp};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+
+/// How often health is brought up to date when nothing happens.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A receive buffer that grew beyond this for one large message is given back when it is empty.
+const RECEIVE_BUFFER_KEPT: usize = 4 * 1024 * 1024;
+
+/// Both clocks. The only place of the relay that reads them.
+#[expect(clippy::disallowed_methods, reason = "the driver's clock, handed to the engine")]
+fn now() -> Now {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
+    Now { at: Instant::now(), clock: Timestamp::from_unix_micros(micros) }
+}
+
+/// What the connection to PostgreSQL is doing.
+enum Postgres {
+    None,
+    Connecting(Pin<Box<dyn Future<Output = Result<Identified, Gone>> + Send>>),
+    Identified(Connection),
+    Starting(Pin<Box<dyn Future<Output = Result<(Connection, Instant), Failure>> + Send>>),
+    Streaming(Connection),
+}
+
+/// What happened while waiting.
+enum Happened {
+    Connected(Result<Identified, Gone>),
+    Started(Result<(Connection, Instant), Failure>),
+    Turned(Turn),
+    Answered(crate::relay::kafka::Answer),
+    Deadline,
+    Stop,
+}
+
+/// Publishes until told to stop, or until it cannot go on.
+///
+/// `stop` is any future: it says when to finish.
+pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output = ()>) -> Exit {
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let kafka = Kafka::new(kafka_config(config), answers);
+    let mut relay = Relay::new(settings(config));
+    #[cfg(feature = "seeded-bugs")]
+    if let Ok(name) = std::env::var("OWLPOST_SEEDED_BUG")
+        && let Some(bug) = crate::relay::seeded_bug::SeededBug::from_name(&name)
+    {
+        tracing::error!("this relay is broken on purpose: {name}");
+        relay.seed_bug(bug);
+    }
+    let mut report = Report::new(&config.slot, health);
+    let mut postgres = Postgres::None;
+    let mut may_create = true;
+    let mut gather_until: Option<Instant> = None;
+    let mut reported = now().at;
+    let mut stop = std::pin::pin!(stop);
+    let mut stopping = false;
+    relay.handle(now(), Input::Timeout);
+    loop {
+        while let Some(output) = relay.poll_output() {
+            match output {
+                Output::Connect => {
+                    let ask = ask(config, may_create);
+                    postgres = Postgres::Connecting(Box::pin(async move { identify(&ask).await }));
+                }
+                Output::StartReplication { start } => {
+                    let Postgres::Identified(connection) = postgres else { continue };
+                    postgres = Postgres::Starting(Box::pin(start_replication(
+                        connection,
+                        start_command(config, start),
+                    )));
+                }
+                Output::Send(bytes) => {
+                    if let Postgres::Streaming(connection) = &mut postgres {
+                        connection.send(&bytes);
+                    }
+                }
+                Output::Hangup => {
+                    if let Postgres::Streaming(connection) =
+                        std::mem::replace(&mut postgres, Postgres::None)
+                    {
+                        connection.hang_up();
+                    }
+                }
+                Output::Kafka(request) => kafka.send(request),
+                Output::Event(event) => report.event(&event),
+                Output::Exit(exit) => {
+                    report.standing(&relay.standing(), now().at);
+                    return exit;
+                }
+            }
+        }
+        let at = now().at;
+        if report.is_due() || at >= reported + REPORT_INTERVAL {
+            reported = at;
+            report.standing(&relay.standing(), at);
+        }
+
+        let reading = match relay.reading() {
+            Reading::Gather(nap) if gather_until.is_none() => {
+                gather_until = Some(at + nap);
+                Reading::Paused
+            }
+            Reading::Gather(_) if gather_until.is_some_and(|until| at < until) => Reading::Paused,
+            Reading::Gather(_) => Reading::Now,
+            other => other,
+        };
+        let gathering = gather_until.filter(|until| *until > at && reading == Reading::Paused);
+        let wake = reported + REPORT_INTERVAL;
+        let wake = relay.deadline().into_iter().chain(gathering).fold(wake, Instant::min);
+        let happened = tokio::select! {
+            happened = postgres.turn(reading, relay.receive_buffer()) => happened,
+            Some(answer) = answered.recv() => Happened::Answered(answer),
+            () = &mut stop, if !stopping => Happened::Stop,
+            () = sleep_until(wake.into()) => Happened::Deadline,
+        };
+        match happened {
+            Happened::Connected(Ok(identified)) => {
+                may_create = false;
+                if let Some(point) = identified.created {
+                    report.created(&config.publication, point);
+                }
+                postgres = Postgres::Identified(identified.connection);
+                relay.handle(now(), Input::Identified(identified.identity));
+            }
+            Happened::Connected(Err(gone)) => {
+                postgres = Postgres::None;
+                relay.handle(now(), Input::PostgresGone(gone));
+            }
+            Happened::Started(Ok((mut connection, asked_at))) => {
+                relay.handle(now(), Input::Streaming { asked_at });
+                let bytes = connection.take_received(relay.receive_buffer());
+                postgres = Postgres::Streaming(connection);
+                relay.handle(now(), Input::Received { bytes, drained: true });
+            }
+            Happened::Started(Err(failure)) => {
+                postgres = Postgres::None;
+                relay.handle(now(), Input::PostgresGone(failure.into()));
+            }
+            Happened::Turned(Turn::Received { bytes, drained }) => {
+                gather_until = None;
+                relay.handle(now(), Input::Received { bytes, drained });
+                let buffer = relay.receive_buffer();
+                if buffer.is_empty() && buffer.capacity() > RECEIVE_BUFFER_KEPT {
+                    *buffer = BytesMut::new();
+                }
+            }
+            Happened::Turned(Turn::Ended(failure)) => {
+                postgres = Postgres::None;
+                relay.handle(now(), Input::PostgresGone(failure.into()));
+            }
+            Happened::Answered(answer) => {
+                relay.handle(now(), Input::Kafka(answer));
+                while let Ok(answer) = answered.try_recv() {
+                    relay.handle(now(), Input::Kafka(answer));
+                }
+            }
+            Happened::Stop => {
+                stopping = true;
+                relay.handle(now(), Input::Stop);
+            }
+            Happened::Deadline => relay.handle(now(), Input::Timeout),
+        }
+    }
+}
+
+impl Postgres {
+    /// Waits for whatever comes next. Cancel safe.
+    async fn turn(&mut self, reading: Reading, into: &mut BytesMut) -> Happened {
+        match self {
+            Self::None | Self::Identified(_) => std::future::pending().await,
+            Self::Connecting(future) => Happened::Connected(future.await),
+            Self::Starting(future) => Happened::Started(future.await),
+            Self::Streaming(connection) => Happened::Turned(connection.turn(reading, into).await),
+        }
+    }
+}
+
+async fn start_replication(
+    mut connection: Connection,
+    command: String,
+) -> Result<(Connection, Instant), Failure> {
+    let asked_at = now().at;
+    connection.start_replication(&command).await?;
+    Ok((connection, asked_at))
+}
+
+/// Protocol version 1 and no streaming: inside a stream block a fact of a rolled-back savepoint
+/// cannot be told from a good one.
+fn start_command(config: &Config, start: Lsn) -> String {
+    let publication = quote_identifier(&config.publication);
+    let options =
+        [("proto_version", "1"), ("publication_names", publication.as_str()), ("messages", "true")];
+    start_logical(&config.slot, start, &options)
+}
+
+/// What the PostgreSQL side of the relay needs of `config`.
+pub fn ask(config: &Config, may_create: bool) -> Ask {
+    Ask {
+        postgres: config.postgres.clone(),
+        slot: config.slot.clone(),
+        publication: config.publication.clone(),
+        wal_sender_timeout: config.limits.wal_sender_timeout,
+        tcp_user_timeout: config.limits.tcp_user_timeout,
+        may_create,
+    }
+}
+
+fn kafka_config(config: &Config) -> kafka::Config {
+    let bootstrap = config.kafka.brokers.iter().map(ToString::to_string).collect();
+    let request_timeout = config.limits.request;
+    kafka::Config {
+        client_id: config.kafka.client_id.clone(),
+        request_timeout,
+        connect_timeout: request_timeout / 2,
+        ack_timeout: request_timeout / 5 * 4,
+        ..kafka::Config::new(bootstrap)
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let mut seed = [0; 8];
+    // Without randomness the jitter is the same in every process, and that is all.
+    if getrandom::fill(&mut seed).is_err() {
+        tracing::warn!("no random bytes for jitter");
+    }
+    Settings {
+        prefixes: config.prefixes.clone(),
+        value_is_payload: config.records.value == RecordValue::Payload,
+        timestamp_is_publish: config.records.timestamp == RecordTimestamp::Publish,
+        metadata_headers: config.records.metadata_headers,
+        in_flight_bytes_max: config.limits.in_flight_bytes,
+        frame_bytes_max: config.limits.frame_max_bytes,
+        stall_timeout: config.limits.stall,
+        lease: config.limits.lease,
+        status_interval: config.limits.status_interval,
+        stop_timeout: config.limits.shutdown,
+        backoff_max: config.limits.backoff_max,
+        startup_timeout: config.limits.startup,
+        seed: u64::from_ne_bytes(seed),
+    }
+}
