@@ -29,14 +29,18 @@ pub(super) fn redact(text: &str) -> String {
         None => (rest, None),
     };
     let query = query.map(|query| {
-        let shown: Vec<_> = query
-            .split('&')
-            .map(|pair| match pair.split_once('=') {
-                // Also catches keywords spelt with percent-encoded letters.
-                Some((key, _)) if key.contains("pass") || key.contains('%') => format!("{key}=***"),
-                _ => pair.to_owned(),
-            })
-            .collect();
+        let mut shown = Vec::new();
+        for pair in query.split('&') {
+            match pair.split_once('=') {
+                // Also catches keywords spelt with percent-encoded letters. What follows may be the
+                // rest of a password with an unescaped `&`.
+                Some((key, _)) if key.contains("pass") || key.contains('%') => {
+                    shown.push(format!("{key}=***"));
+                    break;
+                }
+                _ => shown.push(pair.to_owned()),
+            }
+        }
         format!("?{}", shown.join("&"))
     });
     format!("{scheme}://{user}{place}{}", query.unwrap_or_default())

@@ -1,0 +1,117 @@
+//! `compose.yml` and `Dockerfile` cannot be run where the tests run, so they are held to the code.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
+
+use factlib::cli::Cli;
+use factlib::config::{Config, Host, VARIABLES};
+use yaml_rust2::{Yaml, YamlLoader};
+
+fn file(name: &str) -> String {
+    let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn compose() -> Yaml {
+    YamlLoader::load_from_str(&file("compose.yml")).unwrap().remove(0)
+}
+
+/// The environment of a service; values must be text, or a `yes` would arrive as `true`.
+fn environment(service: &Yaml) -> Vec<(String, String)> {
+    let entries = service["environment"].as_hash().unwrap();
+    entries
+        .iter()
+        .map(|(name, value)| match value {
+            Yaml::String(value) => (name.as_str().unwrap().to_owned(), value.clone()),
+            _ => panic!("{name:?} is not text"),
+        })
+        .collect()
+}
+
+fn words(list: &Yaml) -> Vec<&str> {
+    list.as_vec().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_relays_environment_is_a_configuration_that_works() {
+    let compose = compose();
+    let environment = environment(&compose["services"]["owlpost"]);
+    for (name, _) in &environment {
+        assert!(VARIABLES.contains(&name.as_str()), "{name} is no setting");
+    }
+    let flags = environment
+        .iter()
+        .map(|(name, value)| format!("--{}={value}", name.to_ascii_lowercase().replace('_', "-")));
+    let cli = Cli::try_from_args(std::iter::once("owlpost".to_owned()).chain(flags)).unwrap();
+    let config = Config::from_raw(&cli.config, |_| None).unwrap_or_else(|p| panic!("{p}"));
+
+    // It looks for the others where they are.
+    assert_eq!(
+        config.postgres.hosts,
+        [Host::Tcp { host: "postgres".into(), addr: None, port: 5432 }]
+    );
+    let kafka = &compose["services"]["kafka"]["environment"];
+    let broker = config.kafka.brokers[0].to_string();
+    assert!(
+        kafka["KAFKA_ADVERTISED_LISTENERS"].as_str().unwrap().contains(&format!("//{broker},"))
+    );
+    let port = config.http.unwrap().port();
+    let ports = words(&compose["services"]["owlpost"]["ports"]);
+    assert_eq!(ports, [format!("127.0.0.1:{port}:{port}")]);
+    assert!(file("Dockerfile").contains(&format!("\nEXPOSE {port}\n")));
+
+    // It is not killed while it stops cleanly.
+    let grace = compose["services"]["owlpost"]["stop_grace_period"].as_str().unwrap();
+    assert!(humantime::parse_duration(grace).unwrap() > config.limits.shutdown);
+
+    // It may log in, and is the role that the database makes.
+    let sql = compose["configs"]["owlpost.sql"]["content"].as_str().unwrap();
+    let password = config.postgres.password.unwrap();
+    let role = format!(
+        "CREATE ROLE {} LOGIN REPLICATION PASSWORD '{}';",
+        config.postgres.user,
+        password.expose()
+    );
+    assert!(sql.contains(&role), "{role} in {sql}");
+    let database = compose["services"]["postgres"]["environment"]["POSTGRES_DB"].as_str();
+    assert_eq!(database, Some(&*config.postgres.database));
+    let topic = format!("--topic={}.order", config.prefixes[0]);
+    assert!(words(&compose["services"]["topics"]["command"]).contains(&&*topic));
+}
+
+#[test]
+fn the_services_can_do_their_part() {
+    let compose = compose();
+    let services = &compose["services"];
+    let names: Vec<_> = services.as_hash().unwrap().keys().map(|n| n.as_str().unwrap()).collect();
+    assert_eq!(names, ["postgres", "kafka", "topics", "owlpost"]);
+    assert!(words(&services["postgres"]["command"]).contains(&"wal_level=logical"));
+    assert_eq!(services["kafka"]["image"], services["topics"]["image"]);
+    for service in ["postgres", "kafka"] {
+        assert!(!services[service]["healthcheck"]["test"].is_badvalue(), "{service}");
+    }
+    // KRaft: the broker is its own controller, and every listener has a protocol.
+    let kafka = &services["kafka"]["environment"];
+    assert_eq!(kafka["KAFKA_PROCESS_ROLES"].as_str(), Some("broker,controller"));
+    let protocols = kafka["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].as_str().unwrap();
+    for listener in kafka["KAFKA_LISTENERS"].as_str().unwrap().split(',') {
+        let (name, _) = listener.split_once("://").unwrap();
+        assert!(protocols.split(',').any(|p| p == format!("{name}:PLAINTEXT")), "{name}");
+    }
+    // What is mounted is declared.
+    for (service, volume) in [("postgres", "postgres"), ("kafka", "kafka")] {
+        assert!(words(&services[service]["volumes"])[0].starts_with(&format!("{volume}:/")));
+        assert!(compose["volumes"].as_hash().unwrap().contains_key(&Yaml::String(volume.into())));
+    }
+}
+
+#[test]
+fn the_image_is_built_by_a_compiler_that_is_new_enough() {
+    let dockerfile = file("Dockerfile");
+    let tag = dockerfile.split_once("FROM rust:").unwrap().1;
+    let minor = |version: &str| -> u32 {
+        let digits = version.strip_prefix("1.").unwrap();
+        digits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    assert!(minor(tag) >= minor(env!("CARGO_PKG_RUST_VERSION")));
+    assert!(dockerfile.contains("\nFROM gcr.io/distroless/cc-debian12:nonroot\n"));
+}
