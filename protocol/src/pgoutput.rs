@@ -150,7 +150,7 @@ pub struct Column<'a> {
     pub type_modifier: i32,
 }
 
-/// `Y`: the name of a type that is not built in.
+/// `Y`: the name of a type that is not built in; for a domain, the name of the type beneath it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Type<'a> {
     /// Its number.

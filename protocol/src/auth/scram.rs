@@ -248,3 +248,37 @@ impl fmt::Display for ScramError {
 }
 
 impl core::error::Error for ScramError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 7677, section 3, whose user has a name.
+    #[test]
+    fn the_example_of_the_rfc_is_repeated() {
+        let mut first = ClientFirst::new(b"pencil", "rOprNGfwEbeRWgbNEkqO").unwrap();
+        assert_eq!(first.message(), b"n,,n=,r=rOprNGfwEbeRWgbNEkqO");
+        first.message = "n,,n=user,r=rOprNGfwEbeRWgbNEkqO".into();
+
+        let server_first = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+        let last = first.server_first(server_first).unwrap();
+        assert_eq!(
+            last.message(),
+            b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+        );
+        assert_eq!(last.iterations(), 4096);
+        let _verified =
+            last.server_final(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").unwrap();
+    }
+
+    #[test]
+    fn a_nonce_that_would_break_the_message_is_refused() {
+        for nonce in ["", "a,b", "a b", "é", "a\0"] {
+            assert_eq!(
+                ClientFirst::new(b"", nonce).unwrap_err(),
+                ScramError::ClientNonce,
+                "{nonce:?}"
+            );
+        }
+    }
+}
