@@ -53,10 +53,11 @@ fn server(tag: u8, body: &[u8]) -> Result<(), DecodeError> {
         backend::Message::Authentication(backend::Authentication::Sasl(mechanisms)) => {
             mechanisms.iter().for_each(|mechanism| assert!(!mechanism.is_empty()));
         }
-        backend::Message::CopyData(payload) => match replication::Message::decode(payload)? {
-            replication::Message::XLogData(piece) => pgoutput(piece.data)?,
-            _ => {}
-        },
+        backend::Message::CopyData(payload) => {
+            if let replication::Message::XLogData(piece) = replication::Message::decode(payload)? {
+                pgoutput(piece.data)?;
+            }
+        }
         // Their formats are checked and not kept.
         backend::Message::CopyBothResponse
         | backend::Message::CopyInResponse
