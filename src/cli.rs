@@ -41,8 +41,8 @@ pub enum Command {
     Run,
     /// Make the publication and the slot, print where the slot begins, and exit
     ///
-    /// Facts committed from that point on will be published. An interrupted `init` is resumed; anything
-    /// else that is half there is refused.
+    /// Facts committed from that point on will be published. An interrupted `init` is resumed;
+    /// anything else that is half there is refused.
     Init,
 }
 
@@ -59,21 +59,22 @@ Examples:
 
   In the service, inside its own transaction:
   SELECT pg_logical_emit_message(true, 'orders',
-    '{\"aggregate_type\": \"order\", \"aggregate_id\": \"42\", \"event_type\": \"paid\", \"payload\": {}}');
+    '{\"aggregate_type\": \"order\", \"aggregate_id\": \"42\",
+      \"event_type\": \"paid\", \"payload\": {\"cents\": 1999}}');
 
 Environment:
-  Every setting is a flag and a variable; the flag is the variable in lower case with dashes. An empty
-  value counts as not set. Durations: 500ms, 3s, 1m 30s. Sizes: 64KiB, 8MiB. What the database URL
-  leaves out comes from libpq's variables: PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE, PGSSLMODE,
-  PGREQUIREAUTH, PGCONNECT_TIMEOUT, PGOPTIONS, PGAPPNAME, PGTARGETSESSIONATTRS. Colours follow the
-  terminal and NO_COLOR.
+  Every setting is a flag and a variable; the flag is the variable in lower case with dashes.
+  An empty value counts as not set. Durations: 500ms, 3s, 1m 30s. Sizes: 64KiB, 8MiB.
+  What the database URL leaves out comes from libpq's variables: PGHOST, PGPORT, PGUSER,
+  PGPASSWORD, PGDATABASE, PGSSLMODE, PGREQUIREAUTH, PGCONNECT_TIMEOUT, PGOPTIONS, PGAPPNAME,
+  PGTARGETSESSIONATTRS. Colours follow the terminal and NO_COLOR.
 ";
 
 impl Cli {
     /// Reads the command line and the environment.
     ///
-    /// Help and version are printed, and a usage error explained, by ending the process: with 0, or with
-    /// [`ExitCode::Configuration`].
+    /// Help and version are printed, and a usage error explained, by ending the process: with 0, or
+    /// with [`ExitCode::Configuration`].
     pub fn from_args() -> Self {
         Self::try_from_args(std::env::args_os()).unwrap_or_else(|error| error.exit())
     }

@@ -1,8 +1,9 @@
 //! The health port: `/livez`, `/readyz`, `/health`.
 //!
 //! It has a thread and a runtime of its own and reads a small [board](Health), so that no scrape,
-//! however slow or hostile, touches the stream. A connection is closed after [`CONNECTION_MAX`], and
-//! the oldest is closed when there are more than [`CONNECTIONS_MAX`]: whoever comes next is served.
+//! however slow or hostile, touches the stream. A connection carries one request and lasts ten
+//! seconds at most; when there are too many the oldest is closed, so that whoever comes next is
+//! served.
 
 mod health;
 
@@ -125,6 +126,7 @@ async fn accept(listener: TcpListener, health: Arc<Health>) {
         let service = TowerToHyperService::new(router.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
+            .keep_alive(false)
             .header_read_timeout(HEADER_READ_MAX)
             .max_buf_size(HEADER_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);

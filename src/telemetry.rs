@@ -16,8 +16,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Lines kept while the sink is slow; a few hundred bytes each.
 const BUFFERED_LINES_MAX: usize = 4096;
 
-/// Keeps the log running. Dropping it writes what is buffered, for at most about a second, so `main`
-/// holds it to the end.
+/// Keeps the log running. Dropping it writes what is buffered, for at most about a second, so
+/// `main` holds it to the end.
 #[must_use = "dropping it ends the log"]
 #[derive(Debug)]
 pub struct Telemetry {

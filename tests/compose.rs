@@ -1,6 +1,6 @@
 //! `compose.yml` and `Dockerfile` cannot be run where the tests run, so they are held to the code.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use factlib::cli::Cli;
 use factlib::config::{Config, Host, VARIABLES};

@@ -1,13 +1,13 @@
 //! Where PostgreSQL is and how to log in, with libpq's meaning.
 //!
 //! Parameters: <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>;
-//! variables: <https://www.postgresql.org/docs/current/libpq-envars.html>. What libpq knows and this
-//! version does not do is a problem, unless leaving it out changes nothing.
+//! variables: <https://www.postgresql.org/docs/current/libpq-envars.html>. What libpq knows and
+//! this version does not do is a problem, unless leaving it out changes nothing.
 //!
-//! Three differences, each on purpose: a role must be named (libpq takes the operating system's user,
-//! which for a service in a container means nothing), a connection attempt without `connect_timeout`
-//! ends after [`CONNECT_TIMEOUT`] (libpq waits for ever), and several hosts without
-//! `target_session_attrs` mean the primary among them (libpq: any).
+//! Three differences, each on purpose: a role must be named (libpq takes the operating system's
+//! user, which for a service in a container means nothing), a connection attempt without
+//! `connect_timeout` ends after 10 s (libpq waits for ever), and several hosts
+//! without `target_session_attrs` mean the primary among them (libpq: any).
 
 use super::{Problems, Secret, conninfo};
 use std::collections::HashMap;
@@ -22,6 +22,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SOCKET_DIR: &str = "/var/run/postgresql";
 
 const PORT: u16 = 5432;
+
+/// What a `require_auth` that cannot be is told.
+const USE_METHODS: &str = "use scram-sha-256, md5, password or none";
 
 /// The setting that all problems here belong to.
 const SETTING: &str = "MASTER_DATABASE_URL";
@@ -135,8 +138,8 @@ pub enum Host {
 }
 
 impl Host {
-    /// The path of a Unix socket. One in the abstract namespace begins with a NUL byte, as tokio and
-    /// the kernel want it.
+    /// The path of a Unix socket. One in the abstract namespace begins with a NUL byte, as tokio
+    /// and the kernel want it.
     pub fn socket_path(&self) -> Option<String> {
         match self {
             Self::Tcp { .. } => None,
@@ -201,8 +204,8 @@ impl AllowedAuth {
         if refusing != 0 && refusing != names.len() {
             return Err("require_auth mixes methods with and without !; write one kind only".into());
         }
-        // A refusal takes away from the default and never brings in md5 or clear text: those must be
-        // asked for by name.
+        // A refusal takes away from the default and never brings in md5 or clear text: those must
+        // be asked for by name.
         let mut auth = if refusing == 0 {
             Self { none: false, scram_sha_256: false, md5: false, password: false }
         } else {
@@ -219,17 +222,14 @@ impl AllowedAuth {
                 // Known to libpq; we never do these, so refusing them changes nothing.
                 "gss" | "sspi" | "oauth" => {}
                 _ => {
-                    return Err(format!(
-                        "require_auth has no method {method:?}; use scram-sha-256, md5, password or none"
-                    ));
+                    return Err(format!("require_auth has no method {method:?}; {USE_METHODS}"));
                 }
             }
         }
         if auth == (Self { none: false, scram_sha_256: false, md5: false, password: false }) {
-            return Err(
-                "require_auth leaves no method that this version has; use scram-sha-256, md5, password or none"
-                    .into(),
-            );
+            return Err(format!(
+                "require_auth leaves no method that this version has; {USE_METHODS}"
+            ));
         }
         Ok(auth)
     }
@@ -417,7 +417,10 @@ fn sslmode<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> SslMode {
         "prefer" => return SslMode::Prefer,
         mode @ ("require" | "verify-ca" | "verify-full") => r.problems.add(
             found.setting,
-            format!("sslmode={mode}: TLS to PostgreSQL is not in this version; use a private network and sslmode=prefer"),
+            format!(
+                "sslmode={mode}: TLS to PostgreSQL is not in this version; use a private network and \
+                 sslmode=prefer"
+            ),
         ),
         mode => r.problems.add(
             found.setting,
@@ -491,11 +494,16 @@ fn target_session_attrs<E: Fn(&str) -> Option<String>>(
         "primary" => return TargetSessionAttrs::Primary,
         attrs @ ("read-only" | "standby" | "prefer-standby") => r.problems.add(
             found.setting,
-            format!("target_session_attrs={attrs}: reading from a standby is not in this version; use primary"),
+            format!(
+                "target_session_attrs={attrs}: reading from a standby is not in this version; \
+                 use primary"
+            ),
         ),
         attrs => r.problems.add(
             found.setting,
-            format!("target_session_attrs {attrs:?} does not exist; use any, primary or read-write"),
+            format!(
+                "target_session_attrs {attrs:?} does not exist; use any, primary or read-write"
+            ),
         ),
     }
     default
@@ -571,7 +579,7 @@ fn hosts<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> Vec<Host> {
         };
         hosts.push(match (name, addr) {
             ("", None) => Host::Unix { dir: SOCKET_DIR.to_owned(), port: port_number },
-            ("", Some(addr)) => Host::Tcp { host: addr.to_string(), addr: Some(addr), port: port_number },
+            ("", Some(ip)) => Host::Tcp { host: ip.to_string(), addr: Some(ip), port: port_number },
             (dir, None) if dir.starts_with(['/', '@']) => {
                 Host::Unix { dir: dir.trim_end_matches('/').to_owned(), port: port_number }
             }
@@ -579,8 +587,8 @@ fn hosts<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> Vec<Host> {
                 let setting = host.as_ref().map_or(SETTING, |found| found.setting);
                 r.problems.add(
                     setting,
-                    "a host name contains @, / or a blank; percent-encode what is special in a password \
-                     (@ is %40, / is %2F)",
+                    "a host name contains @, / or a blank; percent-encode what is special in a \
+                     password (@ is %40, / is %2F)",
                 );
                 return Vec::new();
             }

@@ -4,8 +4,8 @@ use std::fmt;
 
 /// A password: it can be used, compared and cloned, but not shown.
 ///
-/// There is no `Display` and no `Serialize`, and `Debug` prints stars, so that a secret cannot reach
-/// a log, an error or a status page by accident.
+/// There is no `Display` and no `Serialize`, and `Debug` prints stars, so that a secret cannot
+/// reach a log, an error or a status page by accident.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

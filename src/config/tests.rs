@@ -284,7 +284,8 @@ fn unix(dir: &str, port: u16) -> Host {
 }
 
 /// The examples of libpq's manual and of its own tests; each was also put to libpq's
-/// `PQconninfoParse`, which agrees but for the blanks around a URL. Expected: hosts, user, password, database.
+/// `PQconninfoParse`, which agrees but for the blanks around a URL. Expected: hosts, user,
+/// password, database.
 #[test]
 fn connection_strings_mean_what_libpq_says() {
     let socket = || unix("/var/run/postgresql", 5432);
@@ -531,7 +532,8 @@ fn bad_connection_strings_are_refused_in_one_sentence() {
     }
 }
 
-/// Each holds `hunter2`, most of them wrongly quoted: no error and no `Debug` may show a piece of it.
+/// Each holds `hunter2`, most of them wrongly quoted: no error and no `Debug` may show a piece of
+/// it.
 #[test]
 fn a_password_is_never_shown() {
     let urls = [

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The main loop turns several times a second even when idle; this long without is a hang.
+/// The main loop beats every few seconds even when there is nothing to do; this long without is a
+/// hang.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// What the relay says about itself; shown as JSON by `/readyz`.
@@ -76,8 +77,8 @@ fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
-/// The board: the relay writes, the health port reads. Neither waits for the other for longer than it
-/// takes to copy a [`Snapshot`].
+/// The board: the relay writes, the health port reads. Neither waits for the other for longer than
+/// it takes to copy a [`Snapshot`].
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
@@ -114,13 +115,13 @@ impl Health {
         }
     }
 
-    /// Says that the main loop moves. Cheap: one clock and one store.
+    /// Says that the main loop moves; wanted at least every 10 s. Cheap: one clock and one store.
     pub fn beat(&self) {
         self.beat.store(self.age_ms(), Ordering::Relaxed);
     }
 
-    /// Shows a new snapshot. `since` is the moment of the last change of state or readiness, whatever
-    /// the caller put there. It is a sign of life too.
+    /// Shows a new snapshot. `since` is the moment of the last change of state or readiness,
+    /// whatever the caller put there. It is a sign of life too.
     pub fn set(&self, mut snapshot: Snapshot) {
         self.beat();
         let mut shown = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
