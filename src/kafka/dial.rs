@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// The largest response we accept. The largest there can be is a Metadata response: about 50 bytes
-/// a partition with three replicas, so this is room for 160,000 partitions. (The messenger allocates
-/// a response's claimed length at once, but the pages are touched only as bytes arrive.)
+/// a partition with three replicas, so this is room for 160,000 partitions. (The messenger
+/// allocates a response's claimed length at once, but the pages are touched only as bytes arrive.)
 const RESPONSE_LEN_MAX: usize = 8 << 20;
 
 /// Responses are tens of bytes to a few kilobytes; one read takes several.

@@ -289,9 +289,10 @@ pub(super) fn metadata(response: MetadataResponse, asked: &[Arc<str>]) -> Result
         };
         brokers.push(Broker { id: b.node_id.0, host: b.host.0, port });
     }
-    let mut topics = Vec::with_capacity(asked.len());
+    let mut topics: Vec<TopicMetadata> = Vec::with_capacity(asked.len());
     for t in response.topics {
-        if !asked.iter().any(|name| **name == *t.name.0) {
+        let name = t.name.0;
+        if !asked.iter().any(|n| **n == *name) || topics.iter().any(|t| t.name == name) {
             continue;
         }
         let error = Int16::from(t.error).0;
@@ -304,7 +305,7 @@ pub(super) fn metadata(response: MetadataResponse, asked: &[Arc<str>]) -> Result
                 leader: Some(p.leader_id.0).filter(|id| brokers.iter().any(|b| b.id == *id)),
             })
             .collect();
-        topics.push(TopicMetadata { name: t.name.0, error, partitions });
+        topics.push(TopicMetadata { name, error, partitions });
     }
     if let Some(name) = asked.iter().find(|name| !topics.iter().any(|t| *t.name == ***name)) {
         return Err(format!("did not answer for topic {name}"));
@@ -369,5 +370,74 @@ impl<'a> Body<'a> {
             self.rest.split_at_checked(len).ok_or_else(|| malformed("ended early".to_owned()))?;
         self.rest = rest;
         std::str::from_utf8(head).map_err(|e| ReadError::Malformed(Box::new(e)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn batch(topic: &str, partition: i32, batch: &'static [u8]) -> PartitionBatch {
+        PartitionBatch { topic: Arc::from(topic), partition, batch: Bytes::from_static(batch) }
+    }
+
+    #[test]
+    fn a_produce_request_is_encoded_in_one_allocation() {
+        let mut batches = vec![batch("b", 1, b"xyz"), batch("a", 2, b"!"), batch("b", 0, b"")];
+        sort(&mut batches);
+        let batches = Arc::new(batches);
+        let request = ProduceRequest { batches, timeout: Duration::from_millis(0x0102_0304) };
+        let mut out = Vec::new();
+        request.write_versioned(&mut out, version(7)).unwrap();
+        let expected: &[&[u8]] = &[
+            &[255, 255, 255, 255, 1, 2, 3, 4],
+            &[0, 0, 0, 2],
+            &[0, 1, b'a', 0, 0, 0, 1],
+            &[0, 0, 0, 2, 0, 0, 0, 1, b'!'],
+            &[0, 1, b'b', 0, 0, 0, 2],
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 0, 0, 1, 0, 0, 0, 3, b'x', b'y', b'z'],
+        ];
+        assert_eq!(out, expected.concat());
+        assert_eq!(encoded_len(&request.batches), out.len());
+    }
+
+    #[test]
+    fn a_produce_response_is_read_in_every_version() {
+        for v in 3..=7 {
+            let mut body = b"header".to_vec();
+            body.extend([0, 0, 0, 1, 0, 1, b't', 0, 0, 0, 1]);
+            body.extend([0, 0, 0, 5, 0, 45]);
+            body.extend(77_i64.to_be_bytes());
+            body.extend((-1_i64).to_be_bytes());
+            if v >= 5 {
+                body.extend(0_i64.to_be_bytes());
+            }
+            body.extend(1234_i32.to_be_bytes());
+            for end in 6..body.len() {
+                let mut cut = Cursor::new(body.get(..end).unwrap().to_vec());
+                cut.set_position(6);
+                assert!(ProduceResponse::read_versioned(&mut cut, version(v)).is_err());
+            }
+
+            let mut reader = Cursor::new(body.clone());
+            reader.set_position(6);
+            let response = ProduceResponse::read_versioned(&mut reader, version(v)).unwrap();
+            assert_eq!(reader.position(), body.len() as u64);
+            assert_eq!(response.throttle, Duration::from_millis(1234));
+            let answer =
+                PartitionAnswer { topic: Arc::from("t"), partition: 5, error: 45, base_offset: 77 };
+            assert_eq!(response.answers(&[batch("t", 5, b"x")]), Ok(vec![answer]));
+        }
+    }
+
+    #[test]
+    fn an_identity_that_cannot_be_is_refused() {
+        let mut body = vec![0; 4 + 2];
+        body.extend((-1_i64).to_be_bytes());
+        body.extend(0_i16.to_be_bytes());
+        let read = InitProducerIdResponse::read_versioned(&mut Cursor::new(body), version(1));
+        assert!(read.is_err());
     }
 }

@@ -46,8 +46,14 @@ const ASK_ANOTHER_AFTER: Duration = Duration::from_secs(1);
 /// hundred that has moved away, trying each first would take minutes.
 const KNOWN_BROKERS_ASKED: usize = 3;
 
+/// Far above any sensible setting, and far below where adding it to the time overflows.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What the driver needs to know.
+///
+/// Start from [`Config::new`]; more fields will come.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Where the cluster is found, as `host:port`; see [`Address`].
     pub bootstrap: Vec<String>,
@@ -92,7 +98,9 @@ impl Kafka {
     ///
     /// Outside a tokio runtime with time and I/O enabled. A current-thread runtime will do.
     #[must_use]
-    pub fn new(config: Config, answers: mpsc::UnboundedSender<Answer>) -> Self {
+    pub fn new(mut config: Config, answers: mpsc::UnboundedSender<Answer>) -> Self {
+        config.request_timeout = config.request_timeout.min(TIMEOUT_MAX);
+        config.connect_timeout = config.connect_timeout.min(TIMEOUT_MAX);
         let shared = Shared {
             config: Arc::new(config),
             answers,
@@ -103,6 +111,10 @@ impl Kafka {
     }
 
     /// Sends a request on its way. Never waits; the request is answered once, in the channel.
+    ///
+    /// A Produce is answered within [`Config::request_timeout`]. What any broker can answer is
+    /// asked of up to three known ones and then of each bootstrap address, a second apart or as
+    /// soon as the one before has failed, and each has that time.
     pub fn send(&self, request: Request) {
         let shared = &self.shared;
         match request {
@@ -201,7 +213,7 @@ impl Shared {
         owed.pay(Answer::Metadata(Ok(metadata)));
     }
 
-    /// The brokers to ask first: not always the same one, and those with a connection before others.
+    /// The brokers to ask first: those with a connection, and not always the same one.
     fn known(&self) -> Vec<Peer> {
         let mut directory = self.directory();
         let mut peers: Vec<Peer> =
@@ -277,8 +289,8 @@ impl Shared {
     }
 }
 
-/// A request that must be answered. Dropped unanswered, which only a panic or the end of the runtime
-/// can do, it says so.
+/// A request that must be answered. Dropped unanswered, which only a panic or the end of the
+/// runtime can do, it says so.
 #[derive(Debug)]
 struct Owed {
     owes: Option<Owes>,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            job                    versions known
-//!  Apart ──────────▶ Dialling ─────────────────────▶ Connected ──┐ job: written after all before it
+//!  Apart ──────────▶ Dialling ─────────────────────▶ Connected ──┐ job: written in its turn
 //!   ▲ ▲                 │                             │   ▲      │ answer: handed over
 //!   │ └─────────────────┘ failed                      │   └──────┘
 //!   └─────────────────────────────────────────────────┘ time-out, lost, nonsense: all answered
@@ -30,9 +30,9 @@ use tokio::time::{Instant, sleep_until};
 
 /// After a failure nothing is tried for this long; what is sent meanwhile gets the failure's cause.
 ///
-/// It keeps a caller without a backoff of its own from dialling in a hot loop. And the caller learns
-/// of the loss before anything that it sent without knowing of it can go out on a new connection,
-/// ahead of the repetition of what was lost.
+/// It keeps a caller without a backoff of its own from dialling in a hot loop. And the caller
+/// learns of the loss before anything that it sent without knowing of it can go out on a new
+/// connection, ahead of the repetition of what was lost.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// What can be asked of a broker, with where the answer goes.

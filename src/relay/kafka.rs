@@ -26,7 +26,7 @@ pub struct Broker {
 pub struct PartitionMetadata {
     /// Partition index, from 0.
     pub index: i32,
-    /// The leader, or none while an election is under way.
+    /// The leader, or none while an election is under way or it is not among the live brokers.
     pub leader: Option<BrokerId>,
 }
 
@@ -37,7 +37,7 @@ pub struct TopicMetadata {
     pub name: String,
     /// Kafka's error code for this topic; 0 is none.
     pub error: i16,
-    /// All partitions. Empty if `error` is not 0.
+    /// All partitions, in any order. Empty if `error` is not 0.
     pub partitions: Vec<PartitionMetadata>,
 }
 
@@ -48,7 +48,7 @@ pub struct Metadata {
     pub cluster_id: Option<String>,
     /// All live brokers.
     pub brokers: Vec<Broker>,
-    /// The topics asked for.
+    /// The topics asked for, each once, in any order.
     pub topics: Vec<TopicMetadata>,
 }
 
@@ -85,6 +85,11 @@ pub enum Request {
     InitProducerId,
     /// Produce with acks = all, one request for all these partitions, which this broker leads. The
     /// same topic may occur several times, the same partition only once.
+    ///
+    /// Requests to one broker go out in the order given. When a connection is lost, all that was
+    /// sent on it or waits behind is reported unanswered, and nothing is sent to that broker for a
+    /// moment: a repetition can go first. The answer comes within the request time-out, counted
+    /// from when the request is handed over, and no byte of it leaves later.
     Produce {
         /// The leader to send to.
         broker: BrokerId,
