@@ -582,7 +582,7 @@ async fn a_broker_that_hardly_reads_holds_nothing_for_longer_than_the_time_out()
     assert!(begun.elapsed() < SHORT * 10);
     // The messenger would go on writing in a task of its own, for 20 s at this speed.
     broker.has_open(0).await;
-
+    after_the_pause().await;
     driver.send(1, 1, b"again");
     driver.produced().await;
 }
