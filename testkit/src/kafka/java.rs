@@ -1,0 +1,92 @@
+//! Kafka's own Java programs: the foreign oracle for what we write.
+
+use super::Kafka;
+use crate::error::{Context as _, Error, Result};
+use crate::process;
+use crate::provision;
+use crate::scratch;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::process::{Command, Output};
+
+const PARTITIONS: &str = include_str!("Partitions.java");
+
+impl Kafka {
+    /// One of Kafka's Java programs with these arguments, not yet started.
+    ///
+    /// # Panics
+    ///
+    /// When Kafka is not installed, which a running broker excludes.
+    #[must_use]
+    pub fn java_command(&self, main_class: &str, arguments: &[&str]) -> Command {
+        let mut command = provision::kafka().expect("Kafka is installed").command();
+        command.arg("-Xmx256m").arg(main_class).args(arguments);
+        command
+    }
+
+    /// Runs one of Kafka's Java programs to its end.
+    ///
+    /// ```no_run
+    /// # let kafka = testkit::Kafka::shared();
+    /// let printed = kafka.java("org.apache.kafka.tools.consumer.ConsoleConsumer", &[
+    ///     "--bootstrap-server", &kafka.bootstrap(), "--topic", "orders.order", "--from-beginning",
+    ///     "--max-messages", "1", "--timeout-ms", "10000",
+    ///     "--formatter-property", "print.key=true", "--formatter-property", "print.headers=true",
+    /// ]);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When it ends with another exit code than 0.
+    #[track_caller]
+    pub fn java(&self, main_class: &str, arguments: &[&str]) -> Output {
+        process::run(main_class, &mut self.java_command(main_class, arguments))
+            .unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+/// The partition that the Java producer would choose for each key, among `partitions`.
+///
+/// # Panics
+///
+/// When Java does not run.
+#[must_use]
+#[track_caller]
+pub fn java_partitions(keys: &[impl AsRef<[u8]>], partitions: usize) -> Vec<i32> {
+    ask(keys, partitions).unwrap_or_else(|e| panic!("asking Java for partitions: {e}"))
+}
+
+fn ask(keys: &[impl AsRef<[u8]>], partitions: usize) -> Result<Vec<i32>> {
+    let folder = scratch::folder("java")?;
+    let source = folder.join("Partitions.java");
+    fs::write(&source, PARTITIONS).context(source.display())?;
+    let mut lines = String::new();
+    for key in keys {
+        for byte in key.as_ref() {
+            let _ = write!(lines, "{byte:02x}");
+        }
+        lines.push('\n');
+    }
+    let input = folder.join("keys");
+    fs::write(&input, lines).context(input.display())?;
+    let mut command = provision::kafka()?.command();
+    command.arg(&source).arg(partitions.to_string());
+    let output = command
+        .stdin(File::open(&input).context(input.display())?)
+        .output()
+        .context("cannot start java")?;
+    scratch::remove(&folder)?;
+    if !output.status.success() {
+        return Err(Error(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let answers: Vec<i32> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()
+        .context("not a number")?;
+    if answers.len() == keys.len() {
+        Ok(answers)
+    } else {
+        Err(Error(format!("{} answers to {} keys", answers.len(), keys.len())))
+    }
+}

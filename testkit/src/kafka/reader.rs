@@ -1,0 +1,322 @@
+//! Reading a topic back, by an implementation that is not ours.
+
+use super::wire::{Wire, block_on};
+use super::{Kafka, LIMIT};
+use crate::error::{Error, Result};
+use crate::wait;
+use rskafka::protocol::error::Error as ApiError;
+use rskafka::protocol::messages::{
+    FetchRequest, FetchRequestPartition, FetchRequestTopic, FetchResponsePartition,
+    ListOffsetsRequest, ListOffsetsRequestPartition, ListOffsetsRequestTopic,
+};
+use rskafka::protocol::primitives::{Int32, Int64, String_};
+use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A record as it stands in Kafka.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The topic it was read from.
+    pub topic: Arc<str>,
+    /// Its partition.
+    pub partition: i32,
+    /// Its place in that partition.
+    pub offset: i64,
+    /// The producer's timestamp.
+    pub timestamp_ms: i64,
+    /// The key; a null key is `None`.
+    pub key: Option<Vec<u8>>,
+    /// The value; a tombstone is `None`.
+    pub value: Option<Vec<u8>>,
+    /// In the record's order, repeated names included.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Record {
+    /// The first header of that name, if it is text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
+/// Reads a topic from its beginning, going on where it stopped.
+#[derive(Debug)]
+pub struct Reader {
+    addresses: Vec<String>,
+    topic: Arc<str>,
+    /// The next offset of each partition.
+    next: BTreeMap<i32, i64>,
+    /// Connections, by the broker's address.
+    wires: HashMap<String, Wire>,
+    /// The address of each partition's leader.
+    leaders: BTreeMap<i32, String>,
+    records: Vec<Record>,
+}
+
+impl Kafka {
+    /// All records up to the present high watermarks, partition by partition in offset order.
+    ///
+    /// # Panics
+    ///
+    /// When the topic cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn read_topic(&self, topic: &str) -> Vec<Record> {
+        let mut reader = self.reader(topic);
+        reader.read_to_end();
+        let mut records = reader.into_records();
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// A reader that stands at the topic's beginning.
+    #[must_use]
+    pub fn reader(&self, topic: &str) -> Reader {
+        Reader {
+            addresses: self.addresses(),
+            topic: Arc::from(topic),
+            next: BTreeMap::new(),
+            wires: HashMap::new(),
+            leaders: BTreeMap::new(),
+            records: Vec::new(),
+        }
+    }
+
+    /// The high watermark of each partition: the offset that the next record gets.
+    ///
+    /// # Panics
+    ///
+    /// When the brokers do not tell.
+    #[must_use]
+    #[track_caller]
+    pub fn end_offsets(&self, topic: &str) -> BTreeMap<i32, i64> {
+        self.reader(topic).retry(Reader::ends)
+    }
+}
+
+impl Reader {
+    /// What has been read so far, in the order of arrival: offset order within each partition.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// What has been read so far.
+    #[must_use]
+    pub fn into_records(self) -> Vec<Record> {
+        self.records
+    }
+
+    /// Reads up to the present high watermarks.
+    ///
+    /// # Panics
+    ///
+    /// When the topic cannot be read.
+    #[track_caller]
+    pub fn read_to_end(&mut self) -> &[Record] {
+        let ends = self.retry(Self::ends);
+        let behind =
+            |reader: &Self| ends.iter().any(|(p, end)| reader.next.get(p).is_none_or(|n| n < end));
+        while behind(self) {
+            self.retry(|reader| reader.fetch(Duration::ZERO));
+        }
+        &self.records
+    }
+
+    /// Reads on until `enough` says so about all records read so far.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than `limit`.
+    #[track_caller]
+    pub fn read_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut enough: impl FnMut(&[Record]) -> bool,
+    ) -> &[Record] {
+        let read = wait::poll(what, limit, || {
+            // Brokers may be down for now.
+            let _ = self.poll(Duration::from_millis(100));
+            enough(&self.records).then_some(())
+        });
+        if let Err(e) = read {
+            panic!("{e}; {} records of {} were read", self.records.len(), self.topic);
+        }
+        &self.records
+    }
+
+    /// Takes what is there, waiting up to `patience` for the first record; how many came.
+    ///
+    /// # Errors
+    ///
+    /// When a broker does not answer; the next call connects anew.
+    pub fn poll(&mut self, patience: Duration) -> Result<usize> {
+        let before = self.records.len();
+        let fetched = self.fetch(patience);
+        if fetched.is_err() {
+            self.forget();
+        }
+        fetched.map(|()| self.records.len() - before)
+    }
+
+    fn forget(&mut self) {
+        self.wires.clear();
+        self.leaders.clear();
+    }
+
+    #[track_caller]
+    fn retry<T>(&mut self, mut act: impl FnMut(&mut Self) -> Result<T>) -> T {
+        let mut last = None;
+        let what = format!("reading topic {}", self.topic);
+        let done = wait::poll(&what, LIMIT, || match act(self) {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.forget();
+                last = Some(e);
+                None
+            }
+        });
+        done.unwrap_or_else(|e| panic!("{e}: {}", last.map_or_else(String::new, |e| e.to_string())))
+    }
+
+    /// Finds each partition's leader and connects to it.
+    fn connect(&mut self) -> Result<()> {
+        if !self.leaders.is_empty() {
+            return Ok(());
+        }
+        let (addresses, topic) = (self.addresses.clone(), self.topic.to_string());
+        let (leaders, wires) = block_on(async move {
+            let found = Wire::any(&addresses).await?.metadata(Some(&[topic])).await?;
+            let address: HashMap<i32, String> = found
+                .brokers
+                .iter()
+                .map(|b| (b.node_id.0, format!("{}:{}", b.host.0, b.port.0)))
+                .collect();
+            let mut leaders = BTreeMap::new();
+            let mut wires = HashMap::new();
+            for topic in &found.topics {
+                fail(topic.error, "its metadata")?;
+                for partition in &topic.partitions {
+                    let leader = address.get(&partition.leader_id.0);
+                    let leader = leader.ok_or_else(|| Error::new("a partition has no leader"))?;
+                    leaders.insert(partition.partition_index.0, leader.clone());
+                    if !wires.contains_key(leader) {
+                        wires.insert(leader.clone(), Wire::connect(leader.clone()).await?);
+                    }
+                }
+            }
+            Ok::<_, Error>((leaders, wires))
+        })?;
+        for partition in leaders.keys() {
+            self.next.entry(*partition).or_insert(0);
+        }
+        (self.leaders, self.wires) = (leaders, wires);
+        Ok(())
+    }
+
+    /// Each connection with the partitions it is asked about.
+    fn shares(&mut self) -> Result<Vec<(Wire, Vec<i32>)>> {
+        self.connect()?;
+        let share = |(address, wire): (&String, &Wire)| {
+            let led = self.leaders.iter().filter(|(_, leader)| *leader == address);
+            (wire.clone(), led.map(|(partition, _)| *partition).collect())
+        };
+        Ok(self.wires.iter().map(share).collect())
+    }
+
+    fn ends(&mut self) -> Result<BTreeMap<i32, i64>> {
+        const LATEST: Int64 = Int64(-1);
+        let mut ends = BTreeMap::new();
+        for (wire, partitions) in self.shares()? {
+            let partitions = partitions
+                .into_iter()
+                .map(|partition| ListOffsetsRequestPartition {
+                    partition_index: Int32(partition),
+                    timestamp: LATEST,
+                    max_num_offsets: None,
+                })
+                .collect();
+            let name = String_(self.topic.to_string());
+            let request = ListOffsetsRequest {
+                replica_id: Int32(-1),
+                isolation_level: None,
+                topics: vec![ListOffsetsRequestTopic { name, partitions }],
+            };
+            let answer = block_on(async move { wire.ask(request).await })?;
+            for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
+                fail(partition.error_code, "its end offsets")?;
+                let end = partition.offset.ok_or_else(|| Error::new("no end offset"))?;
+                ends.insert(partition.partition_index.0, end.0);
+            }
+        }
+        Ok(ends)
+    }
+
+    fn fetch(&mut self, patience: Duration) -> Result<()> {
+        for (wire, partitions) in self.shares()? {
+            let partitions = partitions
+                .into_iter()
+                .map(|partition| FetchRequestPartition {
+                    partition: Int32(partition),
+                    fetch_offset: Int64(self.next.get(&partition).copied().unwrap_or(0)),
+                    partition_max_bytes: Int32(4 << 20),
+                })
+                .collect();
+            let topic = String_(self.topic.to_string());
+            let request = FetchRequest {
+                replica_id: Int32(-1),
+                max_wait_ms: Int32(patience.as_millis() as i32),
+                min_bytes: Int32(1),
+                max_bytes: Some(Int32(32 << 20)),
+                isolation_level: None,
+                topics: vec![FetchRequestTopic { topic, partitions }],
+            };
+            let answer = block_on(async move { wire.ask(request).await })?;
+            for partition in answer.responses.into_iter().flat_map(|topic| topic.partitions) {
+                self.take(partition)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, partition: FetchResponsePartition) -> Result<()> {
+        fail(partition.error_code, "a fetch")?;
+        let index = partition.partition_index.0;
+        let next = self.next.entry(index).or_insert(0);
+        for batch in partition.records.0 {
+            // A broker sends whole batches, also where the wanted offset is in the middle.
+            let wanted = *next;
+            *next = wanted.max(batch.base_offset + i64::from(batch.last_offset_delta) + 1);
+            let read = records(&self.topic, index, batch);
+            self.records.extend(read.filter(|record| record.offset >= wanted));
+        }
+        Ok(())
+    }
+}
+
+fn records(topic: &Arc<str>, partition: i32, batch: RecordBatch) -> impl Iterator<Item = Record> {
+    let records = match batch.records {
+        ControlBatchOrRecords::Records(records) => records,
+        // A transaction's end.
+        ControlBatchOrRecords::ControlBatch(_) => Vec::new(),
+    };
+    let topic = Arc::clone(topic);
+    records.into_iter().map(move |record| Record {
+        topic: Arc::clone(&topic),
+        partition,
+        offset: batch.base_offset + i64::from(record.offset_delta),
+        timestamp_ms: batch.first_timestamp + record.timestamp_delta,
+        key: record.key,
+        value: record.value,
+        headers: record.headers.into_iter().map(|header| (header.key, header.value)).collect(),
+    })
+}
+
+fn fail(error: Option<ApiError>, what: &str) -> Result<()> {
+    error.map_or(Ok(()), |error| Err(Error(format!("{what}: {error} ({error:?})"))))
+}

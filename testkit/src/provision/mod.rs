@@ -1,0 +1,162 @@
+//! Fetches what is missing, once, into a folder outside the repository.
+//!
+//! Everything comes by package name through ordinary clients: `apt-get`, `npm`, `mvn`. A download
+//! goes to a temporary folder and is renamed when it is whole, under a lock, so that two processes
+//! can set up at the same time and a killed one leaves nothing half done.
+
+mod java;
+mod npm;
+mod postgres;
+
+pub use self::java::KafkaInstall;
+pub use self::postgres::{PostgresInstall, ServerUser};
+
+use crate::error::{Context as _, Error, Result};
+use crate::{process, scratch, versions};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Sets up everything that the tests and the demo need; says each thing through `say`.
+///
+/// # Errors
+///
+/// One sentence that names what is missing and what to install.
+pub fn setup(mut say: impl FnMut(&str)) -> Result<()> {
+    let postgres = postgres(major()?)?;
+    say(&format!("PostgreSQL {} in {}", postgres.version, postgres.bin.display()));
+    let kafka = kafka()?;
+    say(&format!("Apache Kafka {} in {}", versions::KAFKA, kafka.folder.display()));
+    Ok(())
+}
+
+/// The PostgreSQL major to test against: `PG_MAJOR`, or the default.
+///
+/// # Errors
+///
+/// When `PG_MAJOR` is not a major that we support.
+pub fn major() -> Result<u32> {
+    let Ok(text) = std::env::var("PG_MAJOR") else { return Ok(versions::POSTGRES_MAJOR) };
+    let known = versions::POSTGRES_PACKAGE_VERSIONS.map(|(major, _)| major);
+    let major = text.trim().parse().ok().filter(|major| known.contains(major));
+    major.ok_or_else(|| Error(format!("PG_MAJOR is {text:?}, but it can be one of {known:?}")))
+}
+
+/// PostgreSQL of that major, installed where it is missing.
+///
+/// # Errors
+///
+/// When it is missing and cannot be installed.
+pub fn postgres(major: u32) -> Result<PostgresInstall> {
+    static FOUND: Mutex<Vec<PostgresInstall>> = Mutex::new(Vec::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(install) = found.iter().find(|install| install.major == major) {
+        return Ok(install.clone());
+    }
+    let install = postgres::install(major)?;
+    found.push(install.clone());
+    Ok(install)
+}
+
+/// Apache Kafka, installed where it is missing.
+///
+/// # Errors
+///
+/// When it is missing and cannot be installed.
+pub fn kafka() -> Result<&'static KafkaInstall> {
+    static FOUND: OnceLock<KafkaInstall> = OnceLock::new();
+    static FINDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = FINDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if FOUND.get().is_none() {
+        let _ = FOUND.set(java::install()?);
+    }
+    FOUND.get().ok_or_else(|| Error::new("no Kafka"))
+}
+
+/// The folder of downloads: `FACTLIB_CACHE`, or `.cache/factlib` at home. Root's home is closed to
+/// the user that must run PostgreSQL, so root's is `/var/cache/factlib`.
+///
+/// # Errors
+///
+/// When there is no home, or the folder cannot be made or is closed to that user.
+pub fn cache() -> Result<PathBuf> {
+    let folder = match (std::env::var_os("FACTLIB_CACHE"), std::env::var_os("HOME")) {
+        (Some(given), _) if !given.is_empty() => PathBuf::from(given),
+        _ if scratch::uid() == 0 => PathBuf::from("/var/cache/factlib"),
+        (_, Some(home)) => PathBuf::from(home).join(".cache/factlib"),
+        (_, None) => return Err(Error::new("neither FACTLIB_CACHE nor HOME is set")),
+    };
+    fs::create_dir_all(&folder)
+        .and_then(|()| folder.canonicalize())
+        .context(format_args!("cannot make the cache folder {}", folder.display()))
+        .and_then(|folder| match scratch::uid() != 0 || scratch::enterable(&folder) {
+            true => Ok(folder),
+            false => Err(Error(format!(
+                "the cache folder {} is closed to other users, but PostgreSQL does not run as root: \
+                 name another in FACTLIB_CACHE",
+                folder.display()
+            ))),
+        })
+}
+
+/// Makes `name` in the cache with `make`, unless it is there. `make` fills the folder it is given.
+fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let cache = cache()?;
+    let place = cache.join(name);
+    if place.exists() {
+        return Ok(place);
+    }
+    let lock = cache.join("lock");
+    let lock = File::create(&lock).context(lock.display())?;
+    lock.lock().context("the lock of the cache folder")?;
+    if place.exists() {
+        return Ok(place);
+    }
+    // Whoever left one was killed: the lock is ours.
+    let draft = cache.join("draft");
+    if draft.exists() {
+        fs::remove_dir_all(&draft).context(draft.display())?;
+    }
+    fs::create_dir_all(&draft).context(draft.display())?;
+    let made = make(&draft).and_then(|()| fs::rename(&draft, &place).context(place.display()));
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&draft);
+    }
+    made.map(|()| place)
+}
+
+/// Where a program is, by `PATH`.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// Where a program is; installed with Debian's package if it is nowhere and we may.
+fn need(program: &str, package: &str, why: &str) -> Result<PathBuf> {
+    if let Some(file) = find(program) {
+        return Ok(file);
+    }
+    debian(package).map_err(|e| Error(format!("{program} is missing, and {why} needs it: {e}")))?;
+    find(program).ok_or_else(|| {
+        Error(format!("{program} is missing also after Debian's package {package} was installed"))
+    })
+}
+
+/// Installs a Debian package, where that is possible without a question.
+fn debian(package: &str) -> Result<()> {
+    let please = format!("install Debian's package {package} (apt-get install {package})");
+    let Some(apt) = find("apt-get") else {
+        return Err(Error(format!("{please}, or what your system calls it")));
+    };
+    if scratch::uid() != 0 {
+        return Err(Error(format!("{please} as root")));
+    }
+    for arguments in [&["-q", "update"][..], &["-q", "install", "-y", "--no-install-recommends", package]]
+    {
+        let mut command = Command::new(&apt);
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        process::run(&please, &mut command)?;
+    }
+    Ok(())
+}
