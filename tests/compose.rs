@@ -105,6 +105,14 @@ fn the_services_can_do_their_part() {
 }
 
 #[test]
+fn the_versions_are_those_that_the_tests_start() {
+    assert_eq!(
+        testkit::versions::compose_disagreements(&file("compose.yml")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn the_image_is_built_by_a_compiler_that_is_new_enough() {
     let dockerfile = file("Dockerfile");
     let tag = dockerfile.split_once("FROM rust:").unwrap().1;
