@@ -766,3 +766,154 @@ impl fmt::Debug for SqlState {
         write!(f, "SqlState({self})")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::{string::ToString, vec, vec::Vec};
+
+    use hex_literal::hex;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(tag: u8, body: &[u8], expected: Message<'_>) {
+        assert_eq!(Message::decode(Frame { tag, body }), Ok(expected));
+        let mut out = BytesMut::new();
+        expected.encode(&mut out).unwrap();
+        assert_eq!(Frame::decode(&out, 1000), Ok(Some(Frame { tag, body })));
+    }
+
+    #[test]
+    fn messages_are_as_the_manual_draws_them() {
+        check(b'R', &hex!("00000000"), Message::Authentication(Authentication::Ok));
+        check(b'R', &hex!("00000003"), Message::Authentication(Authentication::CleartextPassword));
+        check(
+            b'R',
+            &hex!("00000005 01020304"),
+            Message::Authentication(Authentication::Md5Password { salt: [1, 2, 3, 4] }),
+        );
+        let mechanisms = Strings::new(b"A\0BC\0").unwrap();
+        assert_eq!(mechanisms.iter().collect::<Vec<_>>(), ["A", "BC"]);
+        check(
+            b'R',
+            &hex!("0000000a 4100 424300 00"),
+            Message::Authentication(Authentication::Sasl(mechanisms)),
+        );
+        check(
+            b'R',
+            &hex!("0000000b 7200"),
+            Message::Authentication(Authentication::SaslContinue(b"r\0")),
+        );
+        check(b'R', &hex!("0000000c"), Message::Authentication(Authentication::SaslFinal(b"")));
+        check(
+            b'R',
+            &hex!("00000008 ff"),
+            Message::Authentication(Authentication::Other { code: 8, data: b"\xff" }),
+        );
+        check(
+            b'K',
+            &hex!("00000007 01020304"),
+            Message::BackendKeyData { process_id: 7, secret_key: &[1, 2, 3, 4] },
+        );
+        check(
+            b'v',
+            &hex!("00030000 00000002 5f70715f2e6100 6200"),
+            Message::NegotiateProtocolVersion {
+                version: 3 << 16,
+                unrecognized: Strings::new(b"_pq_.a\0b\0").unwrap(),
+            },
+        );
+        check(b'C', b"SELECT 1\0", Message::CommandComplete("SELECT 1"));
+        check(b'W', &hex!("00 0000"), Message::CopyBothResponse);
+        check(b'G', &hex!("00 0000"), Message::CopyInResponse);
+        check(b'H', &hex!("00 0000"), Message::CopyOutResponse);
+        check(b'd', b"anything", Message::CopyData(b"anything"));
+        check(b'c', b"", Message::CopyDone);
+        check(b'I', b"", Message::EmptyQueryResponse);
+        check(
+            b'S',
+            b"TimeZone\0UTC\0",
+            Message::ParameterStatus { name: "TimeZone", value: b"UTC" },
+        );
+        check(b'Z', b"I", Message::ReadyForQuery(TransactionStatus::Idle));
+        check(b'Z', b"T", Message::ReadyForQuery(TransactionStatus::Open));
+        check(b'Z', b"E", Message::ReadyForQuery(TransactionStatus::Failed));
+        check(
+            b'A',
+            &hex!("00000007 6300 7000"),
+            Message::NotificationResponse { process_id: 7, channel: b"c", payload: b"p" },
+        );
+    }
+
+    #[test]
+    fn formats_of_a_copy_are_checked() {
+        let decode = |body| Message::decode(Frame { tag: b'H', body });
+        assert_eq!(decode(&hex!("01 0002 0001 0000")), Ok(Message::CopyOutResponse));
+        assert_eq!(decode(&hex!("02 0000")).unwrap_err().fault, Fault::Tag(2));
+        assert_eq!(decode(&hex!("00 0001 0000 00")).unwrap_err().fault, Fault::Trailing);
+    }
+
+    #[test]
+    fn rows_are_walked_without_failing() {
+        let body = hex!("0003 00000002 6869 ffffffff 00000000");
+        let Ok(Message::DataRow(row)) = Message::decode(Frame { tag: b'D', body: &body }) else {
+            panic!()
+        };
+        assert_eq!(row.columns().collect::<Vec<_>>(), [Some(&b"hi"[..]), None, Some(b"")]);
+        assert_eq!((row.len(), row.is_empty()), (3, false));
+
+        let body = hex!("0001 6100 00000001 0002 00000019 ffff ffffffff 0000");
+        let Ok(Message::RowDescription(row)) = Message::decode(Frame { tag: b'T', body: &body })
+        else {
+            panic!()
+        };
+        let field = Field {
+            name: b"a",
+            table: 1,
+            attribute: 2,
+            type_oid: 25,
+            type_len: -1,
+            type_modifier: -1,
+            format: 0,
+        };
+        assert_eq!(row.fields().collect::<Vec<_>>(), vec![field]);
+    }
+
+    #[test]
+    fn an_error_is_never_lost_because_of_its_spelling() {
+        let body = b"SFEHLER\0VERROR\0C55006\0MSlot \xbbowl\xab ist aktiv\0DPID 7\0Hwarten\0\0";
+        let Ok(Message::ErrorResponse(fields)) = Message::decode(Frame { tag: b'E', body }) else {
+            panic!()
+        };
+        assert_eq!(fields.severity(), "ERROR");
+        assert_eq!(fields.code(), SqlState::OBJECT_IN_USE);
+        assert_eq!(fields.field(b'D'), Some(&b"PID 7"[..]));
+        assert_eq!(fields.field(b'W'), None);
+        assert_eq!(
+            fields.to_error().to_string(),
+            "Slot \u{fffd}owl\u{fffd} ist aktiv (SQLSTATE 55006); detail: PID 7; hint: warten"
+        );
+        assert_eq!(ServerError::from(fields), fields.to_error());
+
+        for body in [&b"\0"[..], b"C123\0\0", b"C123456\0\0"] {
+            let Ok(Message::NoticeResponse(fields)) = Message::decode(Frame { tag: b'N', body })
+            else {
+                panic!()
+            };
+            assert_eq!(fields.code(), SqlState::UNKNOWN);
+            assert_eq!(fields.to_error().to_string(), " (SQLSTATE ?????)");
+        }
+        assert_eq!(SqlState([0xff; 5]).class(), "??");
+    }
+
+    #[test]
+    fn what_cannot_be_said_is_refused_and_leaves_no_trace() {
+        let mut out = BytesMut::new();
+        assert!(Message::CommandComplete("a\0b").encode(&mut out).is_err());
+        assert!(ErrorFields::encode(&[(0, b"")], &mut out).is_err());
+        assert!(ErrorFields::encode(&[(b'M', b"\0")], &mut out).is_err());
+        assert!(DataRow::encode(&vec![None; 32_768], &mut out).is_err());
+        assert!(Strings::new(b"a\0\0").is_err() && Strings::new(b"a").is_err());
+        assert!(out.is_empty());
+    }
+}

@@ -611,3 +611,151 @@ impl<'a> RelationIds<'a> {
         self.0.iter().map(|id| Oid::from_be_bytes(*id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use hex_literal::hex;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(data: &[u8], expected: Message<'_>) {
+        assert_eq!(Decoder.decode(data), Ok(expected));
+        let mut out = BytesMut::new();
+        expected.encode(&mut out).unwrap();
+        assert_eq!(out[..], *data);
+    }
+
+    #[test]
+    fn messages_are_as_the_manual_draws_them() {
+        check(
+            &hex!("42 00000000016b3748 0002ab12cd34ef56 000002e2"),
+            Message::Begin(Begin {
+                final_lsn: Lsn(0x16B_3748),
+                commit_timestamp: Timestamp(0x2_ab12_cd34_ef56),
+                xid: 738,
+            }),
+        );
+        check(
+            &hex!("43 00 00000000016b3748 00000000016b3778 0002ab12cd34ef56"),
+            Message::Commit(Commit {
+                commit_lsn: Lsn(0x16B_3748),
+                end_lsn: Lsn(0x16B_3778),
+                commit_timestamp: Timestamp(0x2_ab12_cd34_ef56),
+            }),
+        );
+        check(
+            &hex!("4d 01 00000000016b3748 6f7264657273 00 00000003 00ff00"),
+            Message::Message(LogicalMessage {
+                transactional: true,
+                lsn: Lsn(0x16B_3748),
+                prefix: b"orders",
+                content: b"\x00\xff\x00",
+            }),
+        );
+        check(
+            &hex!("4f 000000ab0000cdef 656c7365 00"),
+            Message::Origin(Origin { commit_lsn: Lsn(0xAB_0000_CDEF), name: b"else" }),
+        );
+        check(
+            &hex!("59 00004002 7000 6d6f6f6400"),
+            Message::Type(Type { id: 0x4002, namespace: b"p", name: b"mood" }),
+        );
+        let relations = [[0, 0, 0x40, 1], [0, 0, 0x40, 2]];
+        check(
+            &hex!("54 00000002 03 00004001 00004002"),
+            Message::Truncate(Truncate {
+                cascade: true,
+                restart_identity: true,
+                relations: RelationIds::new(&relations),
+            }),
+        );
+        assert_eq!(RelationIds::new(&relations).iter().collect::<Vec<_>>(), [0x4001, 0x4002]);
+    }
+
+    #[test]
+    fn rows_are_as_the_manual_draws_them() {
+        let mut bytes = BytesMut::new();
+        let values = [Value::Null, Value::UnchangedToast, Value::Text(b"hi"), Value::Binary(b"")];
+        Tuple::encode(&values, &mut bytes).unwrap();
+        assert_eq!(bytes[..], hex!("0004 6e 75 74 00000002 6869 62 00000000"));
+        let row = Tuple::decode(&bytes).unwrap();
+        assert_eq!(row.values().collect::<Vec<_>>(), values);
+
+        let key = Tuple::decode(&hex!("0001 6e")).unwrap();
+        let relation = 7;
+        check(
+            &hex!("49 00000007 4e 0004 6e 75 74 00000002 6869 62 00000000"),
+            Message::Insert(Insert { relation, new: row }),
+        );
+        check(
+            &hex!("55 00000007 4e 0001 6e"),
+            Message::Update(Update { relation, old: None, new: key }),
+        );
+        check(
+            &hex!("55 00000007 4b 0001 6e 4e 0001 6e"),
+            Message::Update(Update { relation, old: Some(OldTuple::Key(key)), new: key }),
+        );
+        check(
+            &hex!("55 00000007 4f 0001 6e 4e 0001 6e"),
+            Message::Update(Update { relation, old: Some(OldTuple::Full(key)), new: key }),
+        );
+        check(
+            &hex!("44 00000007 4b 0001 6e"),
+            Message::Delete(Delete { relation, old: OldTuple::Key(key) }),
+        );
+        check(
+            &hex!("44 00000007 4f 0001 6e"),
+            Message::Delete(Delete { relation, old: OldTuple::Full(key) }),
+        );
+    }
+
+    #[test]
+    fn relations_are_as_the_manual_draws_them() {
+        let mut bytes = BytesMut::new();
+        let columns = [
+            Column { key: true, name: b"id", type_oid: 23, type_modifier: -1 },
+            Column { key: false, name: b"\xff", type_oid: 1043, type_modifier: 24 },
+        ];
+        Columns::encode(&columns, &mut bytes).unwrap();
+        let columns_read = Columns::decode(&bytes).unwrap();
+        assert_eq!(columns_read.iter().collect::<Vec<_>>(), columns);
+        for (byte, replica_identity) in [
+            (b'd', ReplicaIdentity::Default),
+            (b'n', ReplicaIdentity::Nothing),
+            (b'f', ReplicaIdentity::Full),
+            (b'i', ReplicaIdentity::Index),
+        ] {
+            let mut data = hex!(
+                "52 00004001 00 7400 64 0002 01 696400 00000017 ffffffff 00 ff00 00000413 00000018"
+            );
+            data[8] = byte;
+            check(
+                &data,
+                Message::Relation(Relation {
+                    id: 0x4001,
+                    namespace: b"",
+                    name: b"t",
+                    replica_identity,
+                    columns: columns_read,
+                }),
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_said_is_refused_and_leaves_no_trace() {
+        let mut out = BytesMut::new();
+        let message =
+            LogicalMessage { transactional: true, lsn: Lsn(1), prefix: b"a\0b", content: b"" };
+        assert_eq!(
+            Message::Message(message).encode(&mut out),
+            Err(EncodeError::Nul { field: "Message.prefix" })
+        );
+        let too_many = [Value::Null; 32_768];
+        assert!(Tuple::encode(&too_many, &mut out).is_err());
+        assert!(out.is_empty());
+    }
+}

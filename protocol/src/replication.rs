@@ -315,3 +315,119 @@ fn number<T: core::str::FromStr>(word: &[u8], field: &'static str) -> Result<T, 
     let word = core::str::from_utf8(word).ok();
     word.and_then(|word| word.parse().ok()).ok_or(DecodeError::new(field, Fault::Malformed))
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use hex_literal::hex;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(payload: &[u8], expected: Message<'_>) {
+        assert_eq!(Message::decode(payload), Ok(expected));
+        let mut out = BytesMut::new();
+        expected.encode(&mut out).unwrap();
+        assert_eq!(out[5..], *payload);
+        let frame = crate::Frame::decode(&out, 1000).unwrap().unwrap();
+        assert_eq!((frame.tag, frame.encoded_len()), (b'd', out.len()));
+    }
+
+    #[test]
+    fn payloads_are_as_the_manual_draws_them() {
+        check(
+            &hex!("77 0000000001000001 0000000002000002 0000000000000003 4d00"),
+            Message::XLogData(XLogData {
+                wal_start: Lsn(0x100_0001),
+                wal_end: Lsn(0x200_0002),
+                server_clock: Timestamp(3),
+                data: b"M\0",
+            }),
+        );
+        let keepalive = PrimaryKeepalive {
+            wal_end: Lsn(0x100_0001),
+            server_clock: Timestamp(-2),
+            reply_requested: true,
+        };
+        check(
+            &hex!("6b 0000000001000001 fffffffffffffffe 01"),
+            Message::PrimaryKeepalive(keepalive),
+        );
+
+        let status = StandbyStatusUpdate {
+            write: Lsn(1),
+            flush: Lsn(2),
+            apply: Lsn(3),
+            clock: Timestamp(4),
+            reply_requested: false,
+        };
+        let mut out = BytesMut::new();
+        status.encode(&mut out);
+        assert_eq!(
+            out[..],
+            hex!(
+                "64 00000026 72 0000000000000001 0000000000000002 0000000000000003 0000000000000004 00"
+            )
+        );
+        assert_eq!(StandbyStatusUpdate::decode(&out[5..]), Ok(status));
+        assert_eq!(out.len(), StandbyStatusUpdate::ENCODED_LEN);
+        out.clear();
+        keepalive.encode(&mut out);
+        assert_eq!(out.len(), PrimaryKeepalive::ENCODED_LEN);
+    }
+
+    #[test]
+    fn other_payloads_are_refused() {
+        for (payload, fault) in [
+            (&b""[..], Fault::Truncated),
+            (b"x", Fault::Tag(b'x')),
+            (b"w1234567812345678123456", Fault::Truncated),
+            (b"k1234567812345678\x02", Fault::Tag(2)),
+            (b"k1234567812345678\0\0", Fault::Trailing),
+        ] {
+            assert_eq!(Message::decode(payload).unwrap_err().fault, fault, "{payload:?}");
+        }
+        assert_eq!(StandbyStatusUpdate::decode(b"h").unwrap_err().fault, Fault::Tag(b'h'));
+        let mut longer = [0; 35];
+        longer[0] = b'r';
+        assert_eq!(StandbyStatusUpdate::decode(&longer).unwrap_err().fault, Fault::Trailing);
+    }
+
+    #[test]
+    fn names_and_values_cannot_leave_their_quotes() {
+        assert_eq!(quote_identifier("owl"), "\"owl\"");
+        assert_eq!(quote_identifier("o\"w'l"), "\"o\"\"w'l\"");
+        assert_eq!(quote_literal("o\"w'l\\"), "'o\"w''l\\'");
+        assert_eq!(
+            start_logical("s", Lsn(0x1_0000_00AB), &[]),
+            "START_REPLICATION SLOT \"s\" LOGICAL 1/AB"
+        );
+        assert_eq!(
+            create_logical_slot("s", "pgoutput", false, Snapshot::Nothing),
+            "CREATE_REPLICATION_SLOT \"s\" LOGICAL \"pgoutput\" NOEXPORT_SNAPSHOT"
+        );
+        assert_eq!(
+            create_logical_slot("s", "pgoutput", true, Snapshot::Use),
+            "CREATE_REPLICATION_SLOT \"s\" TEMPORARY LOGICAL \"pgoutput\" USE_SNAPSHOT"
+        );
+        assert_eq!(drop_slot("s", true), "DROP_REPLICATION_SLOT \"s\" WAIT");
+        assert_eq!(timeline_history(3), "TIMELINE_HISTORY 3");
+    }
+
+    #[test]
+    fn a_history_is_read_line_by_line() {
+        let switch = |timeline, switch| TimelineSwitch { timeline, switch: Lsn(switch) };
+        let history = b"# comment\n\n1\t0/A0\tno recovery target specified\n  3 1/0 \xff\n";
+        assert_eq!(timeline_switches(history), Ok(vec![switch(1, 0xA0), switch(3, 1 << 32)]));
+        assert_eq!(timeline_switches(b""), Ok(vec![]));
+        for broken in [&b"x\t0/0"[..], b"1", b"1\t0", b"2\t0/1\n1\t0/2", b"1\t0/1\n1\t0/2", b"\xff"]
+        {
+            assert_eq!(
+                timeline_switches(broken).unwrap_err().fault,
+                Fault::Malformed,
+                "{broken:?}"
+            );
+        }
+    }
+}
