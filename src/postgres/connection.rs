@@ -1,11 +1,11 @@
 //! A logged-in replication connection: queries first, then the stream.
 
 use super::dial::{DialError, Stream, dial};
-use crate::config::{Host, PostgresConfig};
+use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
 use factlib_protocol::backend::{Message, ServerError};
-use factlib_protocol::handshake::{Handshake, HandshakeError, Progress};
+use factlib_protocol::handshake::{Handshake, HandshakeError, Progress, Session};
 use factlib_protocol::{DecodeError, Frame, frontend};
 use std::borrow::Cow;
 use std::future::{Future as _, poll_fn};
@@ -39,6 +39,14 @@ pub enum Failure {
     TimedOut {
         /// Host and port.
         host: String,
+    },
+    /// The server is not of the kind that `target_session_attrs` asks for.
+    #[error("{host} is {}, which target_session_attrs does not want", if *standby { "a standby" } else { "read-only" })]
+    Unwanted {
+        /// Host and port.
+        host: String,
+        /// It is a standby; else its sessions are read-only.
+        standby: bool,
     },
     /// The connection broke.
     #[error("the connection to PostgreSQL broke: {0}")]
@@ -137,7 +145,7 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn log_in(&mut self, config: &PostgresConfig) -> Result<(), Failure> {
+    async fn log_in(&mut self, config: &PostgresConfig) -> Result<Session, Failure> {
         use factlib_protocol::handshake::{AuthMethods, Credentials, Startup};
         let mut parameters = vec![
             ("replication", "database"),
@@ -169,7 +177,7 @@ impl Connection {
             self.receive.advance(len);
             self.send.unsplit(reply);
             if progress == Progress::Ready {
-                return Ok(());
+                return Ok(handshake.into_session());
             }
         }
     }

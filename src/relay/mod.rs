@@ -443,7 +443,8 @@ impl Relay {
         };
         let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
         let startup = self.startup_deadline();
-        let others = [self.producer.deadline(), stop, startup];
+        let produce = matches!(self.link, Link::Streaming(_));
+        let others = [self.producer.deadline(produce), stop, startup];
         link.into_iter().chain(others).flatten().min()
     }
 
@@ -773,6 +774,9 @@ impl Relay {
                 session.receive(commit.end_lsn);
                 if let Some(transaction) = session.transaction.take() {
                     self.end(transaction.unit, commit.end_lsn);
+                }
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.taking = false;
                 }
             }
             // Rows of tables that somebody added to the publication.

@@ -321,12 +321,14 @@ impl Producer {
         self.requests.pop_front()
     }
 
-    /// When [`Producer::poll`] may have something without another answer.
-    pub fn deadline(&self) -> Option<Instant> {
-        let waiting = self.waiting.iter().filter_map(|index| {
+    /// When [`Producer::poll`], called with the same `produce`, may have something without another
+    /// answer.
+    pub fn deadline(&self, produce: bool) -> Option<Instant> {
+        let waiting = self.waiting.iter().filter(|_| produce).filter_map(|index| {
             let partition = self.partitions.get(*index)?;
-            let throttled = partition.leader.and_then(|leader| self.throttled.get(&leader));
-            partition.retry_at.max(throttled.copied())
+            // Without these it waits for an answer and not for a time.
+            let leader = partition.leader.filter(|_| partition.producer.is_some())?;
+            partition.retry_at.max(self.throttled.get(&leader).copied())
         });
         let age = self.metadata_at.map(|at| at + METADATA_AGE_MAX);
         let singles = [self.init.deadline(), self.metadata.deadline(), age];
@@ -422,6 +424,7 @@ impl Producer {
 
     /// Collects what can be sent now, one request for each broker.
     fn produce(&mut self, now: Instant, flush: bool) {
+        self.throttled.retain(|_, until| *until > now);
         let mut by_broker: Vec<(BrokerId, Vec<PartitionBatch>)> = Vec::new();
         let waiting = std::mem::take(&mut self.waiting);
         for index in waiting {
@@ -435,6 +438,8 @@ impl Producer {
             }
             let throttled = partition.leader.and_then(|leader| self.throttled.get(&leader));
             let wait_until = partition.retry_at.max(throttled.copied());
+            // A time that has passed is no deadline any more.
+            partition.retry_at = partition.retry_at.filter(|at| *at > now);
             if partition.producer.is_none() {
                 partition.producer = self.latest;
             }

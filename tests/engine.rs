@@ -1,0 +1,769 @@
+//! The relay engine against a scripted server and a scripted broker: no sockets, no runtime, and a
+//! clock that only moves when a test says so.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
+#![expect(clippy::disallowed_methods, reason = "the start of a clock that then stands still")]
+
+use bytes::BytesMut;
+use factlib::relay::event::Event;
+use factlib::relay::gone::{Exit, ExitKind, Gone};
+use factlib::relay::kafka::{
+    Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
+    Request, TopicMetadata, Unanswered,
+};
+use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
+use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
+use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
+use std::time::{Duration, Instant};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn settings() -> Settings {
+    Settings {
+        prefixes: vec!["orders".to_owned()],
+        value_is_payload: false,
+        timestamp_is_publish: false,
+        metadata_headers: false,
+        in_flight_bytes_max: 8 * 1024 * 1024,
+        frame_bytes_max: 64 * 1024 * 1024,
+        stall_timeout: 3 * SECOND,
+        lease: 10 * SECOND,
+        status_interval: 5 * SECOND,
+        stop_timeout: 10 * SECOND,
+        backoff_max: 5 * SECOND,
+        startup_timeout: Some(30 * SECOND),
+        seed: 7,
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        system: 7,
+        timeline: 1,
+        wal_flushed: Lsn(1_000_000),
+        history: Vec::new(),
+        database: 5,
+        confirmed_flush: Lsn(1),
+    }
+}
+
+/// The engine, and everything it said.
+struct Rig {
+    relay: Relay,
+    now: Now,
+    connects: usize,
+    starts: Vec<Lsn>,
+    statuses: Vec<StandbyStatusUpdate>,
+    hangups: usize,
+    requests: Vec<Request>,
+    events: Vec<Event>,
+    exit: Option<Exit>,
+}
+
+impl Rig {
+    fn new(settings: Settings) -> Self {
+        let now = Now { at: Instant::now(), clock: Timestamp(0) };
+        let mut rig = Self {
+            relay: Relay::new(settings),
+            now,
+            connects: 0,
+            starts: Vec::new(),
+            statuses: Vec::new(),
+            hangups: 0,
+            requests: Vec::new(),
+            events: Vec::new(),
+            exit: None,
+        };
+        rig.input(Input::Timeout);
+        rig
+    }
+
+    /// Streaming, with a cluster that is known and the topic `orders.order` of two partitions.
+    fn streaming() -> Self {
+        Self::streaming_with(settings())
+    }
+
+    fn streaming_with(settings: Settings) -> Self {
+        let mut rig = Self::new(settings);
+        rig.answer_metadata();
+        rig.answer_producer_id(4000);
+        rig.connect(identity());
+        rig
+    }
+
+    fn connect(&mut self, identity: Identity) {
+        self.input(Input::Identified(identity));
+        self.input(Input::Streaming { asked_at: self.now.at });
+        // The server answers the first ping.
+        self.keepalive(1, false);
+    }
+
+    fn input(&mut self, input: Input) {
+        self.relay.handle(self.now, input);
+        while let Some(output) = self.relay.poll_output() {
+            match output {
+                Output::Connect => self.connects += 1,
+                Output::StartReplication { start } => self.starts.push(start),
+                Output::Send(bytes) => self.sent(&bytes),
+                Output::Hangup => self.hangups += 1,
+                Output::Kafka(request) => self.requests.push(request),
+                Output::Event(event) => self.events.push(event),
+                Output::Exit(exit) => self.exit = Some(exit),
+            }
+        }
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Some(frame) = Frame::decode(rest, 100).unwrap() {
+            if frame.tag == b'd' {
+                self.statuses.push(StandbyStatusUpdate::decode(frame.body).unwrap());
+            }
+            rest = &rest[frame.encoded_len()..];
+        }
+    }
+
+    /// Lets time pass, with every deadline on the way.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now.at + time;
+        while let Some(deadline) = self.relay.deadline().filter(|deadline| *deadline <= until) {
+            self.now.at = self.now.at.max(deadline);
+            self.input(Input::Timeout);
+            assert!(
+                self.relay.deadline().is_none_or(|next| next > self.now.at),
+                "a deadline that has been served is still due"
+            );
+        }
+        self.now.at = until;
+    }
+
+    // ---- PostgreSQL ----
+
+    fn receive(&mut self, bytes: &[u8]) {
+        self.relay.receive_buffer().extend_from_slice(bytes);
+        self.input(Input::Received { bytes: bytes.len(), drained: true });
+    }
+
+    fn keepalive(&mut self, wal_end: u64, reply_requested: bool) {
+        let mut out = BytesMut::new();
+        let keepalive =
+            PrimaryKeepalive { wal_end: Lsn(wal_end), server_clock: Timestamp(0), reply_requested };
+        keepalive.encode(&mut out);
+        self.receive(&out);
+    }
+
+    fn flush(&self) -> Lsn {
+        self.statuses.last().unwrap().flush
+    }
+
+    // ---- Kafka ----
+
+    fn take(&mut self, wanted: impl Fn(&Request) -> bool) -> Option<Request> {
+        let at = self.requests.iter().position(wanted)?;
+        Some(self.requests.remove(at))
+    }
+
+    fn answer_metadata(&mut self) {
+        let request = self.take(|request| matches!(request, Request::Metadata { .. }));
+        let Some(Request::Metadata { topics }) = request else { panic!("no metadata wanted") };
+        let topics = topics
+            .iter()
+            .map(|name| TopicMetadata {
+                name: name.to_string(),
+                error: if name.ends_with("missing") { 3 } else { 0 },
+                partitions: match name.ends_with("missing") {
+                    true => Vec::new(),
+                    false => {
+                        (0..2).map(|index| PartitionMetadata { index, leader: Some(1) }).collect()
+                    }
+                },
+            })
+            .collect();
+        let brokers = vec![Broker { id: 1, host: "kafka".to_owned(), port: 9092 }];
+        self.input(Input::Kafka(Answer::Metadata(Ok(Metadata {
+            cluster_id: None,
+            brokers,
+            topics,
+        }))));
+    }
+
+    fn answer_producer_id(&mut self, id: i64) {
+        self.take(|request| *request == Request::InitProducerId).expect("no producer id wanted");
+        self.input(Input::Kafka(Answer::ProducerId(Ok(Ok(ProducerId { id, epoch: 0 })))));
+    }
+
+    fn produce(&mut self) -> Option<Vec<PartitionBatch>> {
+        match self.take(|request| matches!(request, Request::Produce { .. }))? {
+            Request::Produce { batches, .. } => Some(batches),
+            _ => None,
+        }
+    }
+
+    fn answer(&mut self, batches: &[PartitionBatch], error: i16) {
+        let partitions = batches
+            .iter()
+            .map(|batch| PartitionAnswer {
+                topic: batch.topic.clone(),
+                partition: batch.partition,
+                error,
+                base_offset: 0,
+            })
+            .collect();
+        let answer = Answer::Produced { broker: 1, partitions, throttle: Duration::ZERO };
+        self.input(Input::Kafka(answer));
+    }
+
+    fn no_answer(&mut self, batches: &[PartitionBatch]) {
+        let partitions =
+            batches.iter().map(|batch| (batch.topic.clone(), batch.partition)).collect();
+        let cause = Unanswered("connection reset".to_owned());
+        self.input(Input::Kafka(Answer::ProduceUnanswered {
+            broker: 1,
+            partitions,
+            sent: true,
+            cause,
+        }));
+    }
+
+    /// Sends everything that is to be sent and lets it be stored; the keys, in order.
+    fn store_all(&mut self) -> Vec<String> {
+        let mut keys = Vec::new();
+        while let Some(batches) = self.produce() {
+            batches.iter().for_each(|batch| keys.extend(keys_of(batch)));
+            self.answer(&batches, 0);
+        }
+        keys
+    }
+}
+
+fn keys_of(batch: &PartitionBatch) -> Vec<String> {
+    use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+    use rskafka::protocol::traits::ReadType;
+    let batch = RecordBatch::read(&mut std::io::Cursor::new(&batch.batch)).unwrap();
+    let ControlBatchOrRecords::Records(records) = batch.records else { panic!("control batch") };
+    records.into_iter().map(|record| String::from_utf8(record.key.unwrap()).unwrap()).collect()
+}
+
+fn base_sequence(batch: &PartitionBatch) -> (i64, i32) {
+    let bytes = &batch.batch;
+    let producer = i64::from_be_bytes(bytes[43..51].try_into().unwrap());
+    (producer, i32::from_be_bytes(bytes[53..57].try_into().unwrap()))
+}
+
+/// What a walsender sends.
+#[derive(Default)]
+struct Stream(BytesMut);
+
+impl Stream {
+    fn put(mut self, message: &pgoutput::Message<'_>) -> Self {
+        let mut data = BytesMut::new();
+        message.encode(&mut data).unwrap();
+        let (wal_start, wal_end) = (Lsn(0), Lsn(0));
+        let data = XLogData { wal_start, wal_end, server_clock: Timestamp(0), data: &data };
+        data.encode(&mut self.0).unwrap();
+        self
+    }
+
+    fn begin(self, final_lsn: u64) -> Self {
+        let begin =
+            pgoutput::Begin { final_lsn: Lsn(final_lsn), commit_timestamp: Timestamp(0), xid: 1 };
+        self.put(&pgoutput::Message::Begin(begin))
+    }
+
+    fn content(self, lsn: u64, transactional: bool, prefix: &str, content: &[u8]) -> Self {
+        self.put(&pgoutput::Message::Message(pgoutput::LogicalMessage {
+            transactional,
+            lsn: Lsn(lsn),
+            prefix: prefix.as_bytes(),
+            content,
+        }))
+    }
+
+    fn fact(self, lsn: u64, key: &str) -> Self {
+        self.fact_of("order", lsn, key)
+    }
+
+    fn fact_of(self, aggregate_type: &str, lsn: u64, key: &str) -> Self {
+        let content = format!(r#"{{"aggregate_type":"{aggregate_type}","aggregate_id":"{key}"}}"#);
+        self.content(lsn, true, "orders", content.as_bytes())
+    }
+
+    fn commit(self, commit_lsn: u64) -> Self {
+        self.put(&pgoutput::Message::Commit(pgoutput::Commit {
+            commit_lsn: Lsn(commit_lsn),
+            end_lsn: Lsn(commit_lsn + 8),
+            commit_timestamp: Timestamp(0),
+        }))
+    }
+
+    /// A transaction whose commit record starts at `lsn`, with these facts.
+    fn transaction(self, lsn: u64, keys: &[&str]) -> Self {
+        let facts = keys
+            .iter()
+            .zip(1..)
+            .fold(self.begin(lsn), |stream, (key, index)| stream.fact(lsn - 50 + index, key));
+        facts.commit(lsn)
+    }
+}
+
+/// A rig that has published one fact, so that the topic is known and everything is confirmed.
+fn warm() -> Rig {
+    let mut rig = Rig::streaming();
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    assert_eq!(rig.store_all(), ["first"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(108));
+    rig
+}
+
+#[test]
+fn a_commit_is_confirmed_exactly_at_its_end_and_only_when_kafka_has_it() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a", "b"]).0);
+    let batches = rig.produce().unwrap();
+    rig.pass(2 * SECOND);
+    assert_eq!(rig.flush(), Lsn(108), "nothing is promised before Kafka's answer");
+    rig.answer(&batches, 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+}
+
+#[test]
+fn a_transaction_is_published_at_once_and_confirmed_at_its_commit() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+    assert_eq!(rig.store_all(), ["a"]);
+    rig.pass(2 * SECOND);
+    assert_eq!(rig.flush(), Lsn(108));
+    rig.receive(&Stream::default().commit(200).0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+}
+
+#[test]
+fn an_idle_slot_follows_keepalives_and_a_busy_one_does_not() {
+    let mut rig = warm();
+    rig.keepalive(5000, false);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(5000));
+    rig.receive(&Stream::default().transaction(6000, &["a"]).0);
+    rig.keepalive(9000, true);
+    assert_eq!(rig.flush(), Lsn(5000));
+    assert_eq!(rig.statuses.last().unwrap().write, Lsn(9000));
+    rig.store_all();
+    rig.keepalive(9000, true);
+    rig.pass(20 * MS);
+    assert_eq!(rig.flush(), Lsn(9000));
+}
+
+#[test]
+fn a_keepalive_inside_a_transaction_confirms_nothing() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+    rig.store_all();
+    rig.keepalive(190, true);
+    assert_eq!(rig.flush(), Lsn(108));
+}
+
+#[test]
+fn foreign_prefixes_are_passed_over_and_counted_in_the_index() {
+    let mut rig = warm();
+    let stream = Stream::default().begin(200).content(140, true, "billing", b"\0junk");
+    rig.receive(&stream.content(141, true, "", b"").fact(150, "a").commit(200).0);
+    let batches = rig.produce().unwrap();
+    assert_eq!(keys_of(&batches[0]), ["a"]);
+    let text = String::from_utf8_lossy(&batches[0].batch).into_owned();
+    assert!(text.contains("00000001.00000000000000c8.1.00000002"), "{text}");
+    rig.answer(&batches, 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+}
+
+#[test]
+fn a_non_transactional_message_is_confirmed_at_its_own_lsn() {
+    let mut rig = warm();
+    let content = br#"{"aggregate_type":"order","aggregate_id":"a"}"#;
+    rig.receive(&Stream::default().content(300, false, "orders", content).0);
+    assert_eq!(rig.store_all(), ["a"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(300));
+}
+
+#[test]
+fn after_a_reconnect_nothing_that_was_enqueued_is_produced_again() {
+    let mut rig = warm();
+    let first = Stream::default().transaction(200, &["a"]).begin(300).fact(250, "b");
+    rig.receive(&first.0);
+    let in_flight = rig.produce().unwrap();
+    rig.input(Input::PostgresGone(Gone::Lost("connection reset".to_owned())));
+    rig.pass(SECOND);
+    assert_eq!(rig.connects, 2);
+    rig.connect(identity());
+    assert_eq!(rig.starts, [Lsn(0), Lsn(108)], "it asks for what is not confirmed");
+    let again = Stream::default().transaction(200, &["a"]).begin(300).fact(250, "b");
+    rig.receive(&again.fact(251, "c").commit(300).0);
+    rig.answer(&in_flight, 0);
+    let mut keys: Vec<_> = in_flight.iter().flat_map(keys_of).collect();
+    keys.extend(rig.store_all());
+    keys.sort();
+    assert_eq!(keys, ["a", "b", "c"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(308));
+}
+
+#[test]
+fn nothing_is_produced_without_the_slot() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let batches = rig.produce().unwrap();
+    rig.no_answer(&batches);
+    rig.input(Input::PostgresGone(Gone::Lost("connection reset".to_owned())));
+    rig.pass(20 * SECOND);
+    assert!(rig.produce().is_none());
+    rig.connect(identity());
+    rig.pass(6 * SECOND);
+    assert_eq!(rig.produce().unwrap(), batches, "the ambiguous batch goes first, as it was");
+}
+
+#[test]
+fn nothing_is_produced_when_the_lease_is_over() {
+    let mut rig = warm();
+    rig.pass(8 * SECOND);
+    assert!(rig.statuses.len() > 5, "an unanswered ping is repeated");
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    rig.pass(2 * SECOND);
+    assert_eq!(rig.hangups, 1);
+    let before = rig.produce().is_some();
+    assert!(before, "the lease was good when it was read");
+    rig.receive(&Stream::default().transaction(300, &["b"]).0);
+    assert!(rig.produce().is_none());
+}
+
+#[test]
+fn an_answered_ping_extends_the_lease_from_when_it_was_sent() {
+    let mut rig = warm();
+    for _ in 0..20 {
+        rig.pass(5 * SECOND);
+        rig.keepalive(108, false);
+        rig.keepalive(108, false);
+    }
+    assert_eq!(rig.hangups, 0);
+}
+
+#[test]
+fn a_batch_without_an_answer_is_sent_again_before_anything_newer() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let first = rig.produce().unwrap();
+    rig.receive(&Stream::default().transaction(300, &["a"]).0);
+    rig.no_answer(&first);
+    assert!(rig.produce().is_none(), "it waits for its back-off");
+    rig.pass(SECOND);
+    let again = rig.produce().unwrap();
+    assert_eq!(again, first, "byte by byte");
+    rig.answer(&again, 0);
+    let next = rig.produce().unwrap();
+    assert_eq!(base_sequence(&next[0]).1, base_sequence(&first[0]).1 + 1);
+}
+
+#[test]
+fn a_producer_that_the_broker_does_not_know_starts_over_in_order() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let first = rig.produce().unwrap();
+    rig.receive(&Stream::default().transaction(300, &["a"]).0);
+    rig.answer(&first, 59);
+    rig.answer_producer_id(4001);
+    rig.pass(SECOND);
+    let again = rig.produce().unwrap();
+    assert_eq!(base_sequence(&again[0]), (4001, 0));
+    assert_eq!(keys_of(&again[0]), keys_of(&first[0]));
+    rig.answer(&again, 0);
+    assert_eq!(base_sequence(&rig.produce().unwrap()[0]), (4001, 1));
+}
+
+#[test]
+fn a_batch_over_the_topics_limit_is_divided_and_a_single_record_halts() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a", "a", "a"]).0);
+    let whole = rig.produce().unwrap();
+    rig.answer(&whole, 10);
+    let part = rig.produce().unwrap();
+    assert_eq!(keys_of(&part[0]), ["a"]);
+    rig.answer(&part, 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(108), "half of it is not there yet");
+    let part = rig.produce().unwrap();
+    assert_eq!(keys_of(&part[0]), ["a", "a"]);
+    rig.answer(&part, 10);
+    let one = rig.produce().unwrap();
+    rig.answer(&one, 10);
+    assert!(matches!(rig.relay.standing().state, State::Halted(_)));
+    rig.pass(5 * SECOND);
+    rig.keepalive(108, false);
+    let again = rig.produce().unwrap();
+    assert_eq!(again, one);
+    rig.answer(&again, 0);
+    rig.store_all();
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+    assert_eq!(rig.relay.standing().state, State::Streaming);
+}
+
+#[test]
+fn an_unreadable_envelope_halts_with_its_position_and_is_never_confirmed_past() {
+    let mut rig = warm();
+    let stream =
+        Stream::default().begin(200).fact(150, "a").content(151, true, "orders", b"\xffjunk");
+    rig.receive(&stream.fact(152, "b").commit(200).0);
+    assert_eq!(rig.store_all(), ["a"]);
+    let State::Halted(halted) = rig.relay.standing().state else { panic!("not halted") };
+    assert_eq!(halted.position.to_string(), "00000001.00000000000000c8.1.00000001");
+    assert_eq!(halted.lsn, Lsn(151));
+    assert!(halted.reason.contains("unreadable envelope"), "{}", halted.reason);
+    rig.pass(4 * SECOND);
+    assert_eq!(rig.hangups, 1, "the socket is not left unread");
+    assert!(matches!(rig.relay.standing().state, State::Halted(_)), "also while away");
+    assert_eq!(rig.statuses.iter().map(|status| status.flush).max(), Some(Lsn(108)));
+}
+
+#[test]
+fn a_missing_topic_halts_and_its_creation_lets_the_fact_through() {
+    let mut rig = warm();
+    let transaction = || Stream::default().begin(200).fact_of("missing", 150, "a").commit(200).0;
+    rig.receive(&transaction());
+    rig.answer_metadata();
+    let State::Halted(halted) = rig.relay.standing().state else { panic!("not halted") };
+    assert_eq!(halted.topic.as_deref(), Some("orders.missing"));
+    rig.pass(9 * SECOND);
+    assert_eq!(rig.hangups, 1);
+    rig.connect(identity());
+    rig.receive(&transaction());
+    let Some(Request::Metadata { topics }) = rig.take(|r| matches!(r, Request::Metadata { .. }))
+    else {
+        panic!("the topic is not asked for again")
+    };
+    let partitions = vec![PartitionMetadata { index: 0, leader: Some(1) }];
+    let topics = topics
+        .iter()
+        .map(|name| TopicMetadata {
+            name: name.to_string(),
+            error: 0,
+            partitions: partitions.clone(),
+        })
+        .collect();
+    let metadata = Metadata { cluster_id: None, brokers: Vec::new(), topics };
+    rig.input(Input::Kafka(Answer::Metadata(Ok(metadata))));
+    assert_eq!(rig.store_all(), ["a"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+    assert_eq!(rig.relay.standing().state, State::Streaming);
+}
+
+#[test]
+fn a_full_buffer_pauses_reading_hangs_up_and_takes_the_slot_again() {
+    let mut rig = Rig::streaming_with(Settings { in_flight_bytes_max: 2000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    let stream = (2..40).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
+    rig.receive(&stream.0);
+    assert_eq!(rig.relay.reading(), Reading::Paused);
+    assert!(rig.relay.standing().unsettled_bytes < 2500);
+    let batches = rig.produce().unwrap();
+    rig.pass(3 * SECOND);
+    assert_eq!(rig.hangups, 1);
+    rig.answer(&batches, 0);
+    rig.pass(6 * SECOND);
+    assert_eq!(rig.connects, 2);
+}
+
+#[test]
+fn room_in_the_buffer_resumes_what_was_received() {
+    let mut rig = Rig::streaming_with(Settings { in_flight_bytes_max: 2000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    let stream = (2..40).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
+    rig.receive(&stream.0);
+    assert_eq!(rig.store_all().len(), 38);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(3908));
+    assert_eq!(rig.hangups, 0);
+}
+
+#[test]
+fn a_server_that_wants_to_stop_is_let_go_without_a_confirmation() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let batches = rig.produce().unwrap();
+    rig.keepalive(300, true);
+    rig.keepalive(300, true);
+    assert!(rig.events.iter().any(|event| matches!(event, Event::ServerStopping { unsettled: 1 })));
+    assert_eq!(rig.flush(), Lsn(108));
+    let before = rig.statuses.len();
+    for _ in 0..100 {
+        rig.pass(20 * MS);
+        rig.keepalive(300, true);
+    }
+    let last = rig.statuses.last().unwrap();
+    assert_eq!((last.write, last.flush), (Lsn(300), Lsn::INVALID));
+    assert!(rig.statuses.len() - before <= 105, "{}", rig.statuses.len() - before);
+    rig.answer(&batches, 0);
+    rig.keepalive(300, true);
+    rig.pass(20 * MS);
+    assert_eq!(rig.flush(), Lsn(300), "once it is settled it is confirmed after all");
+}
+
+#[test]
+fn a_stop_reads_on_to_the_commit_settles_confirms_and_leaves() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+    rig.input(Input::Stop);
+    assert!(rig.exit.is_none());
+    let rest = Stream::default().fact(151, "b").commit(200);
+    rig.receive(&rest.transaction(300, &["not taken"]).0);
+    rig.keepalive(400, true);
+    let mut keys = rig.store_all();
+    keys.sort();
+    assert_eq!(keys, ["a", "b"]);
+    assert_eq!(rig.flush(), Lsn(208), "walEnd covers what was not taken");
+    assert!(rig.exit.is_none(), "the last status is not answered yet");
+    for _ in 0..5 {
+        rig.keepalive(400, false);
+    }
+    assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+    assert_eq!(rig.statuses.last().unwrap().flush, Lsn(208));
+}
+
+#[test]
+fn a_stop_that_kafka_does_not_let_finish_ends_at_the_deadline_and_says_so() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a", "b"]).0);
+    rig.input(Input::Stop);
+    for _ in 0..3 {
+        rig.pass(4 * SECOND);
+        rig.keepalive(208, false);
+    }
+    let exit = rig.exit.unwrap();
+    assert_eq!(exit.kind, ExitKind::Deadline);
+    assert!(exit.reason.contains("2 facts"), "{}", exit.reason);
+}
+
+#[test]
+fn another_cluster_and_a_history_that_went_back_end_the_relay() {
+    for identity in
+        [Identity { system: 8, ..identity() }, Identity { wal_flushed: Lsn(50), ..identity() }]
+    {
+        let mut rig = warm();
+        rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
+        rig.pass(SECOND);
+        rig.input(Input::Identified(identity));
+        assert_eq!(rig.exit.unwrap().kind, ExitKind::OtherCluster);
+        assert_eq!(rig.starts.len(), 1, "the stream is not started");
+    }
+}
+
+#[test]
+fn another_timeline_starts_at_the_slots_own_position_and_publishes_reused_lsns() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(400, &["phantom"]).0);
+    let phantom = rig.produce().unwrap();
+    rig.input(Input::PostgresGone(Gone::Lost("failover".to_owned())));
+    rig.pass(SECOND);
+    rig.connect(Identity { timeline: 2, history: vec![(1, Lsn(300))], ..identity() });
+    assert_eq!(rig.starts.last(), Some(&Lsn::INVALID));
+    rig.receive(&Stream::default().transaction(200, &["old"]).transaction(390, &["new"]).0);
+    rig.answer(&phantom, 0);
+    let mut text = String::new();
+    while let Some(batches) = rig.produce() {
+        batches.iter().for_each(|batch| text.push_str(&String::from_utf8_lossy(&batch.batch)));
+        rig.answer(&batches, 0);
+    }
+    assert!(text.contains("00000001.00000000000000c8.1.00000000"), "written by timeline 1");
+    assert!(text.contains("00000002.0000000000000186.1.00000000"), "written by timeline 2");
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(398));
+}
+
+#[test]
+fn a_stream_that_is_out_of_order_is_given_up_without_a_confirmation() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(300, &["a"]).transaction(200, &["b"]).0);
+    assert_eq!(rig.hangups, 1);
+    rig.pass(SECOND);
+    assert!(rig.statuses.iter().all(|status| status.flush <= Lsn(108)));
+}
+
+#[test]
+fn a_held_slot_is_waited_for_and_a_refused_password_ends_only_the_start() {
+    let mut rig = Rig::new(settings());
+    rig.answer_metadata();
+    rig.input(Input::Identified(identity()));
+    for _ in 0..100 {
+        rig.input(Input::PostgresGone(Gone::SlotInUse("active for PID 7".to_owned())));
+        let connects = rig.connects;
+        rig.pass(SECOND);
+        assert_eq!(rig.connects, connects + 1);
+        rig.input(Input::Identified(identity()));
+    }
+    assert!(rig.exit.is_none());
+    let told = rig.events.iter().filter(|event| matches!(event, Event::SlotInUse { .. }));
+    assert_eq!(told.count(), 1);
+    rig.input(Input::PostgresGone(Gone::Refused("password authentication failed".to_owned())));
+    assert!(rig.exit.is_none());
+
+    let mut rig = Rig::new(settings());
+    rig.input(Input::PostgresGone(Gone::Refused("password authentication failed".to_owned())));
+    assert_eq!(rig.exit.unwrap().kind, ExitKind::Unreachable);
+}
+
+#[test]
+fn a_start_that_reaches_nobody_ends_with_the_last_reason() {
+    let mut rig = Rig::new(settings());
+    rig.answer_metadata();
+    for _ in 0..40 {
+        rig.input(Input::PostgresGone(Gone::Lost("connection refused".to_owned())));
+        rig.pass(5 * SECOND);
+    }
+    let exit = rig.exit.unwrap();
+    assert_eq!((exit.kind, exit.reason.as_str()), (ExitKind::Unreachable, "connection refused"));
+
+    let mut rig = Rig::new(settings());
+    rig.connect(identity());
+    for _ in 0..20 {
+        if rig.take(|request| matches!(request, Request::Metadata { .. })).is_some() {
+            let cause = Unanswered("name not known".to_owned());
+            rig.input(Input::Kafka(Answer::Metadata(Err(cause))));
+        }
+        rig.pass(3 * SECOND);
+        (0..4).for_each(|_| rig.keepalive(1, false));
+    }
+    let exit = rig.exit.unwrap();
+    assert_eq!(exit.reason, "no Kafka broker answers: name not known");
+}
+
+#[test]
+fn bytes_may_come_cut_anywhere() {
+    let mut rig = warm();
+    let stream = Stream::default().transaction(200, &["a", "b"]).transaction(300, &["c"]);
+    for byte in &stream.0 {
+        rig.receive(&[*byte]);
+    }
+    let mut keys = rig.store_all();
+    keys.sort();
+    assert_eq!(keys, ["a", "b", "c"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(308));
+}
+
+#[test]
+fn garbage_from_the_server_ends_the_session_and_not_the_relay() {
+    let mut rig = warm();
+    rig.receive(b"d\0\0\0\x08wtf!");
+    assert_eq!(rig.hangups, 1);
+    rig.pass(6 * SECOND);
+    assert_eq!(rig.connects, 2);
+}
