@@ -1,0 +1,1 @@
+//! Every committed fact arrives, once, as it was emitted.

@@ -1,0 +1,1 @@
+//! Without facts, the server keeps no log for us.

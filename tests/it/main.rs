@@ -1,0 +1,12 @@
+//! The binary against real servers: each test has a PostgreSQL cluster of its own, and topics of its
+//! own in a Kafka that all share, unless it stops that Kafka.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
+
+mod crash;
+mod delivery;
+mod heal;
+mod idle;
+mod refusals;
+mod support;
+mod takeover;

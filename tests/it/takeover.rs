@@ -1,0 +1,1 @@
+//! Two relays, one slot.
