@@ -25,9 +25,9 @@ pub(crate) fn get(port: u16, path: &str, limit: Duration) -> Result<(u16, String
 fn parse(answer: &str) -> Option<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    let chunked = head.lines().any(|line| {
-        line.to_ascii_lowercase().replace(' ', "") == "transfer-encoding:chunked"
-    });
+    let chunked = head
+        .lines()
+        .any(|line| line.to_ascii_lowercase().replace(' ', "") == "transfer-encoding:chunked");
     let body = if chunked { unchunk(body)? } else { body.to_owned() };
     Some((status, body))
 }
@@ -53,7 +53,8 @@ mod tests {
     fn answers_are_read_whole() {
         let plain = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}";
         assert_eq!(parse(plain), Some((503, "{}".to_owned())));
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
         assert_eq!(parse(chunked), Some((200, "abc".to_owned())));
         assert_eq!(parse("nonsense"), None);
     }

@@ -39,6 +39,7 @@ pub mod envelope;
 mod error;
 mod http;
 pub mod kafka;
+mod lsn;
 pub mod oracle;
 pub mod owlpost;
 pub mod port;
@@ -53,5 +54,6 @@ pub mod workload;
 
 pub use crate::error::{Error, Result};
 pub use crate::kafka::{Kafka, Reader, Record, java_partitions};
+pub use crate::lsn::Lsn;
 pub use crate::owlpost::Owlpost;
 pub use crate::postgres::{Mode, Postgres};

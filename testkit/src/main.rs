@@ -1,10 +1,29 @@
-//! `testkit setup`.
+//! What `make` calls: fetch what is missing, show the whole road, or keep servers for a while.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 use std::process::ExitCode;
 
+const USAGE: &str = "usage: testkit COMMAND
+
+  setup   fetch PostgreSQL and Apache Kafka where they are missing
+  demo    commit facts in PostgreSQL and see them arrive in Kafka
+  serve   start PostgreSQL and Apache Kafka, say where, and keep them until this process ends
+
+PG_MAJOR (14 to 18) chooses PostgreSQL's major; FACTLIB_CACHE the folder of downloads.";
+
 fn main() -> ExitCode {
-    match testkit::provision::setup(|line| println!("{line}")) {
+    let say = |line: &str| println!("{line}");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["setup"] => testkit::provision::setup(say),
+        ["demo"] => testkit::demo::run(say),
+        ["serve"] => testkit::demo::serve(say),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             eprintln!("{sentence}");

@@ -47,7 +47,9 @@ impl Usage {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let bytes = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+            Some(
+                line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()? * 1024,
+            )
         };
         Some(Self { cpu: process::stat(pid)?.cpu, rss: bytes("VmRSS")?, peak_rss: bytes("VmHWM")? })
     }
@@ -102,7 +104,8 @@ impl Command {
                 self = self.env(name, port::free());
             }
         }
-        let health_port = self.get("WAL_HEALTH_PORT").and_then(|port| port.parse().ok()).unwrap_or(0);
+        let health_port =
+            self.get("WAL_HEALTH_PORT").and_then(|port| port.parse().ok()).unwrap_or(0);
         let binary = self.binary.canonicalize().context(self.binary.display())?;
         let folder = scratch::folder("owlpost")?;
         let output = |name: &str| {
@@ -199,7 +202,12 @@ impl Owlpost {
         self.watch(what, limit, condition).unwrap_or_else(|e| panic!("{e}"));
     }
 
-    fn watch(&self, what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+    fn watch(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut condition: impl FnMut() -> bool,
+    ) -> Result<()> {
         let said = || process::last_lines(&self.log_text(), 30);
         wait::poll(what, limit, || {
             // In this order: what it did last counts also when it has ended since.

@@ -33,7 +33,8 @@ pub fn free() -> u16 {
     let mut guard = HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let held = guard.get_or_insert_with(|| {
         // Processes that start together look in different places first.
-        let spread = (std::process::id().wrapping_mul(97) % u32::from(RANGE.end - RANGE.start)) as u16;
+        let spread =
+            (std::process::id().wrapping_mul(97) % u32::from(RANGE.end - RANGE.start)) as u16;
         Held { next: RANGE.start + spread, taken: HashSet::new(), locks: Vec::new() }
     });
     let folder = scratch::shared_folder("ports").expect("the folder of port locks");
@@ -43,7 +44,8 @@ pub fn free() -> u16 {
         if held.taken.contains(&port) {
             continue;
         }
-        let Ok(lock) = File::options().create(true).append(true).open(folder.join(port.to_string()))
+        let Ok(lock) =
+            File::options().create(true).append(true).open(folder.join(port.to_string()))
         else {
             continue;
         };

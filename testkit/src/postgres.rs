@@ -326,10 +326,9 @@ impl Postgres {
         for (name, value) in settings {
             let _ = writeln!(conf, "{name} = {}", quote(value));
         }
-        let trust = ["local all all trust", "local replication all trust"].into_iter().chain([
-            "host all all 127.0.0.1/32 trust",
-            "host replication all 127.0.0.1/32 trust",
-        ]);
+        let trust = ["local all all trust", "local replication all trust"]
+            .into_iter()
+            .chain(["host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"]);
         let mut access = String::new();
         for line in hba.iter().map(String::as_str).chain(trust) {
             let _ = writeln!(access, "{line}");

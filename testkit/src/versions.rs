@@ -36,9 +36,8 @@ pub fn compose_disagreements(compose: &str) -> Vec<String> {
         .filter_map(|line| line.trim().strip_prefix("image:"))
         .map(|image| image.trim().trim_matches(['"', '\'']))
         .collect();
-    let tag = |name: &str| {
-        images.iter().find_map(|image| image.strip_prefix(name)?.strip_prefix(':'))
-    };
+    let tag =
+        |name: &str| images.iter().find_map(|image| image.strip_prefix(name)?.strip_prefix(':'));
     let mut wrong = Vec::new();
     match tag("apache/kafka") {
         Some(version) if version == KAFKA => {}
@@ -61,9 +60,13 @@ mod tests {
 
     #[test]
     fn a_compose_file_is_held_to_the_tested_versions() {
-        let good = format!("    image: apache/kafka:{KAFKA}\n    image: \"postgres:15-bookworm\"\n");
+        let good =
+            format!("    image: apache/kafka:{KAFKA}\n    image: \"postgres:15-bookworm\"\n");
         assert_eq!(compose_disagreements(&good), Vec::<String>::new());
-        assert_eq!(compose_disagreements("image: apache/kafka:3.9.1\nimage: postgres:9\n").len(), 2);
+        assert_eq!(
+            compose_disagreements("image: apache/kafka:3.9.1\nimage: postgres:9\n").len(),
+            2
+        );
         assert_eq!(compose_disagreements("").len(), 2);
     }
 }

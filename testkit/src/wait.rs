@@ -15,11 +15,7 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 ///
 /// When the limit is passed.
-pub fn poll<T>(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Option<T>,
-) -> Result<T> {
+pub fn poll<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition() {

@@ -9,7 +9,10 @@ use testkit::{Kafka, java_partitions};
 
 /// Writes with rskafka's own client.
 fn produce(kafka: &Kafka, topic: &str, partition: i32, values: &[&str]) {
-    use rskafka::client::{ClientBuilder, partition::{Compression, UnknownTopicHandling}};
+    use rskafka::client::{
+        ClientBuilder,
+        partition::{Compression, UnknownTopicHandling},
+    };
     use rskafka::record::Record;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let records = values
@@ -66,10 +69,8 @@ fn one_broker_keeps_its_records_through_stops_and_kills() {
     // A changed setting counts at once: the topic refuses what the Java producer sends.
     kafka.set_topic_config("things", "max.message.bytes", "10");
     let java = "org.apache.kafka.tools.ConsoleProducer";
-    let mut command = kafka.java_command(
-        java,
-        &["--bootstrap-server", &kafka.bootstrap(), "--topic", "things"],
-    );
+    let mut command =
+        kafka.java_command(java, &["--bootstrap-server", &kafka.bootstrap(), "--topic", "things"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"too large for that\n").unwrap();
@@ -85,23 +86,26 @@ fn the_java_consumer_reads_what_was_written() {
     let kafka = Kafka::shared();
     kafka.create_topic("seen-by-java", 2, &[]);
     produce(kafka, "seen-by-java", 1, &["hello"]);
-    let printed = kafka.java("org.apache.kafka.tools.consumer.ConsoleConsumer", &[
-        "--bootstrap-server",
-        &kafka.bootstrap(),
-        "--topic",
-        "seen-by-java",
-        "--from-beginning",
-        "--max-messages",
-        "1",
-        "--timeout-ms",
-        "20000",
-        "--formatter-property",
-        "print.partition=true",
-        "--formatter-property",
-        "print.headers=true",
-        "--formatter-property",
-        "print.key=true",
-    ]);
+    let printed = kafka.java(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer",
+        &[
+            "--bootstrap-server",
+            &kafka.bootstrap(),
+            "--topic",
+            "seen-by-java",
+            "--from-beginning",
+            "--max-messages",
+            "1",
+            "--timeout-ms",
+            "20000",
+            "--formatter-property",
+            "print.partition=true",
+            "--formatter-property",
+            "print.headers=true",
+            "--formatter-property",
+            "print.key=true",
+        ],
+    );
     let printed = String::from_utf8(printed.stdout).unwrap();
     assert_eq!(printed.trim_end(), "Partition:1\tname:header\tkey\thello");
 }

@@ -45,9 +45,8 @@ fn a_user_with_a_password_needs_it() {
         .own_identifier()
         .start();
     postgres.client().batch_execute("CREATE ROLE relay LOGIN PASSWORD 'secret'").unwrap();
-    let connect = |password| {
-        postgres::Client::connect(&postgres.url_as("relay", password), postgres::NoTls)
-    };
+    let connect =
+        |password| postgres::Client::connect(&postgres.url_as("relay", password), postgres::NoTls);
     connect("secret").unwrap();
     assert!(connect("wrong").is_err());
     postgres::Client::connect(&postgres.url(), postgres::NoTls).unwrap();

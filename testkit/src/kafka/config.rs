@@ -47,6 +47,8 @@ share.coordinator.state.topic.replication.factor={copies}
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 log.segment.delete.delay.ms=1000
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
 ",
         voters = voters.join(","),
         data = data.display(),
@@ -60,10 +62,8 @@ log.segment.delete.delay.ms=1000
 /// What `kafka.tools.StorageTool format` writes, with a checkpoint that it has written once.
 pub(crate) fn format(data: &Path, id: usize, cluster: &str, checkpoint: &Path) -> Result<()> {
     fs::create_dir_all(data).context(data.display())?;
-    let meta = format!(
-        "node.id={id}\ndirectory.id={}\nversion=1\ncluster.id={cluster}\n",
-        random_uuid()?
-    );
+    let meta =
+        format!("node.id={id}\ndirectory.id={}\nversion=1\ncluster.id={cluster}\n", random_uuid()?);
     fs::write(data.join("meta.properties"), meta).context(data.display())?;
     fs::copy(checkpoint, data.join("bootstrap.checkpoint")).context(checkpoint.display())?;
     Ok(())

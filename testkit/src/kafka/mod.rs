@@ -319,5 +319,6 @@ impl Broker {
 
 /// A log file, whatever bytes are in it.
 pub(crate) fn read_log(file: &Path) -> String {
-    fs::read(file).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    fs::read(file)
+        .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -11,9 +11,7 @@ use rskafka::protocol::messages::{
     CreateTopicConfig, CreateTopicRequest, CreateTopicsRequest, DeleteTopicsRequest,
     ReadVersionedError, ReadVersionedType, RequestBody, WriteVersionedError, WriteVersionedType,
 };
-use rskafka::protocol::primitives::{
-    Array, Boolean, Int8, Int16, Int32, NullableString, String_,
-};
+use rskafka::protocol::primitives::{Array, Boolean, Int8, Int16, Int32, NullableString, String_};
 use rskafka::protocol::traits::{ReadType as _, WriteType as _};
 use std::io::{Read, Write};
 

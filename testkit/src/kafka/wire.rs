@@ -22,9 +22,7 @@ use tokio::runtime::{Builder, Handle};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a future on a runtime of our own, so that callers may or may not have one.
-pub(crate) fn block_on<T: Send + 'static>(
-    future: impl Future<Output = T> + Send + 'static,
-) -> T {
+pub(crate) fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: OnceLock<Handle> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");

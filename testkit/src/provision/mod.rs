@@ -152,7 +152,8 @@ fn debian(package: &str) -> Result<()> {
     if scratch::uid() != 0 {
         return Err(Error(format!("{please} as root")));
     }
-    for arguments in [&["-q", "update"][..], &["-q", "install", "-y", "--no-install-recommends", package]]
+    for arguments in
+        [&["-q", "update"][..], &["-q", "install", "-y", "--no-install-recommends", package]]
     {
         let mut command = Command::new(&apt);
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");

@@ -144,6 +144,9 @@ fn server_user() -> Result<ServerUser> {
     }
     let mut useradd = Command::new("useradd");
     useradd.args(["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]);
-    process::run("PostgreSQL does not run as root, and adding a user for it failed", useradd.arg("postgres"))?;
+    process::run(
+        "PostgreSQL does not run as root, and adding a user for it failed",
+        useradd.arg("postgres"),
+    )?;
     look().ok_or_else(|| Error::new("there is no user postgres to run PostgreSQL as"))
 }
