@@ -3,8 +3,7 @@
 use crate::error::{Context as _, Error, Result};
 use crate::postgres::Mode;
 use crate::{Kafka, Owlpost, Postgres, process, provision};
-use std::path::Path;
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const PREFIX: &str = "demo";
@@ -45,7 +44,7 @@ impl Fact {
 pub fn run(mut say: impl FnMut(&str)) -> Result<()> {
     let begun = Instant::now();
     provision::setup(&mut say)?;
-    let binary = build(&mut say)?;
+    let binary = owlpost()?;
     let postgres = Postgres::builder().try_start()?;
     say(&format!("PostgreSQL listens on port {}", postgres.port()));
     let kafka = Kafka::builder().try_start()?;
@@ -109,22 +108,18 @@ pub fn serve(mut say: impl FnMut(&str)) -> Result<()> {
     }
 }
 
-/// Builds the relay and says where it is.
-fn build(say: &mut impl FnMut(&str)) -> Result<std::path::PathBuf> {
-    let begun = Instant::now();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--bin", "owlpost", "--message-format=json-render-diagnostics"]);
-    let output = process::run("building owlpost", command.current_dir(root))?;
-    let binary = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message.get("executable")?.as_str().map(Into::into))
-        .next_back()
-        .ok_or_else(|| Error::new("building owlpost gave no program"))?;
-    say(&format!("owlpost is built (in {:.1} s)", begun.elapsed().as_secs_f64()));
-    Ok(binary)
+/// The relay that was built together with this program, or the one that `OWLPOST` names.
+fn owlpost() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where this program is")?;
+    let binary =
+        std::env::var_os("OWLPOST").map_or_else(|| own.with_file_name("owlpost"), PathBuf::from);
+    match binary.is_file() {
+        true => Ok(binary),
+        false => Err(Error(format!(
+            "there is no {}: build it with `cargo build --workspace --bins`, or name it in OWLPOST",
+            binary.display()
+        ))),
+    }
 }
 
 fn emit(postgres: &Postgres, say: &mut impl FnMut(&str)) -> Result<()> {

@@ -1,4 +1,5 @@
 //! The checker must not be the one who is fooled: every kind of bad log is caught.
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 use std::sync::Arc;
 use testkit::checker::{Checker, Report, Violation, absent};
