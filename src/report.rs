@@ -119,21 +119,10 @@ impl Report {
             }
             State::Streaming => (http::State::Streaming, None),
             State::Halted(halted) => (http::State::Halted, Some(halted.reason.clone())),
-            State::Stalled(blocked) => {
-                let reason = blocked.as_ref().map_or_else(
-                    || "Kafka does not take what was read as fast as it comes".to_owned(),
-                    |blocked| blocked.reason.clone(),
-                );
-                (http::State::Stalled, Some(reason))
-            }
+            State::Stalled(reason) => (http::State::Stalled, Some(reason.clone())),
             State::Stopping => (http::State::Stopping, Some("asked to stop".to_owned())),
         };
-        // Paused for a moment with everything moving is how a full pipe looks.
-        let ready = match &standing.state {
-            State::Streaming => standing.kafka_reached,
-            State::Stalled(blocked) => blocked.is_none(),
-            _ => false,
-        };
+        let ready = state == http::State::Streaming;
         let blocked = self.blocked(standing, now);
         let lsn =
             |lsn: Lsn| Some(lsn).filter(|lsn| *lsn != Lsn::INVALID).map(|lsn| lsn.to_string());

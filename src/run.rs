@@ -31,12 +31,14 @@ fn now() -> Now {
     Now { at: Instant::now(), clock: Timestamp::from_unix_micros(micros) }
 }
 
+type Promise<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
 /// What the connection to PostgreSQL is doing.
 enum Postgres {
     None,
-    Connecting(Pin<Box<dyn Future<Output = Result<Identified, Gone>> + Send>>),
+    Connecting(Promise<Identified, Gone>),
     Identified(Connection),
-    Starting(Pin<Box<dyn Future<Output = Result<(Connection, Instant), Failure>> + Send>>),
+    Starting(Promise<(Connection, Instant), Failure>),
     Streaming(Connection),
 }
 
@@ -101,7 +103,8 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
                 Output::Kafka(request) => kafka.send(request),
                 Output::Event(event) => report.event(&event),
                 Output::Exit(exit) => {
-                    report.standing(&relay.standing(), now().at);
+                    let at = now().at;
+                    report.standing(&relay.standing(at), at);
                     return exit;
                 }
             }
@@ -109,7 +112,7 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
         let at = now().at;
         if report.is_due() || at >= reported + REPORT_INTERVAL {
             reported = at;
-            report.standing(&relay.standing(), at);
+            report.standing(&relay.standing(at), at);
         }
 
         let reading = match relay.reading() {

@@ -11,7 +11,7 @@ use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata, Unanswered,
 };
-use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
+use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, Standing, State};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
 use std::time::{Duration, Instant};
@@ -136,6 +136,10 @@ impl Rig {
             );
         }
         self.now.at = until;
+    }
+
+    fn standing(&self) -> Standing {
+        self.relay.standing(self.now.at)
     }
 
     // ---- PostgreSQL ----
@@ -500,7 +504,7 @@ fn a_batch_over_the_topics_limit_is_divided_and_a_single_record_halts() {
     rig.answer(&part, 10);
     let one = rig.produce().unwrap();
     rig.answer(&one, 10);
-    assert!(matches!(rig.relay.standing().state, State::Halted(_)));
+    assert!(matches!(rig.standing().state, State::Halted(_)));
     rig.pass(5 * SECOND);
     rig.keepalive(108, false);
     let again = rig.produce().unwrap();
@@ -509,7 +513,7 @@ fn a_batch_over_the_topics_limit_is_divided_and_a_single_record_halts() {
     rig.store_all();
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(208));
-    assert_eq!(rig.relay.standing().state, State::Streaming);
+    assert_eq!(rig.standing().state, State::Streaming);
 }
 
 #[test]
@@ -519,13 +523,13 @@ fn an_unreadable_envelope_halts_with_its_position_and_is_never_confirmed_past() 
         Stream::default().begin(200).fact(150, "a").content(151, true, "orders", b"\xffjunk");
     rig.receive(&stream.fact(152, "b").commit(200).0);
     assert_eq!(rig.store_all(), ["a"]);
-    let State::Halted(halted) = rig.relay.standing().state else { panic!("not halted") };
+    let State::Halted(halted) = rig.standing().state else { panic!("not halted") };
     assert_eq!(halted.position.to_string(), "00000001.00000000000000c8.1.00000001");
     assert_eq!(halted.lsn, Lsn(151));
     assert!(halted.reason.contains("unreadable envelope"), "{}", halted.reason);
     rig.pass(4 * SECOND);
     assert_eq!(rig.hangups, 1, "the socket is not left unread");
-    assert!(matches!(rig.relay.standing().state, State::Halted(_)), "also while away");
+    assert!(matches!(rig.standing().state, State::Halted(_)), "also while away");
     assert_eq!(rig.statuses.iter().map(|status| status.flush).max(), Some(Lsn(108)));
 }
 
@@ -535,7 +539,7 @@ fn a_missing_topic_halts_and_its_creation_lets_the_fact_through() {
     let transaction = || Stream::default().begin(200).fact_of("missing", 150, "a").commit(200).0;
     rig.receive(&transaction());
     rig.answer_metadata();
-    let State::Halted(halted) = rig.relay.standing().state else { panic!("not halted") };
+    let State::Halted(halted) = rig.standing().state else { panic!("not halted") };
     assert_eq!(halted.topic.as_deref(), Some("orders.missing"));
     rig.pass(9 * SECOND);
     assert_eq!(rig.hangups, 1);
@@ -559,7 +563,7 @@ fn a_missing_topic_halts_and_its_creation_lets_the_fact_through() {
     assert_eq!(rig.store_all(), ["a"]);
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(208));
-    assert_eq!(rig.relay.standing().state, State::Streaming);
+    assert_eq!(rig.standing().state, State::Streaming);
 }
 
 #[test]
@@ -571,7 +575,7 @@ fn a_full_buffer_pauses_reading_hangs_up_and_takes_the_slot_again() {
     let stream = (2..40).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
     rig.receive(&stream.0);
     assert_eq!(rig.relay.reading(), Reading::Paused);
-    assert!(rig.relay.standing().unsettled_bytes < 2500);
+    assert!(rig.standing().unsettled_bytes < 2500);
     let batches = rig.produce().unwrap();
     rig.pass(3 * SECOND);
     assert_eq!(rig.hangups, 1);
@@ -766,4 +770,75 @@ fn garbage_from_the_server_ends_the_session_and_not_the_relay() {
     assert_eq!(rig.hangups, 1);
     rig.pass(6 * SECOND);
     assert_eq!(rig.connects, 2);
+}
+
+#[test]
+fn a_halted_relay_can_be_stopped_and_keeps_the_fact_in_the_slot() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let stream = Stream::default().begin(300).content(251, true, "orders", b"\xffjunk").commit(300);
+    rig.receive(&stream.transaction(400, &["b"]).0);
+    rig.keepalive(500, true);
+    rig.input(Input::Stop);
+    assert_eq!(rig.store_all(), ["a"]);
+    for _ in 0..5 {
+        rig.keepalive(500, false);
+    }
+    assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+    assert_eq!(rig.statuses.last().unwrap().flush, Lsn(208));
+}
+
+#[test]
+fn a_partition_that_stays_in_trouble_is_told_even_if_little_waits() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    for _ in 0..4 {
+        if let Some(batches) = rig.produce() {
+            rig.answer(&batches, 19);
+        }
+        rig.pass(SECOND);
+        rig.keepalive(208, false);
+    }
+    let State::Stalled(reason) = rig.standing().state else { panic!("{:?}", rig.standing()) };
+    assert!(reason.contains("NOT_ENOUGH_REPLICAS"), "{reason}");
+    rig.pass(5 * SECOND);
+    rig.keepalive(208, false);
+    rig.store_all();
+    assert_eq!(rig.standing().state, State::Streaming);
+}
+
+#[test]
+fn a_stall_is_told_until_something_moves() {
+    let mut rig = Rig::streaming_with(Settings { in_flight_bytes_max: 2000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    let stream = (2..40).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
+    rig.receive(&stream.0);
+    let batches = rig.produce().unwrap();
+    rig.pass(4 * SECOND);
+    assert!(matches!(rig.standing().state, State::Stalled(_)), "while away");
+    rig.pass(5 * SECOND);
+    rig.connect(identity());
+    assert!(matches!(rig.standing().state, State::Stalled(_)), "and back again");
+    rig.answer(&batches, 0);
+    assert_eq!(rig.standing().state, State::Streaming);
+}
+
+#[test]
+fn a_stop_while_the_server_is_away_ends_at_once_if_nothing_is_left_to_confirm() {
+    let mut rig = warm();
+    rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
+    rig.input(Input::Stop);
+    assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+}
+
+#[test]
+fn empty_copy_data_and_notices_are_tolerated_in_the_stream() {
+    let mut rig = warm();
+    rig.receive(b"d\0\0\0\x04");
+    rig.receive(b"N\0\0\0\x15SWARNING\0Mhello\0\0");
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    assert_eq!(rig.store_all(), ["a"]);
+    assert_eq!(rig.hangups, 0);
 }

@@ -141,8 +141,19 @@ impl Connection {
     async fn connect_to(host: &Host, config: &PostgresConfig) -> Result<Self, Failure> {
         let stream = dial(host, config).await?;
         let mut connection = Self { stream, receive: BytesMut::new(), send: BytesMut::new() };
-        connection.log_in(config).await?;
-        Ok(connection)
+        let session = connection.log_in(config).await?;
+        // Servers from 14 on report both at log-in.
+        let is_on = |name| session.parameter(name) == Some("on");
+        let standby = is_on("in_hot_standby");
+        let will_do = match config.target_session_attrs {
+            TargetSessionAttrs::Any => true,
+            TargetSessionAttrs::Primary => !standby,
+            TargetSessionAttrs::ReadWrite => !standby && !is_on("default_transaction_read_only"),
+        };
+        match will_do {
+            true => Ok(connection),
+            false => Err(Failure::Unwanted { host: host.to_string(), standby }),
+        }
     }
 
     async fn log_in(&mut self, config: &PostgresConfig) -> Result<Session, Failure> {

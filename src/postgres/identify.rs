@@ -155,13 +155,10 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
     );
     let rows = connection.query(&sql).await?;
     let row = rows.first().ok_or(Failure::Answer { command })?;
-    let publication = match text(row, 4) {
-        None => None,
-        Some(_) => Some(FoundPublication {
-            comment: text(row, 5),
-            has_tables: text(row, 6).as_deref() == Some("t"),
-        }),
-    };
+    let publication = text(row, 4).map(|_| FoundPublication {
+        comment: text(row, 5),
+        has_tables: text(row, 6).as_deref() == Some("t"),
+    });
     let slot = match text(row, 7) {
         None => None,
         Some(_) => Some(FoundSlot {

@@ -62,8 +62,8 @@ impl OpenBatch {
         Self { encoded, records: 0, base_timestamp: 0, max_timestamp: i64::MIN, first }
     }
 
-    /// Encoded bytes so far.
-    pub fn len(&self) -> usize {
+    /// Encoded bytes so far, the batch's header included.
+    pub fn encoded_len(&self) -> usize {
         self.encoded.len()
     }
 
@@ -152,7 +152,7 @@ pub struct Batch {
 
 impl Batch {
     /// Encoded length in bytes.
-    pub fn len(&self) -> usize {
+    pub fn encoded_len(&self) -> usize {
         self.encoded.len()
     }
 
@@ -347,7 +347,7 @@ mod tests {
         ) {
             let mut open = OpenBatch::new(position(0));
             for (index, (timestamp_ms, key, value)) in facts.iter().enumerate() {
-                let headers = headers(index as u32);
+                let headers = headers(u32::try_from(index).unwrap());
                 let record = Record { timestamp_ms: *timestamp_ms, key, value: value.as_deref(), headers: &headers };
                 prop_assert!(open.has_room_for(&record));
                 open.push(&record);
@@ -364,9 +364,9 @@ mod tests {
                 prop_assert_eq!(decoded.producer_id, 4000);
                 prop_assert_eq!(decoded.producer_epoch, 3);
                 prop_assert_eq!(decoded.last_offset_delta + 1, batch.records());
-                prop_assert_eq!(records(batch).len(), batch.records() as usize);
+                prop_assert_eq!(i32::try_from(records(batch).len()).unwrap(), batch.records());
                 for (index, record) in records(batch).into_iter().enumerate() {
-                    prop_assert_eq!(record.offset_delta as usize, index);
+                    prop_assert_eq!(record.offset_delta, i32::try_from(index).unwrap());
                     found.push((decoded.first_timestamp + record.timestamp_delta, record));
                 }
             }
@@ -376,7 +376,7 @@ mod tests {
                 prop_assert_eq!(record.key.unwrap_or_default(), fact.1);
                 prop_assert_eq!(record.value, fact.2);
                 let at = record.headers.iter().find(|header| header.key == "factlib_position").unwrap();
-                prop_assert_eq!(&at.value, &position(index as u32).text());
+                prop_assert_eq!(&at.value, &position(u32::try_from(index).unwrap()).text());
             }
         }
     }
@@ -405,7 +405,11 @@ mod tests {
         while open.has_room_for(&record) {
             open.push(&record);
         }
-        assert!((700_000..=BATCH_BYTES_MAX).contains(&open.len()), "{}", open.len());
+        assert!(
+            (700_000..=BATCH_BYTES_MAX).contains(&open.encoded_len()),
+            "{}",
+            open.encoded_len()
+        );
     }
 
     #[test]

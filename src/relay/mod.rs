@@ -192,8 +192,8 @@ pub enum State {
     Streaming,
     /// A fact or a partition stops everything until somebody acts.
     Halted(Halted),
-    /// Kafka does not take what was read.
-    Stalled(Option<Blocked>),
+    /// Kafka does not take what was read, for this reason.
+    Stalled(String),
     /// Finishing.
     Stopping,
 }
@@ -277,6 +277,10 @@ pub struct Relay {
     /// Since when the socket is unread, and how many bytes were unsettled then.
     paused: Option<(Instant, usize)>,
     halted: Option<Halted>,
+    /// Why reading was given up last, until something moves again.
+    stalled: Option<String>,
+    /// The flush LSN that the server knows, as far as we know.
+    told: Lsn,
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
     /// one position does for all partitions.
     enqueued: Option<Position>,
@@ -316,6 +320,8 @@ impl Relay {
             stuck: None,
             paused: None,
             halted: None,
+            stalled: None,
+            told: Lsn::INVALID,
             enqueued: None,
             stopping: None,
             exited: false,
@@ -351,8 +357,8 @@ impl Relay {
         }
     }
 
-    /// Where the relay stands.
-    pub fn standing(&self) -> Standing {
+    /// Where the relay stands at `now`.
+    pub fn standing(&self, now: Instant) -> Standing {
         let blocked = self.producer.blocked();
         let state = if self.stopping.is_some() {
             State::Stopping
@@ -367,9 +373,17 @@ impl Relay {
             })
         } else {
             match (&self.link, &self.slot_in_use) {
-                (Link::Streaming(_), _) if self.full => State::Stalled(blocked.clone()),
-                (Link::Streaming(_), _) => State::Streaming,
                 (_, Some(cause)) => State::WaitingForSlot(cause.clone()),
+                _ if self.stalled.is_some() => {
+                    State::Stalled(self.stalled.clone().unwrap_or_default())
+                }
+                (Link::Streaming(_), _) => match &blocked {
+                    // A retry or two is nothing to report; longer than a stall may last is.
+                    Some(blocked) if now >= blocked.since + self.settings.stall_timeout => {
+                        State::Stalled(Self::blocked_words(blocked))
+                    }
+                    _ => State::Streaming,
+                },
                 _ => State::Connecting(self.away_cause.clone()),
             }
         };
@@ -386,6 +400,11 @@ impl Relay {
             blocked,
             kafka_reached: self.producer.reached(),
         }
+    }
+
+    fn blocked_words(blocked: &Blocked) -> String {
+        let Blocked { partition, topic, reason, .. } = blocked;
+        format!("partition {partition} of topic {topic} does not take what was read: {reason}")
     }
 
     /// Takes one input and brings the relay up to `now`.
@@ -408,9 +427,13 @@ impl Relay {
             Input::PostgresGone(gone) => self.gone(now, gone),
             Input::Kafka(answer) => {
                 let metadata = matches!(answer, Answer::Metadata(_));
+                let unsettled = self.producer.unsettled_facts();
                 self.producer.handle(now.at, answer, &mut self.ledger, &mut self.events);
                 if metadata && self.stuck == Some(Stuck::Topic) {
                     self.stuck = None;
+                }
+                if self.producer.unsettled_facts() < unsettled {
+                    self.stalled = None;
                 }
             }
             Input::Timeout => {}
@@ -558,6 +581,9 @@ impl Relay {
     }
 
     fn disconnected(&mut self) {
+        if let Link::Streaming(session) = &self.link {
+            self.told = session.told();
+        }
         self.ledger.disconnected();
         self.receive = BytesMut::new();
         self.stuck = None;
@@ -580,6 +606,14 @@ impl Relay {
     fn step(&mut self, now: Now) {
         if self.exited {
             return;
+        }
+        if let Some(stopping) = &mut self.stopping
+            && self.stuck == Some(Stuck::Halted)
+        {
+            // It will not be read on to its Commit; what is behind it must be read past, unseen, for
+            // the answer to the last status.
+            stopping.taking = false;
+            self.stuck = None;
         }
         self.read(now);
         self.look_after_session(now);
@@ -693,12 +727,10 @@ impl Relay {
                 let delay = if moves { Duration::ZERO } else { self.settings.backoff_max };
                 let cause = match (&self.halted, self.producer.blocked()) {
                     (Some(halted), _) => halted.reason.clone(),
-                    (None, Some(blocked)) => format!(
-                        "partition {} of topic {} does not take what was read: {}",
-                        blocked.partition, blocked.topic, blocked.reason
-                    ),
+                    (None, Some(blocked)) => Self::blocked_words(&blocked),
                     (None, None) => "Kafka does not take what was read".to_owned(),
                 };
+                self.stalled = Some(cause.clone()).filter(|_| !moves);
                 return self.hang_up(now, delay, cause);
             }
         }
@@ -713,6 +745,8 @@ impl Relay {
 
     fn frame(&mut self, now: Now, frame: Frame<'_>) -> Result<Flow, DecodeError> {
         match backend::Message::decode(frame)? {
+            // Of no length, it says nothing; the manual does not forbid it.
+            backend::Message::CopyData([]) => {}
             backend::Message::CopyData(payload) => match replication::Message::decode(payload)? {
                 replication::Message::XLogData(data) => return self.xlog_data(now, &data),
                 replication::Message::PrimaryKeepalive(keepalive) => {
@@ -920,6 +954,7 @@ impl Relay {
         let partition = route::partition(key, partitions);
         self.producer.push(topic, partition, position, &record, &mut self.ledger);
         self.enqueued = Some(position);
+        self.stalled = None;
         if self.halted.take().is_some() {
             self.events.push_back(Event::Resumed { position });
         }
@@ -970,9 +1005,7 @@ impl Relay {
         }
         match &mut self.link {
             Link::Streaming(session) => {
-                // What is stuck will not be read on to its Commit.
-                let whole = session.transaction.is_none() || self.stuck == Some(Stuck::Halted);
-                stopping.taking = stopping.taking && !whole;
+                stopping.taking = stopping.taking && session.transaction.is_some();
                 if stopping.taking || unsettled > 0 {
                     return;
                 }
@@ -992,8 +1025,14 @@ impl Relay {
                 }
             }
             // Nothing of ours waits for a confirmation.
-            _ if !self.identified || (unsettled == 0 && self.slot_in_use.is_some()) => {
-                self.exit(ExitKind::Stopped, "nothing was read".to_owned());
+            _ if !self.identified
+                || (unsettled == 0
+                    && (self.slot_in_use.is_some() || self.told == status.flush)) =>
+            {
+                let flush = status.flush;
+                let reason =
+                    format!("everything that was read is in Kafka and confirmed ({flush})");
+                self.exit(ExitKind::Stopped, reason);
             }
             // Connected again before the deadline, it can still confirm.
             _ => {}

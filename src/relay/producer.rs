@@ -268,7 +268,7 @@ impl Producer {
         }
         let (open, before) = match &mut partition.open {
             Some(open) => {
-                let len = open.len();
+                let len = open.encoded_len();
                 (open, len)
             }
             none => {
@@ -277,7 +277,7 @@ impl Producer {
             }
         };
         open.push(record);
-        self.unsettled_bytes += open.len() - before;
+        self.unsettled_bytes += open.encoded_len() - before;
         self.unsettled_facts += 1;
         if open.is_full()
             && let Some(open) = partition.open.take()
@@ -499,10 +499,11 @@ impl Producer {
                     });
                 }
                 let more = !partition.queue.is_empty() || partition.open.is_some();
-                self.unsettled_bytes -= head.batch.len();
+                self.unsettled_bytes -= head.batch.encoded_len();
                 let records = usize::try_from(head.batch.records()).unwrap_or(0);
                 self.unsettled_facts -= records;
-                events.push_back(Event::Settled { facts: records, bytes: head.batch.len() });
+                events
+                    .push_back(Event::Settled { facts: records, bytes: head.batch.encoded_len() });
                 if head.generation == self.generation {
                     ledger.batch_settled(head.batch.first().unit);
                 }
@@ -541,12 +542,12 @@ impl Producer {
     ) {
         let Some(partition) = self.partitions.get_mut(at) else { return };
         let Some(Queued { batch, generation }) = partition.queue.pop_front() else { return };
-        let len = batch.len();
+        let len = batch.encoded_len();
         match batch.split() {
             Ok(parts) => {
                 self.unsettled_bytes -= len;
                 for batch in parts.into_iter().rev() {
-                    self.unsettled_bytes += batch.len();
+                    self.unsettled_bytes += batch.encoded_len();
                     partition.queue.push_front(Queued { batch, generation });
                 }
                 if let Some(head) = partition.queue.front()

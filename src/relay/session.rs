@@ -82,6 +82,11 @@ impl Session {
         self.received
     }
 
+    /// The flush LSN that the server was told last.
+    pub(super) fn told(&self) -> Lsn {
+        self.flush_sent
+    }
+
     /// Something up to `lsn` was read.
     pub(super) fn receive(&mut self, lsn: Lsn) {
         self.received = self.received.max(lsn);
