@@ -1,4 +1,7 @@
-//! A relay from PostgreSQL to Kafka.
+//! A relay from PostgreSQL's write-ahead log to Kafka: the library under the binary `owlpost`.
+//!
+//! [`relay`] decides and touches nothing; [`postgres`], [`kafka`] and [`run`] touch the world and decide
+//! nothing. `ARCHITECTURE.md` in the repository has the map.
 
 pub mod cli;
 pub mod config;
