@@ -167,7 +167,6 @@ impl<'a> Message<'a> {
             b'W' => copy_formats(body, "CopyBothResponse").map(|()| Self::CopyBothResponse),
             b'G' => copy_formats(body, "CopyInResponse").map(|()| Self::CopyInResponse),
             b'H' => copy_formats(body, "CopyOutResponse").map(|()| Self::CopyOutResponse),
-            b'd' => Ok(Self::CopyData(body)),
             b'c' => Reader::all(body, "CopyDone", |_| Ok(Self::CopyDone)),
             b'D' => Reader::all(body, "DataRow", DataRow::read).map(Self::DataRow),
             b'T' => {
@@ -263,48 +262,34 @@ impl<'a> Message<'a> {
     /// The byte on the wire that says which message this is.
     #[must_use]
     pub const fn tag(&self) -> u8 {
-        match self {
-            Self::Authentication(_) => b'R',
-            Self::BackendKeyData { .. } => b'K',
-            Self::NegotiateProtocolVersion { .. } => b'v',
-            Self::CommandComplete(_) => b'C',
-            Self::CopyBothResponse => b'W',
-            Self::CopyInResponse => b'G',
-            Self::CopyOutResponse => b'H',
-            Self::CopyData(_) => b'd',
-            Self::CopyDone => b'c',
-            Self::DataRow(_) => b'D',
-            Self::RowDescription(_) => b'T',
-            Self::EmptyQueryResponse => b'I',
-            Self::ErrorResponse(_) => b'E',
-            Self::NoticeResponse(_) => b'N',
-            Self::ParameterStatus { .. } => b'S',
-            Self::ReadyForQuery(_) => b'Z',
-            Self::NotificationResponse { .. } => b'A',
-        }
+        self.tag_and_name().0
     }
 
     /// The message's name in the manual.
     #[must_use]
     pub const fn name(&self) -> &'static str {
+        self.tag_and_name().1
+    }
+
+    const fn tag_and_name(&self) -> (u8, &'static str) {
         match self {
-            Self::Authentication(_) => "Authentication",
-            Self::BackendKeyData { .. } => "BackendKeyData",
-            Self::NegotiateProtocolVersion { .. } => "NegotiateProtocolVersion",
-            Self::CommandComplete(_) => "CommandComplete",
-            Self::CopyBothResponse => "CopyBothResponse",
-            Self::CopyInResponse => "CopyInResponse",
-            Self::CopyOutResponse => "CopyOutResponse",
-            Self::CopyData(_) => "CopyData",
-            Self::CopyDone => "CopyDone",
-            Self::DataRow(_) => "DataRow",
-            Self::RowDescription(_) => "RowDescription",
-            Self::EmptyQueryResponse => "EmptyQueryResponse",
-            Self::ErrorResponse(_) => "ErrorResponse",
-            Self::NoticeResponse(_) => "NoticeResponse",
-            Self::ParameterStatus { .. } => "ParameterStatus",
-            Self::ReadyForQuery(_) => "ReadyForQuery",
-            Self::NotificationResponse { .. } => "NotificationResponse",
+            Self::Authentication(_) => (b'R', "Authentication"),
+            Self::BackendKeyData { .. } => (b'K', "BackendKeyData"),
+            Self::NegotiateProtocolVersion { .. } => (b'v', "NegotiateProtocolVersion"),
+            Self::CommandComplete(_) => (b'C', "CommandComplete"),
+            Self::CopyBothResponse => (b'W', "CopyBothResponse"),
+            Self::CopyInResponse => (b'G', "CopyInResponse"),
+            Self::CopyOutResponse => (b'H', "CopyOutResponse"),
+            Self::CopyData(_) => (b'd', "CopyData"),
+            Self::CopyDone => (b'c', "CopyDone"),
+            Self::DataRow(_) => (b'D', "DataRow"),
+            Self::RowDescription(_) => (b'T', "RowDescription"),
+            Self::EmptyQueryResponse => (b'I', "EmptyQueryResponse"),
+            Self::ErrorResponse(_) => (b'E', "ErrorResponse"),
+            Self::NoticeResponse(_) => (b'N', "NoticeResponse"),
+            Self::ParameterStatus { .. } => (b'S', "ParameterStatus"),
+            Self::ReadyForQuery(_) => (b'Z', "ReadyForQuery"),
+            Self::NotificationResponse { .. } => (b'A', "NotificationResponse"),
         }
     }
 }
@@ -700,12 +685,6 @@ impl fmt::Display for ServerError {
 
 impl core::error::Error for ServerError {}
 
-impl From<ErrorFields<'_>> for ServerError {
-    fn from(fields: ErrorFields<'_>) -> Self {
-        fields.to_error()
-    }
-}
-
 /// What kind of error it is, in five characters.
 ///
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
@@ -893,7 +872,6 @@ mod tests {
             fields.to_error().to_string(),
             "Slot \u{fffd}owl\u{fffd} ist aktiv (SQLSTATE 55006); detail: PID 7; hint: warten"
         );
-        assert_eq!(ServerError::from(fields), fields.to_error());
 
         for body in [&b"\0"[..], b"C123\0\0", b"C123456\0\0"] {
             let Ok(Message::NoticeResponse(fields)) = Message::decode(Frame { tag: b'N', body })

@@ -120,7 +120,7 @@ pub enum Progress {
 }
 
 /// What the server said about the session while it was opened.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Session {
     /// Settings and their values, in the order first reported. What is not UTF-8 is replaced.
     pub parameters: Vec<(String, String)>,
@@ -144,17 +144,6 @@ impl Session {
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-}
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { parameters, backend_key, scram_iterations } = self;
-        f.debug_struct("Session")
-            .field("parameters", parameters)
-            .field("backend_key", backend_key)
-            .field("scram_iterations", scram_iterations)
-            .finish()
     }
 }
 
@@ -247,7 +236,7 @@ impl Handshake {
     /// Takes one message of the server and appends the answer, if there is one, to `out`.
     ///
     /// One step of SCRAM hashes as often as the server asks for, up to [`scram::ITERATIONS_MAX`] times:
-    /// 1 to 2 ms at PostgreSQL's default.
+    /// about a millisecond at PostgreSQL's default.
     ///
     /// # Errors
     ///

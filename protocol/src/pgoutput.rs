@@ -15,7 +15,7 @@ mod tuple;
 
 use bytes::{BufMut, BytesMut};
 
-pub use self::tuple::{Tuple, Value, Values};
+pub use self::tuple::{Tuple, Value};
 use crate::{
     Oid,
     error::{DecodeError, EncodeError, Fault},

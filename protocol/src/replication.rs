@@ -267,8 +267,11 @@ pub fn start_logical(slot: &str, start: Lsn, options: &[(&str, &str)]) -> String
     command
 }
 
-/// A name as SQL and the replication commands take it, whatever is in it but a zero byte, which
-/// [`query`](crate::frontend::query) refuses.
+/// A name as SQL takes it, whatever is in it but a zero byte, which [`query`](crate::frontend::query)
+/// refuses.
+///
+/// Replication commands take it too, but cannot say a `"` inside a name: what would be doubled in SQL is a
+/// syntax error there. No slot can have such a name; a publication can, and is named inside a literal.
 #[must_use]
 pub fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

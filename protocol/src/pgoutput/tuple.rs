@@ -66,9 +66,13 @@ impl<'a> Tuple<'a> {
 
     /// The values, from left to right.
     #[inline]
-    #[must_use]
-    pub fn values(&self) -> Values<'a> {
-        Values { left: self.count, r: Reader::new(self.values) }
+    pub fn values(&self) -> impl ExactSizeIterator<Item = Value<'a>> + Clone + use<'a> {
+        let mut r = Reader::new(self.values);
+        (0..self.count).map(move |_| {
+            let value = Value::read(&mut r);
+            debug_assert!(value.is_ok(), "the row was scanned when it was decoded");
+            value.unwrap_or(Value::Null)
+        })
     }
 
     /// Appends a row of these values.
@@ -123,36 +127,4 @@ impl<'a> Value<'a> {
 fn read_bytes<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
     let len = r.len32("Tuple.value.length")?;
     r.take(len, "Tuple.value")
-}
-
-/// The values of a [`Tuple`]: checked when it was decoded, so that walking them cannot fail.
-#[derive(Clone)]
-pub struct Values<'a> {
-    left: u16,
-    r: Reader<'a>,
-}
-
-impl<'a> Iterator for Values<'a> {
-    type Item = Value<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Value<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        let value = Value::read(&mut self.r);
-        debug_assert!(value.is_ok(), "the row was scanned when it was decoded");
-        value.ok()
-    }
-
-    #[inline]
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left.into(), Some(self.left.into()))
-    }
-}
-
-impl ExactSizeIterator for Values<'_> {}
-
-impl core::fmt::Debug for Values<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_list().entries(self.clone()).finish()
-    }
 }
