@@ -16,13 +16,17 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Removes the folder when its standard input ends. Servers are dying at the same moment and may
-/// still create a file, hence the loop.
+/// Removes the folder when its standard input ends: that is, when the process that holds the other
+/// end is gone, and so are its servers. They may still be ending and create a file, hence the loop.
+/// A killed PostgreSQL leaves a System V shared memory segment, whose number its lock file tells.
 const JANITOR: &str = r#"trap "" INT TERM HUP
 read -r _
+for lock in "$1"/pg*/data/postmaster.pid; do
+    [ -f "$lock" ] && sed -n 7p "$lock" | { read -r _ segment && ipcrm -m "$segment"; }
+done
 n=0
 while [ $n -lt 100 ]; do
-    rm -rf "$1" 2>/dev/null
+    rm -rf "$1"
     [ -e "$1" ] || exit 0
     n=$((n + 1))
     sleep 0.1
@@ -101,22 +105,23 @@ fn open() -> Result<Folder> {
     make(&path)?;
     let alive = File::create(path.join("alive")).context(path.display())?;
     alive.lock().context("the lock of the scratch folder")?;
-    let janitor = Command::new("/bin/sh")
-        .args(["-c", JANITOR, "janitor"])
-        .arg(&path)
-        .current_dir("/")
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
+    let janitor = janitor(&path)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
         .spawn()
         .context("cannot start the shell that cleans up")?
         .stdin
         .take()
         .ok_or_else(|| Error::new("the janitor has no pipe"))?;
     Ok(Folder { path, _alive: alive, _janitor: janitor })
+}
+
+fn janitor(folder: &Path) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", JANITOR, "janitor"]).arg(folder).current_dir("/");
+    // In a group of its own it does not get the interrupt that a terminal sends to ours.
+    command.env_clear().env("PATH", "/usr/bin:/bin").process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 /// Removes what dead processes left.
@@ -130,7 +135,7 @@ fn sweep(base: &Path, begin: &str) {
         }
         let abandoned = File::open(path.join("alive")).map_or(true, |lock| lock.try_lock().is_ok());
         if abandoned {
-            let _ = remove(&path);
+            let _ = janitor(&path).status();
         }
     }
 }

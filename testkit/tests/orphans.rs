@@ -1,6 +1,7 @@
 //! A killed test leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -24,6 +25,10 @@ fn servers_and_data_go_with_a_process_that_was_killed() {
     assert_eq!(pids.len(), 2, "{said:?}");
     assert!(pids.iter().all(|pid| process::is_running(*pid)) && data.exists());
 
+    let lock = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+    let segment = lock.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    assert!(segments().contains(&segment), "{segment}");
+
     parent.kill().unwrap();
     parent.wait().unwrap();
     wait::until("the servers gone", Duration::from_secs(10), || {
@@ -33,4 +38,12 @@ fn servers_and_data_go_with_a_process_that_was_killed() {
     let folder = data.parent().unwrap().parent().unwrap();
     assert!(folder.file_name().unwrap().to_str().unwrap().starts_with("factlib-test-"));
     wait::until("the data gone", Duration::from_secs(15), || !folder.exists());
+    assert!(!segments().contains(&segment));
+}
+
+/// The numbers of the System V shared memory segments that there are.
+fn segments() -> Vec<String> {
+    let table = fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let number = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+    table.lines().skip(1).filter_map(number).collect()
 }

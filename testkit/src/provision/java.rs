@@ -105,7 +105,7 @@ fn download(draft: &Path) -> Result<()> {
     let file = draft.join("pom.xml");
     fs::write(&file, pom).context(file.display())?;
     let mut copy = Command::new(mvn);
-    copy.args(["--quiet", "--batch-mode", "dependency:copy-dependencies"]);
+    copy.args(["--quiet", "--batch-mode", "-Dstyle.color=never", "dependency:copy-dependencies"]);
     copy.arg("-DoutputDirectory=jars").current_dir(draft);
     process::run(&format!("fetching Apache Kafka {} with Maven", versions::KAFKA), &mut copy)?;
     if !draft.join("jars").is_dir() {
