@@ -702,6 +702,16 @@ fn a_stream_that_is_out_of_order_is_given_up_without_a_confirmation() {
 }
 
 #[test]
+fn a_commit_of_another_transaction_confirms_nothing() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).commit(300).0);
+    assert_eq!(rig.hangups, 1);
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).begin(300).commit(300).0);
+    assert_eq!(rig.hangups, 1);
+}
+
+#[test]
 fn a_held_slot_is_waited_for_and_a_refused_password_ends_only_the_start() {
     let mut rig = Rig::new(settings());
     rig.answer_metadata();
@@ -747,6 +757,26 @@ fn a_start_that_reaches_nobody_ends_with_the_last_reason() {
     }
     let exit = rig.exit.unwrap();
     assert_eq!(exit.reason, "no Kafka broker answers: name not known");
+}
+
+#[test]
+fn a_message_over_the_frame_limit_halts_and_what_came_before_is_published() {
+    let mut rig = Rig::streaming_with(Settings { frame_bytes_max: 1000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    rig.receive(&Stream::default().transaction(200, &["a"]).begin(300).fact(250, "b").0);
+    rig.receive(&Stream::default().content(251, true, "orders", &[b'x'; 2000]).0);
+    let mut keys = rig.store_all();
+    keys.sort();
+    assert_eq!(keys, ["a", "b"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+    let State::Halted(halted) = rig.standing().state else { panic!("not halted") };
+    assert!(halted.reason.contains("FRAME_MAX_BYTES (1000)"), "{}", halted.reason);
+    assert_eq!(halted.position.index, 1);
+    rig.pass(4 * SECOND);
+    assert_eq!(rig.hangups, 1);
 }
 
 #[test]

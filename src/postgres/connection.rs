@@ -5,7 +5,9 @@ use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
 use factlib_protocol::backend::{Message, ServerError};
-use factlib_protocol::handshake::{Handshake, HandshakeError, Progress, Session};
+use factlib_protocol::handshake::{
+    self, AuthMethods, Credentials, Handshake, HandshakeError, Progress, Session, Startup,
+};
 use factlib_protocol::{DecodeError, Frame, frontend};
 use std::borrow::Cow;
 use std::future::{Future as _, poll_fn};
@@ -15,7 +17,7 @@ use std::task::Poll;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-/// Before the stream no message is longer than a few kilobytes; libpq's limit for an error is 30,000.
+/// After the log-in and before the stream no message is longer than a few kilobytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// How much is asked of the socket at once while streaming.
@@ -157,7 +159,6 @@ impl Connection {
     }
 
     async fn log_in(&mut self, config: &PostgresConfig) -> Result<Session, Failure> {
-        use factlib_protocol::handshake::{AuthMethods, Credentials, Startup};
         let mut parameters = vec![
             ("replication", "database"),
             ("application_name", config.application_name.as_str()),
@@ -181,7 +182,7 @@ impl Connection {
         let mut handshake = Handshake::start(startup, credentials, nonce()?, &mut self.send)?;
         loop {
             self.flush().await?;
-            let frame = self.frame().await?;
+            let frame = self.frame(handshake::BODY_LEN_MAX).await?;
             let len = frame.encoded_len();
             let mut reply = BytesMut::new();
             let progress = handshake.handle(Message::decode(frame)?, &mut reply)?;
@@ -199,7 +200,7 @@ impl Connection {
         let mut rows = Vec::new();
         let mut refused = None;
         loop {
-            let frame = self.frame().await?;
+            let frame = self.frame(ANSWER_BYTES_MAX).await?;
             let len = frame.encoded_len();
             let mut done = false;
             match Message::decode(frame)? {
@@ -229,7 +230,7 @@ impl Connection {
     pub async fn start_replication(&mut self, command: &str) -> Result<(), Failure> {
         self.ask(command).await?;
         loop {
-            let frame = self.frame().await?;
+            let frame = self.frame(ANSWER_BYTES_MAX).await?;
             let len = frame.encoded_len();
             let mut started = false;
             match Message::decode(frame)? {
@@ -317,13 +318,13 @@ impl Connection {
     }
 
     /// Reads until one whole frame is at the front of the buffer.
-    async fn frame(&mut self) -> Result<Frame<'_>, Failure> {
-        while Frame::decode(&self.receive, ANSWER_BYTES_MAX)?.is_none() {
+    async fn frame(&mut self, body_len_max: usize) -> Result<Frame<'_>, Failure> {
+        while Frame::decode(&self.receive, body_len_max)?.is_none() {
             if self.stream.read_buf(&mut self.receive).await? == 0 {
                 return Err(Failure::Closed);
             }
         }
-        let frame = Frame::decode(&self.receive, ANSWER_BYTES_MAX)?;
+        let frame = Frame::decode(&self.receive, body_len_max)?;
         frame.ok_or(Failure::Closed)
     }
 }

@@ -65,6 +65,7 @@ impl Ledger {
     pub fn end(&mut self, unit: Unit, end: Lsn) {
         self.open = None;
         match self.ended.back_mut() {
+            Some(last) if last.0 >= unit => {}
             // Nothing can settle between the two, so the earlier one need not be remembered.
             Some(last)
                 if self.unsettled.range(last.0..=unit).all(|(first, _)| *first == last.0) =>

@@ -676,7 +676,8 @@ impl Relay {
         let taken = buffer.len() - rest.len();
         if let Some(error) = failed {
             self.undecodable(now, error);
-        } else if matches!(self.link, Link::Streaming(_)) {
+        }
+        if matches!(self.link, Link::Streaming(_)) {
             self.receive = buffer;
             self.receive.advance(taken);
         }
@@ -690,19 +691,21 @@ impl Relay {
     }
 
     fn undecodable(&mut self, now: Now, error: DecodeError) {
-        if let Fault::Length(length) = error.fault
-            && length > 0
-            && let Link::Streaming(session) = &self.link
-            && let Some(transaction) = &session.transaction
-        {
-            let position = self.position(transaction.unit, transaction.next_index);
-            let reason = format!(
+        let mut cause = format!("what PostgreSQL sent cannot be read: {error}");
+        if let Fault::TooLong(length) = error.fault {
+            cause = format!(
                 "a message of {length} bytes is over FRAME_MAX_BYTES ({}); raise it and restart",
                 self.settings.frame_bytes_max
             );
-            self.halt(position, position.unit.lsn, None, reason);
+            if let Link::Streaming(session) = &self.link
+                && let Some(transaction) = &session.transaction
+            {
+                let position = self.position(transaction.unit, transaction.next_index);
+                self.halt(position, position.unit.lsn, None, cause);
+                self.stuck = Some(Stuck::Halted);
+                return;
+            }
         }
-        let cause = format!("what PostgreSQL sent cannot be read: {error}");
         self.hang_up(now, self.settings.backoff_max, cause);
     }
 
@@ -794,7 +797,8 @@ impl Relay {
             }
             pgoutput::Message::Begin(begin) => {
                 let unit = Unit::transaction(begin.final_lsn);
-                if !Self::is_next(session, unit) {
+                let open = session.transaction.is_some();
+                if open || !Self::is_next(session, unit) {
                     return Ok(self.out_of_order(now, unit));
                 }
                 session.transaction = Some(Transaction {
@@ -806,9 +810,12 @@ impl Relay {
             }
             pgoutput::Message::Commit(commit) => {
                 session.receive(commit.end_lsn);
-                if let Some(transaction) = session.transaction.take() {
-                    self.end(transaction.unit, commit.end_lsn);
+                let unit = Unit::transaction(commit.commit_lsn);
+                let open = session.transaction.take().map(|transaction| transaction.unit);
+                if open != Some(unit) {
+                    return Ok(self.out_of_order(now, unit));
                 }
+                self.end(unit, commit.end_lsn);
                 if let Some(stopping) = &mut self.stopping {
                     stopping.taking = false;
                 }

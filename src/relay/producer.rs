@@ -31,6 +31,11 @@ const METADATA_AGE_MAX: Duration = Duration::from_secs(300);
 /// How long a topic that is missing is taken to be missing before it is asked for again.
 const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// A Produce request is not made longer than this by putting several partitions into it. A broker
+/// closes the connection over a request of more than `socket.request.max.bytes` (100 MiB), which
+/// would look like a network error and be tried again for ever.
+const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Index of a topic in [`Producer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicId(usize);
@@ -425,7 +430,7 @@ impl Producer {
     /// Collects what can be sent now, one request for each broker.
     fn produce(&mut self, now: Instant, flush: bool) {
         self.throttled.retain(|_, until| *until > now);
-        let mut by_broker: Vec<(BrokerId, Vec<PartitionBatch>)> = Vec::new();
+        let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
         let waiting = std::mem::take(&mut self.waiting);
         for index in waiting {
             let Some(partition) = self.partitions.get_mut(index) else { continue };
@@ -464,14 +469,21 @@ impl Producer {
             partition.in_flight = true;
             partition.waiting = false;
             partition.retry_at = None;
-            match by_broker.iter_mut().find(|(broker, _)| *broker == leader) {
-                Some((_, batches)) => batches.push(batch),
-                None => by_broker.push((leader, vec![batch])),
+            let len = batch.batch.len();
+            let has_room = |(broker, bytes, _): &&mut (BrokerId, usize, _)| {
+                *broker == leader && *bytes + len <= REQUEST_BYTES_MAX
+            };
+            match by_broker.iter_mut().find(has_room) {
+                Some((_, bytes, batches)) => {
+                    *bytes += len;
+                    batches.push(batch);
+                }
+                None => by_broker.push((leader, len, vec![batch])),
             }
         }
         let produces = by_broker.into_iter();
         self.requests
-            .extend(produces.map(|(broker, batches)| Request::Produce { broker, batches }));
+            .extend(produces.map(|(broker, _, batches)| Request::Produce { broker, batches }));
     }
 
     fn produced(
