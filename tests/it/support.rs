@@ -1,7 +1,8 @@
 //! What the tests have in common.
 
 use std::time::Duration;
-use testkit::{Kafka, Lsn, Owlpost, Postgres, owlpost};
+use testkit::workload::Truth;
+use testkit::{Kafka, Lsn, Owlpost, Postgres, Record, owlpost, workload};
 
 /// For what takes milliseconds on an idle machine: only a failure waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,15 +20,78 @@ pub(crate) fn relay(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost
 
 /// Everything before this is in Kafka for good, says the server.
 pub(crate) fn confirmed(postgres: &Postgres) -> Lsn {
-    let query = format!(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
-    );
-    postgres.ask(&query).parse().unwrap()
+    let query =
+        format!("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+    lsn(postgres, &query)
+}
+
+/// A place in the log, by a query.
+#[track_caller]
+pub(crate) fn lsn(postgres: &Postgres, query: &str) -> Lsn {
+    postgres.ask(query).parse().unwrap()
 }
 
 /// Waits until the relay has confirmed everything that is committed by now.
 #[track_caller]
 pub(crate) fn wait_confirmed(relay: &Owlpost, postgres: &Postgres, limit: Duration) {
-    let written: Lsn = postgres.ask("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    let written = lsn(postgres, "SELECT pg_current_wal_flush_lsn()");
     relay.wait_until("the relay to confirm everything", limit, || confirmed(postgres) >= written);
+}
+
+/// What the relay says it is doing; nothing while its health port does not answer.
+pub(crate) fn state(relay: &Owlpost) -> String {
+    health(relay)["state"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A number on the relay's health page.
+pub(crate) fn number(relay: &Owlpost, name: &str) -> u64 {
+    health(relay)[name].as_u64().unwrap_or_default()
+}
+
+fn health(relay: &Owlpost) -> serde_json::Value {
+    let (_, body) = relay.get("/health").unwrap_or_default();
+    serde_json::from_str(&body).unwrap_or_default()
+}
+
+/// Waits until the relay says that it is doing that.
+#[track_caller]
+pub(crate) fn wait_state(relay: &Owlpost, wanted: &str) {
+    relay.wait_until(&format!("the relay to be {wanted}"), PATIENCE, || state(relay) == wanted);
+}
+
+/// Asks the relay to stop, as an operator would, and expects that nothing is left undone.
+#[track_caller]
+pub(crate) fn stop(relay: &Owlpost) {
+    let status = relay.stop(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{}", relay.log_text());
+}
+
+/// What was committed.
+#[track_caller]
+pub(crate) fn truth(postgres: &Postgres) -> Vec<Truth> {
+    workload::truth(&mut postgres.client())
+}
+
+/// How many records are in the topic.
+#[track_caller]
+pub(crate) fn count(kafka: &Kafka, topic: &str) -> usize {
+    usize::try_from(kafka.end_offsets(topic).values().sum::<i64>()).unwrap()
+}
+
+/// Waits until the topic has so many records, and reads them.
+#[track_caller]
+pub(crate) fn read(relay: &Owlpost, kafka: &Kafka, topic: &str, records: usize) -> Vec<Record> {
+    relay.wait_until(&format!("{records} records in {topic}"), PATIENCE, || {
+        count(kafka, topic) >= records
+    });
+    kafka.read_topic(topic)
+}
+
+/// Emits one message with these arguments of `pg_logical_emit_message`, in a transaction of its own;
+/// what the function returned.
+#[track_caller]
+pub(crate) fn emit(postgres: &Postgres, transactional: bool, prefix: &str, content: &[u8]) -> Lsn {
+    let query = "SELECT pg_logical_emit_message($1, $2, $3::bytea)::text";
+    let row = postgres.client().query_one(query, &[&transactional, &prefix, &content]).unwrap();
+    row.get::<_, String>(0).parse().unwrap()
 }
