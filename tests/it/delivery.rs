@@ -1,7 +1,7 @@
 //! Every committed fact arrives, once, as it was emitted, and nothing else does.
 
 use crate::support::{
-    PATIENCE, SLOT, confirmed, count, emit, lsn, read, relay, stop, truth, wait_confirmed,
+    PATIENCE, READ, SLOT, confirmed, count, emit, lsn, read, relay, stop, truth, wait_confirmed,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use testkit::checker::Checker;
@@ -327,7 +327,7 @@ fn a_transaction_is_confirmed_only_once_its_facts_are_in_kafka() {
     emit(&postgres, true, "promise", fact("two").as_bytes());
     let end = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
     relay.wait_until("the relay to say that it has read the fact", PATIENCE, || {
-        lsn(&postgres, "SELECT write_lsn FROM pg_stat_replication") >= end
+        lsn(&postgres, READ) >= end
     });
     assert!(confirmed(&postgres) < end, "confirmed, and nowhere");
     kafka.signal_broker(1, Signal::SIGCONT);

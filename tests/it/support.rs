@@ -10,6 +10,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The slot where nothing else is said.
 pub(crate) const SLOT: &str = "factlib_slot";
 
+/// How far relays say that they have read. One that waits for the slot says nothing.
+pub(crate) const READ: &str = "SELECT coalesce(max(write_lsn), '0/0') FROM pg_stat_replication";
+
 /// The relay of this build, not yet started, for one prefix.
 pub(crate) fn relay(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
     Owlpost::command(env!("CARGO_BIN_EXE_owlpost"))
