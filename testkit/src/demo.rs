@@ -101,7 +101,9 @@ pub fn serve(mut say: impl FnMut(&str)) -> Result<()> {
     let kafka = Kafka::builder().try_start()?;
     say(&format!("MASTER_DATABASE_URL={}", postgres.url()));
     say(&format!("KAFKA_BROKERS={}", kafka.bootstrap()));
-    say(&format!("# PostgreSQL {:?}, Kafka {:?}", postgres.pid(), kafka.pid(1)));
+    let pids: Vec<String> =
+        [postgres.pid(), kafka.pid(1)].iter().flatten().map(u32::to_string).collect();
+    say(&format!("# processes {}", pids.join(" ")));
     say(&format!("# data in {}", postgres.data_dir().display()));
     loop {
         std::thread::park();

@@ -15,7 +15,12 @@
 //!     .env("WAL_PREFIX", "orders")
 //!     .spawn();
 //! relay.wait_ready();
-//! postgres.client().execute("SELECT pg_logical_emit_message(true, 'orders', $1::bytea)", &[&b"".as_slice()]).unwrap();
+//! let workload = testkit::workload::Workload::new("orders", 1);
+//! workload.run(&postgres);
+//! let truth = testkit::workload::truth(&mut postgres.client());
+//! let mut reader = kafka.reader("orders.order");
+//! reader.read_until("the facts", testkit::wait::LIMIT, |records| records.len() >= truth.len());
+//! testkit::checker::Checker::new(&truth).check(reader.records()).assert_clean();
 //! ```
 //!
 //! - A server dies with the process that started it, also when that is killed with SIGKILL, and its

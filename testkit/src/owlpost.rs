@@ -114,7 +114,6 @@ impl Command {
         };
         let mut command = process::guarded(&binary, None);
         command.args(&self.arguments).env_clear().envs(self.environment);
-        // `setpriv` is looked for by this process's PATH or by the usual one, and the relay needs none.
         command.stdout(output("stdout")?).stderr(output("stderr")?);
         Ok(Owlpost { process: Process::spawn("owlpost", command)?, folder, health_port })
     }

@@ -3,7 +3,7 @@
 //! A destructor does not run when the test process is killed, so the kernel must do it: every server
 //! is started through `setpriv --pdeathsig KILL`, which has the kernel kill it when its parent goes.
 //! "Parent" there means the *thread* that forked, and test threads are short-lived, so all servers
-//! are started by one thread that lives as long as the process ([`keeper`]).
+//! are started by one thread that lives as long as the process.
 
 use crate::error::{Context as _, Error, Result};
 use crate::provision::ServerUser;
