@@ -322,6 +322,24 @@ fn warm() -> Rig {
     rig
 }
 
+/// Without it, a crash repeated everything that Kafka had taken within the quarter of a second.
+#[test]
+fn what_kafka_takes_fast_is_confirmed_before_it_grows_to_a_window() {
+    let mut rig = warm();
+    // In the record as its key and within its value.
+    let key = "x".repeat(5000);
+    let before = rig.statuses.len();
+    for number in 2..802 {
+        rig.receive(&Stream::default().transaction(100 * number, &[&key]).0);
+        let batches = rig.produce().unwrap();
+        rig.answer(&batches, 0);
+    }
+    // 8 MB are settled and no time has passed.
+    assert!(rig.flush() >= Lsn(100 * 580), "{}", rig.flush());
+    let statuses = rig.statuses.len() - before;
+    assert!(statuses <= 4, "{statuses} statuses for 8 MB");
+}
+
 #[test]
 fn a_commit_is_confirmed_exactly_at_its_end_and_only_when_kafka_has_it() {
     let mut rig = warm();

@@ -62,6 +62,10 @@ const GATHER: Duration = Duration::from_millis(2);
 /// A read of at least this many bytes means that we are behind.
 const GATHER_FROM_BYTES: usize = 32 * 1024;
 
+/// The server is told at the latest when so large a share of the window is settled and not told: what
+/// a crash repeats is the window, and this.
+const UNTOLD_SHARE: usize = 4;
+
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -428,7 +432,11 @@ impl Relay {
             Input::Kafka(answer) => {
                 let metadata = matches!(answer, Answer::Metadata(_));
                 let unsettled = self.producer.unsettled_facts();
+                let bytes = self.producer.unsettled_bytes();
                 self.producer.handle(now.at, answer, &mut self.ledger, &mut self.events);
+                if let Link::Streaming(session) = &mut self.link {
+                    session.settled(bytes.saturating_sub(self.producer.unsettled_bytes()));
+                }
                 if metadata && self.stuck == Some(Stuck::Topic) {
                     self.stuck = None;
                 }
@@ -521,7 +529,7 @@ impl Relay {
     }
 
     fn streaming(&mut self, now: Now, asked_at: Instant) {
-        let mut session = Session::new(asked_at);
+        let mut session = Session::new(asked_at, self.settings.in_flight_bytes_max / UNTOLD_SHARE);
         let mut out = BytesMut::new();
         session.status(&self.status(now), true, &mut out);
         self.outputs.push_back(Output::Send(out));

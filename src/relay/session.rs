@@ -48,6 +48,9 @@ pub(super) struct Session {
     received: Lsn,
     status_at: Option<Instant>,
     flush_sent: Lsn,
+    /// Bytes that were settled since the flush LSN that the server was told last.
+    untold_bytes: usize,
+    untold_bytes_max: usize,
     reply_due: bool,
     /// When each unanswered ping was sent, oldest first.
     pings: VecDeque<Instant>,
@@ -59,8 +62,9 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// `asked_at` is when START_REPLICATION was sent: CopyBothResponse is an answer to it.
-    pub(super) fn new(asked_at: Instant) -> Self {
+    /// `asked_at` is when START_REPLICATION was sent: CopyBothResponse is an answer to it. When
+    /// `untold_bytes_max` are settled, the server is told without delay.
+    pub(super) fn new(asked_at: Instant, untold_bytes_max: usize) -> Self {
         Self {
             decoder: pgoutput::Decoder::default(),
             transaction: None,
@@ -68,6 +72,8 @@ impl Session {
             received: Lsn::INVALID,
             status_at: None,
             flush_sent: Lsn::INVALID,
+            untold_bytes: 0,
+            untold_bytes_max,
             reply_due: false,
             pings: VecDeque::new(),
             ping_at: None,
@@ -90,6 +96,11 @@ impl Session {
     /// Something up to `lsn` was read.
     pub(super) fn receive(&mut self, lsn: Lsn) {
         self.received = self.received.max(lsn);
+    }
+
+    /// So many bytes are settled.
+    pub(super) fn settled(&mut self, bytes: usize) {
+        self.untold_bytes = self.untold_bytes.saturating_add(bytes);
     }
 
     /// Data came, so the server is not at its end.
@@ -133,7 +144,11 @@ impl Session {
         let ping_after = if self.pings.is_empty() { interval } else { PING_AGAIN.min(interval) };
         let mut due = self.ping_at.map_or(status_at, |at| at + ping_after);
         if flush > self.flush_sent {
-            due = due.min(status_at + ADVANCE_DELAY);
+            // What is not told is repeated after a crash, and on the way to a fast Kafka much more
+            // than a window can be settled within the delay.
+            let untold = self.untold_bytes >= self.untold_bytes_max;
+            let wait = if untold { Duration::ZERO } else { ADVANCE_DELAY };
+            due = due.min(status_at + wait);
         }
         if self.reply_due {
             let wait = self.server_stopping.map_or(Duration::ZERO, |_| REPLY_INTERVAL_STOPPING);
@@ -169,6 +184,9 @@ impl Session {
         };
         update.encode(out);
         if flush != Lsn::INVALID {
+            if flush > self.flush_sent {
+                self.untold_bytes = 0;
+            }
             self.flush_sent = flush;
         }
         self.status_at = Some(now.at);
