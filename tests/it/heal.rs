@@ -6,7 +6,7 @@ use crate::support::{
 use std::time::{Duration, Instant};
 use testkit::checker::Checker;
 use testkit::workload::Workload;
-use testkit::{Kafka, Mode, Owlpost, Postgres};
+use testkit::{Kafka, Mode, Owlpost, Postgres, owlpost};
 
 /// How long a fast stop of the database may take, whatever Kafka does.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ fn postgresql_stops_and_checkpoints_in_time_while_the_relay_is_stalled() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
     let workload = Workload { payload: 3000..=4000, ..load("stalled") };
     kafka.create_topic("stalled.order", 4, &[]);
-    let relay = relay("stalled", &postgres, &kafka).env("IN_FLIGHT_BYTES", "1MiB").spawn();
+    let relay = stallable("stalled", &postgres, &kafka).spawn();
     relay.wait_ready();
     workload.write_transaction(&mut postgres.client(), 100, 1);
     wait_confirmed(&relay, &postgres, PATIENCE);
@@ -142,6 +142,41 @@ fn postgresql_stops_and_checkpoints_in_time_while_the_relay_is_stalled() {
     assert_eq!(truth.len(), 5100);
     let records = kafka.read_topic("stalled.order");
     Checker::new(&truth).allow_repeats().check(&records).assert_clean();
+}
+
+#[test]
+fn a_checkpoint_that_gives_up_our_slot_returns_in_time_while_the_relay_is_stalled() {
+    let postgres = Postgres::builder().setting("max_slot_wal_keep_size", "1MB").start();
+    let kafka = Kafka::builder().start();
+    let workload = Workload { payload: 3000..=4000, ..load("lost") };
+    kafka.create_topic("lost.order", 4, &[]);
+    let relay = stallable("lost", &postgres, &kafka).spawn();
+    relay.wait_ready();
+    workload.write_transaction(&mut postgres.client(), 100, 1);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+
+    kafka.kill9();
+    // Several files of log behind the slot.
+    for seed in 2..6 {
+        workload.write_transaction(&mut postgres.client(), 5000, seed);
+    }
+    relay.wait_until("the relay to stall", PATIENCE, || state(&relay) == "stalled");
+    checkpoint_in_time(&postgres);
+    relay.wait_until("the server to give the slot up", PATIENCE, || {
+        postgres.ask("SELECT wal_status FROM pg_replication_slots") == "lost"
+    });
+    // Facts are gone, so this is not for the relay to heal.
+    let status = relay.wait_exit(PATIENCE);
+    assert_eq!(status.code(), Some(4), "{}", relay.log_text());
+}
+
+/// A relay that is soon full, and whose connection nothing ends but the rule about stalls.
+fn stallable(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
+    relay(prefix, postgres, kafka)
+        .env("IN_FLIGHT_BYTES", "1MiB")
+        .env("LEASE", "60s")
+        .env("WAL_SENDER_TIMEOUT", "90s")
+        .env("TCP_USER_TIMEOUT", "60s")
 }
 
 #[track_caller]

@@ -3,6 +3,7 @@
 use crate::support::{
     PATIENCE, READ, SLOT, count, lsn, relay, state, stop, truth, wait_confirmed, wait_state,
 };
+use std::process::Command;
 use std::time::{Duration, Instant};
 use testkit::checker::Checker;
 use testkit::process::Signal;
@@ -93,6 +94,66 @@ fn a_relay_that_was_frozen_publishes_nothing_once_another_has_taken_over() {
     assert_eq!(truth.len(), FACTS + 30);
     let records = kafka.read_topic("frozen.order");
     Checker::new(&truth).allow_repeats().check(&records).assert_clean();
+}
+
+#[test]
+fn a_relay_without_an_answer_from_postgresql_publishes_nothing_beyond_its_lease() {
+    const FACTS: usize = 2000;
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
+    let workload = Workload { payload: 3000..=4000, ..Workload::new("silent", 1) };
+    kafka.create_topic("silent.order", 4, &[]);
+    let relay = relay("silent", &postgres, &kafka)
+        .env("IN_FLIGHT_BYTES", "64MiB")
+        .env("LEASE", "2s")
+        .env("STALL_TIMEOUT", "1s")
+        .env("STATUS_INTERVAL", "500ms")
+        .spawn();
+    relay.wait_ready();
+    workload.write_transaction(&mut postgres.client(), 10, 1);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+
+    // With all facts in the relay's hands, PostgreSQL falls silent, but keeps the connection.
+    kafka.signal_broker(1, Signal::SIGSTOP);
+    workload.write_transaction(&mut postgres.client(), FACTS, 2);
+    let end = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
+    relay.wait_until("the relay to have read everything", PATIENCE, || lsn(&postgres, READ) >= end);
+    let sender = oracle::slot(&mut postgres.client(), SLOT).unwrap().active_pid.unwrap();
+    kill("STOP", sender);
+    wait_state(&relay, "waiting_for_slot");
+
+    kafka.signal_broker(1, Signal::SIGCONT);
+    relay.wait_until("what was on its way to arrive", PATIENCE, || {
+        count(&kafka, "silent.order") > 10
+    });
+    let refused = |times: usize| {
+        let before = refusals(&postgres);
+        relay.wait_until("the slot to be refused", PATIENCE, || {
+            refusals(&postgres) >= before + times
+        });
+    };
+    refused(1);
+    let before = count(&kafka, "silent.order");
+    refused(3);
+    assert_eq!(count(&kafka, "silent.order"), before, "published without a lease");
+    assert!(before < FACTS, "nothing was left to be published");
+
+    kill("CONT", sender);
+    wait_state(&relay, "streaming");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let truth = truth(&postgres);
+    assert_eq!(truth.len(), FACTS + 10);
+    Checker::new(&truth).check(&kafka.read_topic("silent.order")).assert_clean();
+}
+
+/// How often somebody was told that the slot is another's.
+fn refusals(postgres: &Postgres) -> usize {
+    postgres.log_text().matches("is active for PID").count()
+}
+
+fn kill(signal: &str, pid: i32) {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 #[test]
