@@ -31,10 +31,10 @@ const METADATA_AGE_MAX: Duration = Duration::from_secs(300);
 /// How long a topic that is missing is taken to be missing before it is asked for again.
 const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 
-/// A Produce request is not made longer than this by putting several partitions into it. A broker
-/// closes the connection over a request of more than `socket.request.max.bytes` (100 MiB), which
-/// would look like a network error and be tried again for ever.
-const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A Produce request is not made longer than this by putting several partitions into it: the driver
+/// holds one more copy of the request that it is writing. (A broker closes the connection over a
+/// request of more than `socket.request.max.bytes`, 100 MiB.)
+const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Index of a topic in [`Producer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
