@@ -184,11 +184,9 @@ impl Session {
         };
         update.encode(out);
         if flush != Lsn::INVALID {
-            if flush > self.flush_sent {
-                self.untold_bytes = 0;
-            }
             self.flush_sent = flush;
         }
+        self.untold_bytes = 0;
         self.status_at = Some(now.at);
         self.reply_due = false;
         if ping {

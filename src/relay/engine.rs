@@ -1,0 +1,516 @@
+//! The machine itself: its state, its connection to PostgreSQL, what follows from the time, the stop.
+
+use super::backoff::Jitter;
+use super::event::{Event, Halted};
+use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
+use super::gone::{Exit, ExitKind, Gone};
+use super::kafka::Answer;
+use super::ledger::Ledger;
+use super::position::{Position, Timelines};
+use super::producer::Producer;
+use super::route::{Headers, Source};
+#[cfg(feature = "seeded-bugs")]
+use super::seeded_bug;
+use super::session::{Session, Status};
+use bytes::BytesMut;
+use factlib_protocol::{Lsn, frontend};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long between two attempts to take a slot that another session has: short, because the wait
+/// is what a take-over costs.
+const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long data may gather in the socket while we are behind: both sides save their wake-ups, and
+/// the walsender's own work per fact falls to less than half (measured).
+const GATHER: Duration = Duration::from_millis(2);
+
+/// A read of at least this many bytes means that we are behind.
+const GATHER_FROM_BYTES: usize = 32 * 1024;
+
+/// The server is told at the latest when so large a share of the window is settled and not told: what
+/// a crash repeats is the window, and this.
+const UNTOLD_SHARE: usize = 4;
+
+#[derive(Debug)]
+pub(super) enum Link {
+    Away { until: Instant },
+    Connecting,
+    Starting,
+    Streaming(Session),
+    Closed,
+}
+
+/// Why the frame at the front of the buffer cannot be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// The cluster has been asked for the topic.
+    Topic,
+    /// It needs somebody's hand.
+    Halted,
+}
+
+/// What became of a frame.
+pub(super) enum Flow {
+    Taken,
+    /// It stays where it is and is tried again.
+    Stuck(Stuck),
+}
+
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub(super) deadline: Instant,
+    /// Units are still taken: the current transaction is read to its Commit.
+    pub(super) taking: bool,
+    pub(super) final_status: bool,
+}
+
+/// The relay. See the module's documentation for how to drive it.
+#[derive(Debug)]
+pub struct Relay {
+    pub(super) settings: Settings,
+    pub(super) started: Option<Instant>,
+    pub(super) jitter: Jitter,
+    pub(super) link: Link,
+    pub(super) attempts: u32,
+    pub(super) away_cause: Option<String>,
+    pub(super) slot_in_use: Option<String>,
+    pub(super) identified: bool,
+    pub(super) system: Option<u64>,
+    pub(super) timelines: Timelines,
+    /// Where the last START_REPLICATION asked to start.
+    pub(super) start: Lsn,
+    pub(super) source: Source,
+    pub(super) ledger: Ledger,
+    pub(super) producer: Producer,
+    pub(super) receive: BytesMut,
+    /// The socket had nothing more when it was read last.
+    pub(super) drained: bool,
+    pub(super) behind: bool,
+    pub(super) full: bool,
+    pub(super) stuck: Option<Stuck>,
+    /// Since when the socket is unread, and how many bytes were unsettled then.
+    pub(super) paused: Option<(Instant, usize)>,
+    pub(super) halted: Option<Halted>,
+    /// Why reading was given up last, until something moves again.
+    pub(super) stalled: Option<String>,
+    /// The flush LSN that the server knows, as far as we know.
+    pub(super) told: Lsn,
+    /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
+    /// one position does for all partitions.
+    pub(super) enqueued: Option<Position>,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) exited: bool,
+    pub(super) headers: Headers,
+    pub(super) topic: String,
+    pub(super) scratch: String,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) events: VecDeque<Event>,
+    #[cfg(feature = "seeded-bugs")]
+    pub(super) bug: Option<seeded_bug::SeededBug>,
+}
+
+impl Relay {
+    /// A relay that has not begun. The first [`Relay::handle`] begins.
+    pub fn new(settings: Settings) -> Self {
+        let seed = settings.seed;
+        Self {
+            started: None,
+            jitter: Jitter::new(seed),
+            link: Link::Closed,
+            attempts: 0,
+            away_cause: None,
+            slot_in_use: None,
+            identified: false,
+            system: None,
+            timelines: Timelines::new(0, Vec::new()),
+            start: Lsn::INVALID,
+            source: Source::new(0, 0),
+            ledger: Ledger::default(),
+            producer: Producer::new(settings.backoff_max, Jitter::new(seed.wrapping_add(1))),
+            receive: BytesMut::new(),
+            drained: true,
+            behind: false,
+            full: false,
+            stuck: None,
+            paused: None,
+            halted: None,
+            stalled: None,
+            told: Lsn::INVALID,
+            enqueued: None,
+            stopping: None,
+            exited: false,
+            headers: Headers::default(),
+            topic: String::new(),
+            scratch: String::new(),
+            outputs: VecDeque::new(),
+            events: VecDeque::new(),
+            settings,
+            #[cfg(feature = "seeded-bugs")]
+            bug: None,
+        }
+    }
+
+    /// Breaks the relay deliberately, for a test that must go red.
+    #[cfg(feature = "seeded-bugs")]
+    pub fn seed_bug(&mut self, bug: seeded_bug::SeededBug) {
+        self.bug = Some(bug);
+    }
+
+    /// Where bytes from PostgreSQL go. Whole messages are taken from its front.
+    pub fn receive_buffer(&mut self) -> &mut BytesMut {
+        &mut self.receive
+    }
+
+    /// How to read from PostgreSQL now.
+    pub fn reading(&self) -> Reading {
+        match self.link {
+            Link::Streaming(_) if self.is_paused() => Reading::Paused,
+            Link::Streaming(_) if self.behind => Reading::Gather(GATHER),
+            Link::Streaming(_) => Reading::Now,
+            _ => Reading::Paused,
+        }
+    }
+
+    /// Takes one input and brings the relay up to `now`.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        if self.exited {
+            return;
+        }
+        if self.started.is_none() {
+            self.started = Some(now.at);
+            self.link = Link::Connecting;
+            self.outputs.push_back(Output::Connect);
+        }
+        match input {
+            Input::Identified(identity) => self.identified(identity),
+            Input::Streaming { asked_at } => self.streaming(now, asked_at),
+            Input::Received { bytes, drained } => {
+                self.drained = drained;
+                self.behind = bytes >= GATHER_FROM_BYTES;
+            }
+            Input::PostgresGone(gone) => self.gone(now, gone),
+            Input::Kafka(answer) => {
+                let metadata = matches!(answer, Answer::Metadata(_));
+                let unsettled = self.producer.unsettled_facts();
+                let bytes = self.producer.unsettled_bytes();
+                self.producer.handle(now.at, answer, &mut self.ledger, &mut self.events);
+                if let Link::Streaming(session) = &mut self.link {
+                    session.settled(bytes.saturating_sub(self.producer.unsettled_bytes()));
+                }
+                if metadata && self.stuck == Some(Stuck::Topic) {
+                    self.stuck = None;
+                }
+                if self.producer.unsettled_facts() < unsettled {
+                    self.stalled = None;
+                }
+            }
+            Input::Timeout => {}
+            Input::Stop => self.stop(now),
+        }
+        self.step(now);
+    }
+
+    /// What to do next, until none.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(Output::Event(event));
+        }
+        self.outputs.pop_front()
+    }
+
+    /// When to say [`Input::Timeout`], if nothing else happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.exited {
+            return None;
+        }
+        let link = match &self.link {
+            Link::Away { until } => [Some(*until), None, None],
+            Link::Streaming(session) => [
+                session.status_due(self.ledger.flush(), self.settings.status_interval),
+                Some(session.lease_until(self.settings.lease)),
+                self.paused.map(|(since, _)| since + self.settings.stall_timeout),
+            ],
+            _ => [None; 3],
+        };
+        let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
+        let startup = self.startup_deadline();
+        let produce = matches!(self.link, Link::Streaming(_));
+        let others = [self.producer.deadline(produce), stop, startup];
+        link.into_iter().chain(others).flatten().min()
+    }
+
+    pub(super) fn startup_deadline(&self) -> Option<Instant> {
+        let reached = self.identified && self.producer.reached();
+        Some(self.started? + self.settings.startup_timeout.filter(|_| !reached)?)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.full || self.stuck.is_some()
+    }
+
+    // ---- the connection to PostgreSQL ----
+
+    pub(super) fn identified(&mut self, identity: Identity) {
+        self.identified = true;
+        let Identity { system, timeline, wal_flushed, history, database, confirmed_flush } =
+            identity;
+        if let Some(known) = self.system.filter(|known| *known != system) {
+            let reason = format!(
+                "this is another cluster: its system id is {system}, that of the facts so far {known}; \
+                 a restored or upgraded cluster needs a new slot and `owlpost init`"
+            );
+            return self.exit(ExitKind::OtherCluster, reason);
+        }
+        let flush = self.ledger.flush();
+        let mut start = flush;
+        if self.system.is_some() && self.timelines.current() != timeline {
+            self.events
+                .push_back(Event::TimelineChanged { from: self.timelines.current(), to: timeline });
+            // LSNs are used again after a promotion: nothing of the old timeline may be compared.
+            self.ledger.timeline_changed();
+            self.producer.timeline_changed();
+            self.enqueued = None;
+            start = Lsn::INVALID;
+        } else if wal_flushed < flush {
+            let reason = format!(
+                "the server's WAL ends at {wal_flushed}, before {flush}, which is confirmed already: \
+                 its history went back (a restored backup?); facts may be missing or different"
+            );
+            return self.exit(ExitKind::OtherCluster, reason);
+        } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
+            self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
+        }
+        self.system = Some(system);
+        self.timelines = Timelines::new(timeline, history);
+        self.source = Source::new(system, database);
+        self.link = Link::Starting;
+        self.start = start;
+        self.outputs.push_back(Output::StartReplication { start });
+    }
+
+    pub(super) fn streaming(&mut self, now: Now, asked_at: Instant) {
+        let mut session = Session::new(asked_at, self.settings.in_flight_bytes_max / UNTOLD_SHARE);
+        let mut out = BytesMut::new();
+        session.status(&self.status(now), true, &mut out);
+        self.outputs.push_back(Output::Send(out));
+        self.link = Link::Streaming(session);
+        let (start, timeline) = (self.start, self.timelines.current());
+        self.events.push_back(Event::Streaming { start, timeline });
+        self.attempts = 0;
+        self.away_cause = None;
+        self.slot_in_use = None;
+        self.stuck = None;
+        self.drained = true;
+        self.behind = false;
+    }
+
+    pub(super) fn status(&self, now: Now) -> Status {
+        Status { at: now.at, clock: now.clock, flush: self.ledger.flush() }
+    }
+
+    pub(super) fn gone(&mut self, now: Now, gone: Gone) {
+        self.disconnected();
+        self.slot_in_use = None;
+        let (delay, cause) = match gone {
+            Gone::Terminal(kind, reason) => return self.exit(kind, reason),
+            Gone::Refused(reason) if !self.identified => {
+                return self.exit(ExitKind::Unreachable, reason);
+            }
+            Gone::SlotInUse(cause) => {
+                if self.attempts == 0 {
+                    let delay = SLOT_IN_USE_RETRY;
+                    self.events.push_back(Event::SlotInUse { cause: cause.clone(), delay });
+                }
+                self.attempts = self.attempts.saturating_add(1);
+                self.slot_in_use = Some(cause.clone());
+                self.link = Link::Away { until: now.at + SLOT_IN_USE_RETRY };
+                return;
+            }
+            // Somebody must do something on the server; asking fast would only fill its log.
+            Gone::Refused(cause) => (self.settings.backoff_max, cause),
+            Gone::Lost(cause) => {
+                self.attempts = self.attempts.saturating_add(1);
+                (self.jitter.delay(self.attempts, self.settings.backoff_max), cause)
+            }
+        };
+        self.away(now, delay, cause);
+    }
+
+    pub(super) fn away(&mut self, now: Now, delay: Duration, cause: String) {
+        self.link = Link::Away { until: now.at + delay };
+        self.away_cause = Some(cause.clone());
+        self.events.push_back(Event::Away { cause, delay });
+    }
+
+    pub(super) fn hang_up(&mut self, now: Now, delay: Duration, cause: String) {
+        self.outputs.push_back(Output::Hangup);
+        self.disconnected();
+        self.away(now, delay, cause);
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        if let Link::Streaming(session) = &self.link {
+            self.told = session.told();
+        }
+        self.ledger.disconnected();
+        self.receive = BytesMut::new();
+        self.stuck = None;
+        self.paused = None;
+        self.drained = true;
+        self.behind = false;
+    }
+
+    pub(super) fn exit(&mut self, kind: ExitKind, reason: String) {
+        if !matches!(self.link, Link::Closed) {
+            self.outputs.push_back(Output::Hangup);
+        }
+        self.link = Link::Closed;
+        self.exited = true;
+        self.outputs.push_back(Output::Exit(Exit { kind, reason }));
+    }
+
+    // ---- what follows from the state and the time ----
+
+    pub(super) fn step(&mut self, now: Now) {
+        if self.exited {
+            return;
+        }
+        if let Some(stopping) = &mut self.stopping
+            && self.stuck == Some(Stuck::Halted)
+        {
+            // It will not be read on to its Commit; what is behind it must be read past, unseen, for
+            // the answer to the last status.
+            stopping.taking = false;
+            self.stuck = None;
+        }
+        self.read(now);
+        self.look_after_session(now);
+        if let Link::Away { until } = self.link
+            && until <= now.at
+        {
+            self.link = Link::Connecting;
+            self.outputs.push_back(Output::Connect);
+        }
+        self.finish(now);
+        if self.startup_deadline().is_some_and(|deadline| deadline <= now.at) && !self.exited {
+            let reason = match (self.identified, &self.away_cause, self.producer.unreached()) {
+                (false, Some(cause), _) => cause.clone(),
+                (false, None, _) => "PostgreSQL did not answer in time".to_owned(),
+                (true, _, Some(cause)) => format!("no Kafka broker answers: {cause}"),
+                (true, _, None) => "no Kafka broker answered in time".to_owned(),
+            };
+            return self.exit(ExitKind::Unreachable, reason);
+        }
+        if self.exited {
+            return;
+        }
+        let produce = match &self.link {
+            Link::Streaming(session) => now.at < session.lease_until(self.settings.lease),
+            _ => false,
+        };
+        // A batch that could still grow is sent when nothing more is to be read right now.
+        let flush = self.drained || self.is_paused() || self.stopping.is_some();
+        while let Some(request) = self.producer.poll(now.at, produce, flush) {
+            self.outputs.push_back(Output::Kafka(request));
+        }
+    }
+
+    pub(super) fn look_after_session(&mut self, now: Now) {
+        let status = self.status(now);
+        let paused = self.is_paused();
+        let Link::Streaming(session) = &mut self.link else { return };
+        if now.at >= session.lease_until(self.settings.lease) {
+            let lease = self.settings.lease;
+            let cause = format!("PostgreSQL has not answered for {lease:?}");
+            return self.hang_up(now, Duration::ZERO, cause);
+        }
+        if !paused {
+            self.paused = None;
+        } else {
+            let unsettled = self.producer.unsettled_bytes();
+            let (since, before) = *self.paused.get_or_insert((now.at, unsettled));
+            if now.at >= since + self.settings.stall_timeout {
+                // A Kafka that is slow but moves needs the slot, because nothing is produced
+                // without it; one that does not move is only asked now and then.
+                let moves = unsettled < before && self.stuck.is_none();
+                let delay = if moves { Duration::ZERO } else { self.settings.backoff_max };
+                let cause = match (&self.halted, self.producer.blocked()) {
+                    (Some(halted), _) => halted.reason.clone(),
+                    (None, Some(blocked)) => Self::blocked_words(&blocked),
+                    (None, None) => "Kafka does not take what was read".to_owned(),
+                };
+                self.stalled = Some(cause.clone()).filter(|_| !moves);
+                return self.hang_up(now, delay, cause);
+            }
+        }
+        let mut out = BytesMut::new();
+        session.status_if_due(&status, self.settings.status_interval, &mut out);
+        if !out.is_empty() {
+            self.outputs.push_back(Output::Send(out));
+        }
+    }
+
+    // ---- stopping ----
+
+    pub(super) fn stop(&mut self, now: Now) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(Stopping {
+            deadline: now.at + self.settings.stop_timeout,
+            taking: true,
+            final_status: false,
+        });
+        let unsettled = self.producer.unsettled_facts();
+        self.events.push_back(Event::Stopping { unsettled });
+    }
+
+    /// Leaves as soon as everything that was read is settled and confirmed.
+    pub(super) fn finish(&mut self, now: Now) {
+        let status = self.status(now);
+        let Some(stopping) = &mut self.stopping else { return };
+        let unsettled = self.producer.unsettled_facts();
+        if now.at >= stopping.deadline {
+            let reason = format!(
+                "the stop deadline has passed with {unsettled} facts not acknowledged by Kafka or not \
+                 confirmed to PostgreSQL; they stay in the slot and will be delivered again"
+            );
+            return self.exit(ExitKind::Deadline, reason);
+        }
+        match &mut self.link {
+            Link::Streaming(session) => {
+                stopping.taking = stopping.taking && session.transaction.is_some();
+                if stopping.taking || unsettled > 0 {
+                    return;
+                }
+                if !stopping.final_status {
+                    stopping.final_status = true;
+                    let mut out = BytesMut::new();
+                    session.status(&status, true, &mut out);
+                    self.outputs.push_back(Output::Send(out));
+                } else if session.is_confirmed(status.flush) {
+                    let mut out = BytesMut::new();
+                    frontend::terminate(&mut out);
+                    self.outputs.push_back(Output::Send(out));
+                    let flush = status.flush;
+                    let reason =
+                        format!("everything that was read is in Kafka and confirmed ({flush})");
+                    self.exit(ExitKind::Stopped, reason);
+                }
+            }
+            // Nothing of ours waits for a confirmation.
+            _ if !self.identified
+                || (unsettled == 0
+                    && (self.slot_in_use.is_some() || self.told == status.flush)) =>
+            {
+                let flush = status.flush;
+                let reason =
+                    format!("everything that was read is in Kafka and confirmed ({flush})");
+                self.exit(ExitKind::Stopped, reason);
+            }
+            // Connected again before the deadline, it can still confirm.
+            _ => {}
+        }
+    }
+}

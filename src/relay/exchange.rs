@@ -1,0 +1,127 @@
+//! What goes into the engine and what comes out: plain data, the whole contract with a driver.
+
+use super::event::Event;
+use super::gone::{Exit, Gone};
+use super::kafka::{Answer, Request};
+use bytes::BytesMut;
+use factlib_protocol::{Lsn, Timestamp};
+use std::time::{Duration, Instant};
+
+/// Both clocks at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For deadlines.
+    pub at: Instant,
+    /// For what others read: the status' clock, record timestamps where asked for.
+    pub clock: Timestamp,
+}
+
+/// What the engine needs to know beforehand.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The prefixes whose messages are facts of ours.
+    pub prefixes: Vec<String>,
+    /// Publish the payload alone instead of the envelope.
+    pub value_is_payload: bool,
+    /// Stamp records with the time of publishing instead of the commit's.
+    pub timestamp_is_publish: bool,
+    /// Make headers of the event's metadata.
+    pub metadata_headers: bool,
+    /// Encoded bytes that may be unsettled before reading pauses.
+    pub in_flight_bytes_max: usize,
+    /// The largest message accepted from PostgreSQL, in bytes of body.
+    pub frame_bytes_max: usize,
+    /// How long the socket may stay unread before we hang up.
+    pub stall_timeout: Duration,
+    /// How long after a ping was sent its answer lets us produce.
+    pub lease: Duration,
+    /// Longest time between two pings.
+    pub status_interval: Duration,
+    /// How long a stop may take.
+    pub stop_timeout: Duration,
+    /// Largest delay between attempts.
+    pub backoff_max: Duration,
+    /// How long the first contact with PostgreSQL and Kafka may take; none is for ever.
+    pub startup_timeout: Option<Duration>,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// Who the server is and where the slot stands: asked before every START_REPLICATION.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// IDENTIFY_SYSTEM: `systemid`.
+    pub system: u64,
+    /// IDENTIFY_SYSTEM: `timeline`.
+    pub timeline: u32,
+    /// IDENTIFY_SYSTEM: `xlogpos`, the end of the flushed WAL.
+    pub wal_flushed: Lsn,
+    /// TIMELINE_HISTORY of `timeline`: ended timelines, oldest first, and where each ended.
+    pub history: Vec<(u32, Lsn)>,
+    /// OID of the database.
+    pub database: u32,
+    /// The slot's `confirmed_flush_lsn`.
+    pub confirmed_flush: Lsn,
+}
+
+/// Everything that can happen to the relay.
+#[derive(Debug)]
+pub enum Input {
+    /// Logged in; IDENTIFY_SYSTEM answered; slot and publication are there and belong together.
+    Identified(Identity),
+    /// START_REPLICATION, sent at this moment, was answered with CopyBothResponse.
+    Streaming {
+        /// When it was sent: the lease counts from there.
+        asked_at: Instant,
+    },
+    /// So many bytes were appended to [`Relay::receive_buffer`].
+    Received {
+        /// Number of bytes.
+        bytes: usize,
+        /// True if the socket has nothing more at this moment.
+        drained: bool,
+    },
+    /// The connection to PostgreSQL is closed, or there was none to be had.
+    PostgresGone(Gone),
+    /// A Kafka request is answered.
+    Kafka(Answer),
+    /// [`Relay::deadline`] has come.
+    Timeout,
+    /// Finish: read on to the current Commit, settle, confirm, leave.
+    Stop,
+}
+
+/// What the driver must do.
+#[derive(Debug)]
+pub enum Output {
+    /// Connect to PostgreSQL, log in, identify; answer with [`Input::Identified`] or
+    /// [`Input::PostgresGone`].
+    Connect,
+    /// Send START_REPLICATION; answer with [`Input::Streaming`] or [`Input::PostgresGone`].
+    StartReplication {
+        /// Where to start; 0/0 is the slot's own position.
+        start: Lsn,
+    },
+    /// Send these bytes to PostgreSQL, in order.
+    Send(BytesMut),
+    /// Close the connection to PostgreSQL, after what was to be sent as far as that does not block.
+    /// Not answered.
+    Hangup,
+    /// Send this to Kafka; answer with [`Input::Kafka`].
+    Kafka(Request),
+    /// Tell.
+    Event(Event),
+    /// The end. Nothing comes after it.
+    Exit(Exit),
+}
+
+/// How to read from PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// As soon as there is something.
+    Now,
+    /// Let data gather for this long, then read as much as there is.
+    Gather(Duration),
+    /// Not at all.
+    Paused,
+}

@@ -1,0 +1,320 @@
+//! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
+
+use super::batch::Record;
+use super::engine::{Flow, Link, Relay, Stuck};
+use super::error_code;
+use super::event::{Event, Halted};
+use super::exchange::{Now, Output};
+use super::fact::Fact;
+use super::gone::{self, Gone};
+use super::position::{Position, Unit};
+use super::producer::Route;
+use super::route;
+#[cfg(feature = "seeded-bugs")]
+use super::seeded_bug;
+use super::session::{Keepalive, Session, Transaction};
+use bytes::Buf as _;
+use factlib_protocol::replication::XLogData;
+use factlib_protocol::{DecodeError, Fault, Frame, Lsn, Timestamp};
+use factlib_protocol::{backend, pgoutput, replication};
+
+impl Relay {
+    /// Takes whole frames from the buffer, until it has none or reading must pause.
+    pub(super) fn read(&mut self, now: Now) {
+        self.measure();
+        let buffer = std::mem::take(&mut self.receive);
+        let mut rest: &[u8] = &buffer;
+        let mut failed = None;
+        while matches!(self.link, Link::Streaming(_)) && !self.is_paused() {
+            let frame = match Frame::decode(rest, self.settings.frame_bytes_max) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            };
+            let len = frame.encoded_len();
+            match self.frame(now, frame) {
+                Ok(Flow::Taken) => rest = rest.get(len..).unwrap_or_default(),
+                Ok(Flow::Stuck(stuck)) => self.stuck = Some(stuck),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+            self.measure();
+        }
+        let taken = buffer.len() - rest.len();
+        if let Some(error) = failed {
+            self.undecodable(now, error);
+        }
+        if matches!(self.link, Link::Streaming(_)) {
+            self.receive = buffer;
+            self.receive.advance(taken);
+        }
+    }
+
+    /// Reading pauses at the bound and goes on when a quarter of it is free.
+    pub(super) fn measure(&mut self) {
+        let max = self.settings.in_flight_bytes_max;
+        let bytes = self.producer.unsettled_bytes();
+        self.full = bytes >= max || (self.full && bytes > max / 4 * 3);
+    }
+
+    pub(super) fn undecodable(&mut self, now: Now, error: DecodeError) {
+        let mut cause = format!("what PostgreSQL sent cannot be read: {error}");
+        if let Fault::TooLong(length) = error.fault {
+            cause = format!(
+                "a message of {length} bytes is over FRAME_MAX_BYTES ({}); raise it and restart",
+                self.settings.frame_bytes_max
+            );
+            if let Link::Streaming(session) = &self.link
+                && let Some(transaction) = &session.transaction
+            {
+                let position = self.position(transaction.unit, transaction.next_index);
+                self.halt(position, position.unit.lsn, None, cause);
+                self.stuck = Some(Stuck::Halted);
+                return;
+            }
+        }
+        self.hang_up(now, self.settings.backoff_max, cause);
+    }
+
+    pub(super) fn frame(&mut self, now: Now, frame: Frame<'_>) -> Result<Flow, DecodeError> {
+        match backend::Message::decode(frame)? {
+            // Of no length, it says nothing; the manual does not forbid it.
+            backend::Message::CopyData([]) => {}
+            backend::Message::CopyData(payload) => match replication::Message::decode(payload)? {
+                replication::Message::XLogData(data) => return self.xlog_data(now, &data),
+                replication::Message::PrimaryKeepalive(keepalive) => {
+                    let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
+                    let found = session.keepalive(now.at, &keepalive);
+                    // While units are dropped because we are stopping, walEnd covers facts that
+                    // nobody has.
+                    if self.stopping.as_ref().is_none_or(|stopping| stopping.taking) {
+                        self.ledger.keepalive(keepalive.wal_end);
+                    }
+                    if found == Keepalive::ServerStopping {
+                        let unsettled = self.producer.unsettled_facts();
+                        self.events.push_back(Event::ServerStopping { unsettled });
+                    }
+                }
+                // Nothing else is defined for a logical stream.
+                _ => {}
+            },
+            backend::Message::ErrorResponse(fields) => {
+                self.outputs.push_back(Output::Hangup);
+                let error = fields.to_error();
+                self.gone(now, gone::classify(&error));
+            }
+            backend::Message::CopyDone | backend::Message::CommandComplete(_) => {
+                self.outputs.push_back(Output::Hangup);
+                self.gone(now, Gone::Lost("the server ended the stream".to_owned()));
+            }
+            // A NoticeResponse (18 warns of a missing publication in the stream) or a
+            // ParameterStatus can come at any time.
+            _ => {}
+        }
+        Ok(Flow::Taken)
+    }
+
+    pub(super) fn xlog_data(&mut self, now: Now, data: &XLogData<'_>) -> Result<Flow, DecodeError> {
+        let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
+        session.data();
+        let taking = self.stopping.as_ref().is_none_or(|stopping| stopping.taking);
+        if !taking {
+            return Ok(Flow::Taken);
+        }
+        match session.decoder.decode(data.data)? {
+            pgoutput::Message::Message(message) => {
+                return self.message(now, &message, data.server_clock);
+            }
+            pgoutput::Message::Begin(begin) => {
+                let unit = Unit::transaction(begin.final_lsn);
+                let open = session.transaction.is_some();
+                if open || !Self::is_next(session, unit) {
+                    return Ok(self.out_of_order(now, unit));
+                }
+                session.transaction = Some(Transaction {
+                    unit,
+                    commit_timestamp: begin.commit_timestamp,
+                    next_index: 0,
+                });
+                self.ledger.begin(unit);
+            }
+            pgoutput::Message::Commit(commit) => {
+                session.receive(commit.end_lsn);
+                let unit = Unit::transaction(commit.commit_lsn);
+                let open = session.transaction.take().map(|transaction| transaction.unit);
+                if open != Some(unit) {
+                    return Ok(self.out_of_order(now, unit));
+                }
+                self.end(unit, commit.end_lsn);
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.taking = false;
+                }
+            }
+            // Rows of tables that somebody added to the publication.
+            _ => {}
+        }
+        Ok(Flow::Taken)
+    }
+
+    pub(super) fn end(&mut self, unit: Unit, end: Lsn) {
+        self.ledger.end(unit, end);
+        #[cfg(feature = "seeded-bugs")]
+        if self.bug == Some(seeded_bug::SeededBug::ConfirmOnRead) {
+            self.ledger.confirm_on_read(end);
+        }
+    }
+
+    pub(super) fn is_next(session: &mut Session, unit: Unit) -> bool {
+        session.last_unit.replace(unit).is_none_or(|last| last < unit)
+    }
+
+    /// Everything here rests on the order of the stream; without it nothing may be confirmed.
+    pub(super) fn out_of_order(&mut self, now: Now, unit: Unit) -> Flow {
+        let cause = format!("the stream is out of order at {}", unit.lsn);
+        self.hang_up(now, self.settings.backoff_max, cause);
+        Flow::Taken
+    }
+
+    pub(super) fn position(&self, unit: Unit, index: u32) -> Position {
+        Position { timeline: self.timelines.of(unit), unit, index }
+    }
+
+    pub(super) fn message(
+        &mut self,
+        now: Now,
+        message: &pgoutput::LogicalMessage<'_>,
+        server_clock: Timestamp,
+    ) -> Result<Flow, DecodeError> {
+        let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
+        let transaction = session.transaction.as_mut().filter(|_| message.transactional);
+        let (unit, index, written) = match &transaction {
+            Some(transaction) => {
+                (transaction.unit, transaction.next_index, transaction.commit_timestamp)
+            }
+            None => (Unit::message(message.lsn), 0, server_clock),
+        };
+        let alone = transaction.is_none();
+        if alone && session.last_unit.is_some_and(|last| last >= unit) {
+            return Ok(self.out_of_order(now, unit));
+        }
+        let ours = self.settings.prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix);
+        if ours {
+            let position = self.position(unit, index);
+            // After a reconnect what was enqueued comes again; it is on its way, or there.
+            if self.enqueued.is_none_or(|enqueued| enqueued < position) {
+                let timestamp =
+                    if self.settings.timestamp_is_publish { now.clock } else { written };
+                if alone {
+                    self.ledger.begin(unit);
+                }
+                if let Flow::Stuck(stuck) = self.publish(now, message, position, timestamp) {
+                    return Ok(Flow::Stuck(stuck));
+                }
+            }
+        }
+        if let Link::Streaming(session) = &mut self.link {
+            if let Some(transaction) = &mut session.transaction
+                && !alone
+            {
+                transaction.next_index = index.saturating_add(1);
+            }
+            if alone {
+                session.last_unit = Some(unit);
+                session.receive(message.lsn);
+                self.end(unit, message.lsn);
+            }
+        }
+        Ok(Flow::Taken)
+    }
+
+    /// Gives a fact to the producer, or says why it cannot be.
+    pub(super) fn publish(
+        &mut self,
+        now: Now,
+        message: &pgoutput::LogicalMessage<'_>,
+        position: Position,
+        timestamp: Timestamp,
+    ) -> Flow {
+        let lsn = message.lsn;
+        let fact = match Fact::decode(message.content) {
+            Ok(fact) => fact,
+            Err(error) => {
+                let reason = format!(
+                    "unreadable envelope: {error}; it was emitted with another format or to another \
+                     prefix's owner"
+                );
+                return self.halt(position, lsn, None, reason);
+            }
+        };
+        self.topic.clear();
+        // Prefixes come from the configuration, so this one is UTF-8.
+        self.topic.push_str(std::str::from_utf8(message.prefix).unwrap_or_default());
+        self.topic.push('.');
+        self.topic.push_str(&fact.aggregate_type);
+        if !route::is_topic(&self.topic) {
+            let topic = self.topic.clone();
+            let reason = format!(
+                "{topic:?} cannot be a topic's name: only letters, digits, '.', '_' and '-', at most \
+                 {} of them",
+                route::TOPIC_LEN_MAX
+            );
+            return self.halt(position, lsn, Some(topic), reason);
+        }
+        let (topic, partitions) = match self.producer.route(now.at, &self.topic) {
+            Route::Ready(topic, partitions) => (topic, partitions),
+            Route::Asked => return Flow::Stuck(Stuck::Topic),
+            Route::Missing(code) => {
+                let topic = self.topic.clone();
+                let reason = format!(
+                    "topic {topic} cannot be used ({}): create it, or allow this client to describe \
+                     and write to it",
+                    error_code::name(code)
+                );
+                return self.halt(position, lsn, Some(topic), reason);
+            }
+        };
+        let key = fact.aggregate_id.as_bytes();
+        self.headers.fill(
+            &fact,
+            &self.source,
+            &position,
+            lsn,
+            self.settings.metadata_headers,
+            &mut self.scratch,
+        );
+        let value = match self.settings.value_is_payload {
+            false => Some(message.content),
+            true => fact.payload.bytes(),
+        };
+        let record =
+            Record { timestamp_ms: timestamp.unix_millis(), key, value, headers: &self.headers };
+        let partition = route::partition(key, partitions);
+        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        self.enqueued = Some(position);
+        self.stalled = None;
+        if self.halted.take().is_some() {
+            self.events.push_back(Event::Resumed { position });
+        }
+        Flow::Taken
+    }
+
+    pub(super) fn halt(
+        &mut self,
+        position: Position,
+        lsn: Lsn,
+        topic: Option<String>,
+        reason: String,
+    ) -> Flow {
+        let halted = Halted { position, lsn, topic, reason };
+        if self.halted.as_ref() != Some(&halted) {
+            self.events.push_back(Event::Halted(halted.clone()));
+            self.halted = Some(halted);
+        }
+        Flow::Stuck(Stuck::Halted)
+    }
+}
