@@ -2,6 +2,7 @@
 //! own in a Kafka that all share, unless it stops that Kafka.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
+#![expect(clippy::disallowed_methods, reason = "tests live in real time")]
 
 mod crash;
 mod delivery;
