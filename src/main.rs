@@ -84,10 +84,8 @@ async fn init(config: &Config) -> ExitCode {
         }
         Err(gone) => {
             let (kind, reason) = match gone {
-                Gone::Terminal(kind, reason) => (kind, reason),
-                Gone::Lost(reason) | Gone::Refused(reason) | Gone::SlotInUse(reason) => {
-                    (ExitKind::Unreachable, reason)
-                }
+                Gone::Terminal(kind, reason) | Gone::Refused(kind, reason) => (kind, reason),
+                Gone::Lost(reason) | Gone::SlotInUse(reason) => (ExitKind::Unreachable, reason),
             };
             ended(&Exit { kind, reason })
         }

@@ -6,12 +6,13 @@
 
 use bytes::BytesMut;
 use factlib::relay::event::Event;
-use factlib::relay::gone::{Exit, ExitKind, Gone};
+use factlib::relay::gone::{self, Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, Standing, State};
+use factlib_protocol::backend::{ServerError, SqlState};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
 use std::time::{Duration, Instant};
@@ -744,12 +745,36 @@ fn a_held_slot_is_waited_for_and_a_refused_password_ends_only_the_start() {
     assert!(rig.exit.is_none());
     let told = rig.events.iter().filter(|event| matches!(event, Event::SlotInUse { .. }));
     assert_eq!(told.count(), 1);
-    rig.input(Input::PostgresGone(Gone::Refused("password authentication failed".to_owned())));
+    let refused = |kind| Gone::Refused(kind, "password authentication failed".to_owned());
+    rig.input(Input::PostgresGone(refused(ExitKind::Unreachable)));
     assert!(rig.exit.is_none());
 
-    let mut rig = Rig::new(settings());
-    rig.input(Input::PostgresGone(Gone::Refused("password authentication failed".to_owned())));
-    assert_eq!(rig.exit.unwrap().kind, ExitKind::Unreachable);
+    for kind in [ExitKind::Unreachable, ExitKind::Unsuitable] {
+        let mut rig = Rig::new(settings());
+        rig.input(Input::PostgresGone(refused(kind)));
+        assert_eq!(rig.exit.unwrap().kind, kind);
+    }
+}
+
+/// A missing right and a missing free slot had the exit code of a server that does not answer.
+#[test]
+fn what_the_server_lacks_for_us_is_refused_with_its_own_exit_code() {
+    for (code, kind) in [
+        (b"28P01", ExitKind::Unreachable),
+        (b"3D000", ExitKind::Unreachable),
+        (b"42501", ExitKind::Unsuitable),
+        (b"53400", ExitKind::Unsuitable),
+    ] {
+        let error = ServerError {
+            severity: "FATAL".to_owned(),
+            code: SqlState(*code),
+            message: "no".to_owned(),
+            detail: None,
+            hint: None,
+        };
+        let gone = gone::classify(&error);
+        assert!(matches!(gone, Gone::Refused(found, _) if found == kind), "{gone:?}");
+    }
 }
 
 #[test]

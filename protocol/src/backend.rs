@@ -708,6 +708,8 @@ impl SqlState {
     pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
     /// All connections are taken.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// A limit of the server's configuration is reached, such as the number of slots.
+    pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     /// The object is not in a state for this, such as a slot that has lost its log.
     pub const OBJECT_NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
     /// Another session uses the slot.

@@ -210,7 +210,7 @@ pub(super) fn gone(failure: Failure) -> Gone {
         Failure::Server(error) | Failure::Login(HandshakeError::Server(error)) => classify(&error),
         // Waiting does not change any of these; a name may be new, but then the start can be too.
         failure @ (Failure::UnknownHost(_) | Failure::Login(_) | Failure::Random(_)) => {
-            Gone::Refused(failure.to_string())
+            Gone::Refused(ExitKind::Unreachable, failure.to_string())
         }
         failure => Gone::Lost(failure.to_string()),
     }

@@ -314,9 +314,7 @@ impl Relay {
         self.slot_in_use = None;
         let (delay, cause) = match gone {
             Gone::Terminal(kind, reason) => return self.exit(kind, reason),
-            Gone::Refused(reason) if !self.identified => {
-                return self.exit(ExitKind::Unreachable, reason);
-            }
+            Gone::Refused(kind, reason) if !self.identified => return self.exit(kind, reason),
             Gone::SlotInUse(cause) => {
                 if self.attempts == 0 {
                     let delay = SLOT_IN_USE_RETRY;
@@ -328,7 +326,7 @@ impl Relay {
                 return;
             }
             // Somebody must do something on the server; asking fast would only fill its log.
-            Gone::Refused(cause) => (self.settings.backoff_max, cause),
+            Gone::Refused(_, cause) => (self.settings.backoff_max, cause),
             Gone::Lost(cause) => {
                 self.attempts = self.attempts.saturating_add(1);
                 (self.jitter.delay(self.attempts, self.settings.backoff_max), cause)

@@ -8,9 +8,9 @@ pub enum Gone {
     /// It may work again: tried for ever, with back-off.
     Lost(String),
     /// The server does not let us in as we are: wrong password, no such database, no right. At the
-    /// start that ends the relay; later it is tried again, slowly, because somebody may be rotating
-    /// a password.
-    Refused(String),
+    /// start that ends the relay, in this way; later it is tried again, slowly, because somebody may
+    /// be rotating a password.
+    Refused(ExitKind, String),
     /// Another session has the slot.
     SlotInUse(String),
     /// Nothing can be repaired without a person.
@@ -72,8 +72,16 @@ pub fn classify(error: &ServerError) -> Gone {
         ),
         SqlState::INVALID_PASSWORD
         | SqlState::INVALID_AUTHORIZATION
-        | SqlState::INVALID_CATALOG_NAME
-        | SqlState::INSUFFICIENT_PRIVILEGE => Gone::Refused(words),
+        | SqlState::INVALID_CATALOG_NAME => Gone::Refused(ExitKind::Unreachable, words),
+        SqlState::INSUFFICIENT_PRIVILEGE => Gone::Refused(
+            ExitKind::Unsuitable,
+            format!(
+                "{words}; the role needs LOGIN and REPLICATION, and CREATE on the database where the \
+                 publication is not there yet: another role may run `owlpost init`"
+            ),
+        ),
+        // No free slot. The server's own hint says what to do.
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED => Gone::Refused(ExitKind::Unsuitable, words),
         _ => Gone::Lost(words),
     }
 }
