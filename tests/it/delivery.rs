@@ -89,7 +89,9 @@ fn a_stop_in_the_middle_of_a_transaction_of_ten_thousand_facts_repeats_nothing()
     let workload = Workload { payload: 3000..=4000, ..Workload::new("middle", 1) };
     kafka.create_topic("middle.order", PARTITIONS, &[]);
     // So little may be in flight that what was read is never far ahead of what is in the topic.
-    let relay = relay("middle", &postgres, kafka).env("IN_FLIGHT_BYTES", "1MiB");
+    let relay = relay("middle", &postgres, kafka)
+        .env("IN_FLIGHT_BYTES", "1MiB")
+        .env("SHUTDOWN_TIMEOUT", "1m");
     let first = relay.clone().spawn();
     first.wait_ready();
 
@@ -124,7 +126,8 @@ fn stopping_and_starting_under_load_repeats_nothing() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
     let workload = Workload { facts: 1_000_000, ..Workload::new("restarts", 1) };
     kafka.create_topic("restarts.order", PARTITIONS, &[]);
-    let mut last = relay("restarts", &postgres, kafka).spawn();
+    let command = relay("restarts", &postgres, kafka).env("SHUTDOWN_TIMEOUT", "1m");
+    let mut last = command.clone().spawn();
     last.wait_ready();
     let load = workload.start(&postgres);
     for _ in 0..5 {
@@ -133,7 +136,7 @@ fn stopping_and_starting_under_load_repeats_nothing() {
             count(kafka, "restarts.order") > before + 500
         });
         stop(&last);
-        last = relay("restarts", &postgres, kafka).spawn();
+        last = command.clone().spawn();
         last.wait_ready();
     }
     load.stop();
