@@ -1,0 +1,184 @@
+//! The ceiling: takes a slot's stream in gulps, walks its frames and throws them away.
+//!
+//! One thread, blocking reads. Between two reads it naps, so that data gathers in the socket and
+//! neither side wakes for each message.
+
+use bytes::{Buf as _, BytesMut};
+use factlib_protocol::backend::Message;
+use factlib_protocol::handshake::{BODY_LEN_MAX, Credentials, Handshake, Progress, Startup};
+use factlib_protocol::replication::{self, StandbyStatusUpdate, start_logical};
+use factlib_protocol::{Frame, Lsn, Timestamp, frontend};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, SystemTime};
+
+/// What one read may bring.
+const GULP: usize = 1024 * 1024;
+
+/// Between two reads.
+const NAP: Duration = Duration::from_millis(2);
+
+/// Asked of the kernel before connecting; the kernel caps it at `net.core.rmem_max`.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+
+const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What to read.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RawReader {
+    #[arg(long)]
+    pub(crate) port: u16,
+    #[arg(long)]
+    pub(crate) database: String,
+    #[arg(long)]
+    pub(crate) slot: String,
+    #[arg(long)]
+    pub(crate) publication: String,
+    /// Stops at the first message, or keepalive, that is this far.
+    #[arg(long)]
+    pub(crate) end: u64,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// pgoutput's `Message` messages.
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) reads: usize,
+}
+
+impl RawReader {
+    pub(crate) fn run(&self) -> io::Result<Seen> {
+        let (mut socket, mut buffer) = self.connect()?;
+        let options = [
+            ("proto_version", "1"),
+            ("publication_names", self.publication.as_str()),
+            ("messages", "true"),
+        ];
+        ask(&mut socket, &start_logical(&self.slot, Lsn::INVALID, &options))?;
+        wait_for(&mut socket, &mut buffer, |message| {
+            matches!(message, Message::CopyBothResponse { .. })
+        })?;
+
+        let mut gulp = vec![0; GULP];
+        let mut seen = Seen::default();
+        loop {
+            if self.walk(&mut socket, &mut buffer, &mut seen)? {
+                return Ok(seen);
+            }
+            std::thread::sleep(NAP);
+            let bytes = socket.read(&mut gulp)?;
+            if bytes == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            buffer.extend_from_slice(gulp.get(..bytes).unwrap_or_default());
+            seen.bytes += bytes;
+            seen.reads += 1;
+        }
+    }
+
+    /// Takes the whole frames; true at the end.
+    fn walk(
+        &self,
+        socket: &mut TcpStream,
+        buffer: &mut BytesMut,
+        seen: &mut Seen,
+    ) -> io::Result<bool> {
+        let mut rest: &[u8] = buffer;
+        let mut end = false;
+        while let Some(frame) = Frame::decode(rest, FRAME_BYTES_MAX).map_err(other)? {
+            rest = rest.get(frame.encoded_len()..).unwrap_or_default();
+            if frame.tag != b'd' {
+                return Err(other(format!("the stream ended with {:?}", frame.tag)));
+            }
+            match replication::Message::decode(frame.body).map_err(other)? {
+                replication::Message::XLogData(data) => {
+                    seen.messages += usize::from(data.data.first() == Some(&b'M'));
+                    end |= data.wal_start.0 >= self.end;
+                }
+                replication::Message::PrimaryKeepalive(keepalive) => {
+                    end |= keepalive.wal_end.0 >= self.end;
+                    if keepalive.reply_requested {
+                        answer(socket, keepalive.wal_end)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let taken = buffer.len() - rest.len();
+        buffer.advance(taken);
+        Ok(end)
+    }
+
+    fn connect(&self) -> io::Result<(TcpStream, BytesMut)> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)).into())?;
+        let mut socket = TcpStream::from(socket);
+        socket.set_nodelay(true)?;
+
+        let mut out = BytesMut::new();
+        let params = [("replication", "database"), ("application_name", "raw-reader")];
+        let startup = Startup { user: "postgres", database: Some(&self.database), params: &params };
+        let credentials = Credentials { password: None, allow: Default::default() };
+        let mut handshake =
+            Handshake::start(startup, credentials, String::new(), &mut out).map_err(other)?;
+        socket.write_all(&out)?;
+        let mut buffer = BytesMut::new();
+        wait_for(&mut socket, &mut buffer, |message| {
+            // The server trusts everybody on loopback, so there is nothing to send.
+            handshake.handle(message, &mut BytesMut::new()).is_ok_and(|at| at == Progress::Ready)
+        })?;
+        Ok((socket, buffer))
+    }
+}
+
+fn ask(socket: &mut TcpStream, command: &str) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    frontend::query(command, &mut out).map_err(other)?;
+    socket.write_all(&out)
+}
+
+/// Reads up to the message that is `wanted`, and not a byte of what follows it from the buffer.
+fn wait_for(
+    socket: &mut TcpStream,
+    buffer: &mut BytesMut,
+    mut wanted: impl FnMut(Message<'_>) -> bool,
+) -> io::Result<()> {
+    let mut chunk = [0; 4096];
+    loop {
+        while let Some(frame) = Frame::decode(buffer, BODY_LEN_MAX).map_err(other)? {
+            let len = frame.encoded_len();
+            let message = Message::decode(frame).map_err(other)?;
+            if let Message::ErrorResponse(fields) = &message {
+                return Err(other(fields.to_error()));
+            }
+            let found = wanted(message);
+            buffer.advance(len);
+            if found {
+                return Ok(());
+            }
+        }
+        let bytes = socket.read(&mut chunk)?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer.extend_from_slice(chunk.get(..bytes).unwrap_or_default());
+    }
+}
+
+/// Nothing is confirmed: the slot stays where it is.
+fn answer(socket: &mut TcpStream, write: Lsn) -> io::Result<()> {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let clock = Timestamp::from_unix_micros(i64::try_from(unix.as_micros()).unwrap_or(i64::MAX));
+    let (flush, apply) = (Lsn::INVALID, Lsn::INVALID);
+    let mut out = BytesMut::new();
+    StandbyStatusUpdate { write, flush, apply, clock, reply_requested: false }.encode(&mut out);
+    socket.write_all(&out)
+}
+
+fn other(error: impl ToString) -> io::Error {
+    io::Error::other(error.to_string())
+}
