@@ -147,6 +147,38 @@ fn stopping_and_starting_under_load_repeats_nothing() {
 }
 
 #[test]
+fn keys_of_every_kind_go_where_java_puts_them() {
+    // No power of two: there, the hash's sign would make no difference.
+    const PARTITIONS: usize = 7;
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("keys.order", PARTITIONS, &[]);
+    let relay = relay("keys", &postgres, kafka).spawn();
+    relay.wait_ready();
+    let mut keys = vec![String::new(), " ".to_owned(), "äöü€😀".to_owned(), "k".repeat(1000)];
+    keys.extend((0..100).map(|n| format!("order-{n}-{}", "x".repeat(n % 5))));
+    let contents: Vec<Vec<u8>> = keys
+        .iter()
+        .map(|key| {
+            let event = OutboxEvent {
+                aggregate_type: "order".to_owned(),
+                aggregate_id: key.clone(),
+                ..OutboxEvent::default()
+            };
+            event.to_bytes()
+        })
+        .collect();
+    let emit = "SELECT pg_logical_emit_message(true, 'keys', c) FROM unnest($1::bytea[]) c";
+    postgres.client().execute(emit, &[&contents]).unwrap();
+
+    let records = read(&relay, kafka, "keys.order", keys.len());
+    let found: HashMap<&[u8], i32> =
+        records.iter().map(|record| (record.key.as_deref().unwrap(), record.partition)).collect();
+    for (key, partition) in keys.iter().zip(java_partitions(&keys, PARTITIONS)) {
+        assert_eq!(found[key.as_bytes()], partition, "{key:?}");
+    }
+}
+
+#[test]
 fn facts_in_protobuf_and_in_json_arrive_as_they_were_emitted() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
     kafka.create_topic("formats.order", 1, &[]);
