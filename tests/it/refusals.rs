@@ -25,13 +25,21 @@ struct Rig {
 }
 
 impl Rig {
-    /// Ten transactions and more are published and confirmed.
+    /// With the defaults.
     fn new(prefix: &'static str) -> Self {
+        Self::with(prefix, &[])
+    }
+
+    /// Twenty transactions and more are published and confirmed.
+    fn with(prefix: &'static str, settings: &[(&str, &str)]) -> Self {
         let postgres = Postgres::builder().start();
         let kafka = Kafka::shared();
         kafka.create_topic(&format!("{prefix}.order"), 4, &[("max.message.bytes", "1048588")]);
         let commits = Commits::watch(&mut postgres.client(), "oracle");
-        let relay = relay(prefix, &postgres, kafka).spawn();
+        let command = relay(prefix, &postgres, kafka);
+        let set =
+            |command: owlpost::Command, (name, value): &(&str, &str)| command.env(name, value);
+        let relay = settings.iter().fold(command, set).spawn();
         relay.wait_ready();
         let rig = Self { prefix, postgres, kafka, commits, relay };
         rig.write(200, 1);
@@ -164,7 +172,14 @@ fn an_unreadable_fact_halts_the_relay_and_nothing_is_confirmed_past_it() {
 
 #[test]
 fn a_fact_for_an_unknown_topic_halts_the_relay_until_the_topic_is_made() {
-    let mut rig = Rig::new("unknown-topic");
+    // Longer than a server may take to stop: only hanging up in time lets it go.
+    let settings = [
+        ("LEASE", "40s"),
+        ("WAL_SENDER_TIMEOUT", "60s"),
+        ("TCP_USER_TIMEOUT", "60s"),
+        ("STATUS_INTERVAL", "1s"),
+    ];
+    let mut rig = Rig::with("unknown-topic", &settings);
     let missing = vec!["missing".to_owned()];
     Workload { aggregate_types: missing, ..rig.workload(20, 3) }.run(&rig.postgres);
     let first = rig.xid("lsn = (SELECT min(lsn) FROM truth WHERE aggregate_type = 'missing')");
