@@ -400,7 +400,7 @@ impl World {
                 let producer = ProducerId { id: self.next_producer, epoch: 0 };
                 self.input(Input::Kafka(Answer::ProducerId(Ok(Ok(producer)))));
             }
-            Request::Produce { broker, batches } => {
+            Request::Produce { broker, batches, .. } => {
                 if self.faults && self.dice.percent(15) {
                     match self.dice.below(3) {
                         0 => {

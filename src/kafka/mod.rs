@@ -140,7 +140,7 @@ impl Kafka {
                     }
                 });
             }
-            Request::Produce { broker, mut batches } => {
+            Request::Produce { broker, mut batches, until } => {
                 message::sort(&mut batches);
                 let batches = Arc::new(batches);
                 let owed = Owed::new(Owes::Produce(broker, Arc::clone(&batches)), shared);
@@ -148,7 +148,10 @@ impl Kafka {
                     owed.unanswered(Unanswered(fault), false);
                 } else if let Some(peer) = shared.broker(broker) {
                     let deadline = Instant::now() + shared.config.request_timeout;
-                    peer.send(Job { ask: Ask::Produce { broker, batches, owed }, deadline });
+                    peer.send(Job {
+                        ask: Ask::Produce { broker, batches, owed, until: until.into() },
+                        deadline,
+                    });
                 } else {
                     let cause = format!("broker {broker} is not among the live brokers");
                     owed.unanswered(Unanswered(cause), false);

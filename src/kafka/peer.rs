@@ -40,10 +40,15 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 pub(super) enum Ask {
     Metadata { topics: Vec<Arc<str>>, reply: oneshot::Sender<Result<Metadata, Unanswered>> },
     InitProducerId { reply: oneshot::Sender<Result<Result<ProducerId, i16>, Unanswered>> },
-    Produce { broker: BrokerId, batches: Arc<Vec<PartitionBatch>>, owed: Owed },
+    Produce { broker: BrokerId, batches: Arc<Vec<PartitionBatch>>, owed: Owed, until: Instant },
 }
 
 impl Ask {
+    /// True for a Produce that must not be sent any more.
+    fn is_too_late(&self) -> bool {
+        matches!(self, Self::Produce { until, .. } if *until <= Instant::now())
+    }
+
     pub(super) fn unanswered(self, cause: Unanswered, sent: bool) {
         // Nobody may listen any more, because another broker was faster.
         match self {
@@ -229,6 +234,12 @@ async fn serve(
             Event::Job(Job { ask, deadline }) if deadline <= Instant::now() => {
                 ask.unanswered(timed_out(address, config), false);
             }
+            // The last look before the bytes: a process that was stopped for a while, or a connection
+            // that took its time, must not publish what is another relay's by now.
+            Event::Job(Job { ask, .. }) if ask.is_too_late() => {
+                let cause = format!("{address}: the lease on the slot was over before it was sent");
+                ask.unanswered(Unanswered(cause), false);
+            }
             Event::Job(Job { ask, deadline }) => {
                 let request = match &ask {
                     Ask::Metadata { topics, .. } => {
@@ -333,11 +344,11 @@ fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask
         (Ask::InitProducerId { reply }, Response::ProducerId(response)) => {
             drop(reply.send(Ok(response.0)));
         }
-        (Ask::Produce { broker, batches, owed }, Response::Produce(response)) => {
+        (Ask::Produce { broker, batches, owed, until }, Response::Produce(response)) => {
             let throttle = response.throttle;
             match response.answers(&batches) {
                 Ok(partitions) => owed.pay(Answer::Produced { broker, partitions, throttle }),
-                Err(what) => return Err((Ask::Produce { broker, batches, owed }, what)),
+                Err(what) => return Err((Ask::Produce { broker, batches, owed, until }, what)),
             }
         }
         (ask, _) => return Err((ask, "a response of another kind".to_owned())),

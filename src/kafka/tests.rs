@@ -16,6 +16,11 @@ const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;
 const INIT_PRODUCER_ID: i16 = 22;
 
+/// A lease that outlasts any test.
+fn later() -> std::time::Instant {
+    (Instant::now() + Duration::from_secs(3600)).into_std()
+}
+
 /// A request as the broker got it.
 #[derive(Debug, Clone)]
 struct Incoming {
@@ -338,7 +343,7 @@ impl Driver {
 
     fn send(&self, broker: BrokerId, partition: i32, batch: &'static [u8]) {
         let batches = vec![batch_for("t", partition, Bytes::from_static(batch))];
-        self.kafka.send(Request::Produce { broker, batches });
+        self.kafka.send(Request::Produce { broker, batches, until: later() });
     }
 
     async fn produced(&mut self) -> Vec<PartitionAnswer> {
@@ -421,6 +426,32 @@ async fn a_producer_id_or_the_reason_why_not() {
 }
 
 #[tokio::test]
+async fn a_produce_whose_lease_is_over_is_answered_and_not_sent() {
+    let produces = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&produces);
+    let broker = lone(move |incoming| {
+        seen.fetch_add(usize::from(incoming.api == PRODUCE), Ordering::Relaxed);
+        Reaction::Answer(produced(&[("t", 0, 0, 5)], 0))
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    let batches = vec![batch_for("t", 0, Bytes::from_static(b"t0"))];
+    let until = Instant::now().into_std();
+    driver.kafka.send(Request::Produce { broker: 1, batches: batches.clone(), until });
+    let Answer::ProduceUnanswered { sent: false, cause, .. } = driver.next().await else {
+        panic!()
+    };
+    assert!(cause.to_string().contains("lease"), "{cause}");
+    driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
+    assert!(matches!(driver.next().await, Answer::Produced { .. }));
+    assert_eq!(
+        produces.load(Ordering::Relaxed),
+        1,
+        "the connection goes on, the first was not sent"
+    );
+}
+
+#[tokio::test]
 async fn every_partition_of_a_produce_has_its_own_answer() {
     let broker = lone(|_| {
         let all =
@@ -435,7 +466,7 @@ async fn every_partition_of_a_produce_has_its_own_answer() {
         batch_for("t", 0, Bytes::from_static(b"t0")),
         batch_for("t", 3, Bytes::from_static(b"t3")),
     ];
-    driver.kafka.send(Request::Produce { broker: 1, batches });
+    driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
 
     let begun = Instant::now();
     let Answer::Produced { broker: 1, partitions, throttle } = driver.next().await else {
@@ -481,7 +512,7 @@ async fn requests_are_pipelined_in_the_order_of_the_calls() {
         let batch = if n % 7 == 0 { batch.clone() } else { batch.slice(..n) };
         let partition = i32::try_from(n).unwrap();
         let batches = vec![batch_for("t", partition, batch)];
-        driver.kafka.send(Request::Produce { broker: 1, batches });
+        driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
     }
     for n in (0..N).rev() {
         assert_eq!(driver.produced().await[0].partition, i32::try_from(n).unwrap());
@@ -572,7 +603,7 @@ async fn a_broker_that_hardly_reads_holds_nothing_for_longer_than_the_time_out()
     let mut driver = Driver::connected_with(&broker, SHORT).await;
     driver.send(1, 0, b"read, then hardly any more");
     let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
-    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    driver.kafka.send(Request::Produce { broker: 1, batches: large, until: later() });
     driver.send(1, 2, b"waits behind the large one");
     let begun = Instant::now();
     for (partition, was_sent) in [(0, true), (1, true), (2, false)] {
@@ -654,7 +685,7 @@ async fn an_answer_that_does_not_fit_the_request_is_none() {
             batch_for("t", 0, Bytes::from_static(b"0")),
             batch_for("t", 1, Bytes::from_static(b"1")),
         ];
-        driver.kafka.send(Request::Produce { broker: 1, batches: two });
+        driver.kafka.send(Request::Produce { broker: 1, batches: two, until: later() });
         let (partitions, sent, cause) = driver.unanswered().await;
         assert!(partitions.len() == 2 && sent);
         assert!(cause.contains(expected), "{cause:?} instead of {expected:?}");
@@ -736,7 +767,7 @@ async fn a_request_that_cannot_be_made_is_refused_unsent() {
         (1, vec![], "a produce request without a batch"),
         (1, vec![long], "a topic name of 40000 bytes"),
     ] {
-        driver.kafka.send(Request::Produce { broker: to, batches });
+        driver.kafka.send(Request::Produce { broker: to, batches, until: later() });
         let (_, sent, cause) = driver.unanswered().await;
         assert_eq!((sent, cause.as_str()), (false, expected));
     }

@@ -403,13 +403,13 @@ impl Relay {
         if self.exited {
             return;
         }
-        let produce = match &self.link {
-            Link::Streaming(session) => now.at < session.lease_until(self.settings.lease),
-            _ => false,
+        let lease = match &self.link {
+            Link::Streaming(session) => Some(session.lease_until(self.settings.lease)),
+            _ => None,
         };
         // A batch that could still grow is sent when nothing more is to be read right now.
         let flush = self.drained || self.is_paused() || self.stopping.is_some();
-        while let Some(request) = self.producer.poll(now.at, produce, flush) {
+        while let Some(request) = self.producer.poll(now.at, lease, flush) {
             self.outputs.push_back(Output::Kafka(request));
         }
     }

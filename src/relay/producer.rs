@@ -304,9 +304,9 @@ impl Producer {
         self.generation += 1;
     }
 
-    /// The next request to send, until none. `produce` says whether facts may be sent at all;
+    /// The next request to send, until none. `lease` says until when facts may be sent, if at all;
     /// `flush`, whether batches that could still grow are.
-    pub fn poll(&mut self, now: Instant, produce: bool, flush: bool) -> Option<Request> {
+    pub fn poll(&mut self, now: Instant, lease: Option<Instant>, flush: bool) -> Option<Request> {
         if self.requests.is_empty() {
             if self.metadata_at.is_some_and(|at| at + METADATA_AGE_MAX <= now) {
                 self.metadata.wanted = true;
@@ -319,8 +319,8 @@ impl Producer {
             if self.init.take(now) {
                 return Some(Request::InitProducerId);
             }
-            if produce {
-                self.produce(now, flush);
+            if let Some(until) = lease.filter(|until| now < *until) {
+                self.produce(now, until, flush);
             }
         }
         self.requests.pop_front()
@@ -428,7 +428,7 @@ impl Producer {
     }
 
     /// Collects what can be sent now, one request for each broker.
-    fn produce(&mut self, now: Instant, flush: bool) {
+    fn produce(&mut self, now: Instant, until: Instant, flush: bool) {
         self.throttled.retain(|_, until| *until > now);
         let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
         let waiting = std::mem::take(&mut self.waiting);
@@ -482,8 +482,11 @@ impl Producer {
             }
         }
         let produces = by_broker.into_iter();
-        self.requests
-            .extend(produces.map(|(broker, _, batches)| Request::Produce { broker, batches }));
+        self.requests.extend(produces.map(|(broker, _, batches)| Request::Produce {
+            broker,
+            batches,
+            until,
+        }));
     }
 
     fn produced(
