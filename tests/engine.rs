@@ -823,6 +823,21 @@ fn a_message_over_the_frame_limit_halts_and_what_came_before_is_published() {
 }
 
 #[test]
+fn while_behind_batches_grow_for_a_moment_and_are_sent_without_more_data() {
+    let mut rig = warm();
+    let stream = (2..300).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
+    assert!(stream.0.len() > 32 * 1024);
+    rig.receive(&stream.0);
+    assert!(matches!(rig.relay.reading(), Reading::Gather(_)));
+    assert!(rig.produce().is_none(), "more is likely to come");
+    rig.pass(10 * MS);
+    assert_eq!(rig.store_all().len(), 298);
+    rig.receive(&Stream::default().transaction(90_000, &["b"]).0);
+    assert_eq!(rig.relay.reading(), Reading::Now);
+    assert_eq!(rig.store_all(), ["b"], "caught up, a fact leaves at once");
+}
+
+#[test]
 fn bytes_may_come_cut_anywhere() {
     let mut rig = warm();
     let stream = Stream::default().transaction(200, &["a", "b"]).transaction(300, &["c"]);

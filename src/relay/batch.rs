@@ -57,7 +57,13 @@ pub struct OpenBatch {
 impl OpenBatch {
     /// An empty batch whose first record will be the fact at `first`.
     pub fn new(first: Position) -> Self {
-        let mut encoded = Vec::with_capacity(4096);
+        Self::with_capacity(first, 0)
+    }
+
+    /// The same, with room for about as many bytes, so that it need not be moved while it grows.
+    pub fn with_capacity(first: Position, bytes: usize) -> Self {
+        let bytes = bytes + bytes / 16;
+        let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_FULL + 4096));
         encoded.resize(HEADER_LEN, 0);
         Self { encoded, records: 0, base_timestamp: 0, max_timestamp: i64::MIN, first }
     }
@@ -108,7 +114,10 @@ impl OpenBatch {
     /// Closes the batch: no record is added any more.
     pub fn seal(self) -> Batch {
         let Self { mut encoded, records, base_timestamp, max_timestamp, first } = self;
-        encoded.shrink_to_fit();
+        // A realloc costs less than the memory only if there is much of it.
+        if encoded.capacity() - encoded.len() > encoded.len() / 4 {
+            encoded.shrink_to_fit();
+        }
         // A frame is far smaller than 2 GiB, and so is everything made from it.
         let batch_length = i32::try_from(encoded.len() - 12).unwrap_or(i32::MAX);
         let mut header = Writer(&mut encoded);

@@ -28,6 +28,13 @@ const GATHER: Duration = Duration::from_millis(2);
 /// A read of at least this many bytes means that we are behind.
 const GATHER_FROM_BYTES: usize = 32 * 1024;
 
+/// How far behind its commit a transaction is sent when we are behind. Both clocks are the server's.
+pub(super) const BEHIND_MICROS: i64 = 20_000;
+
+/// While we are behind, batches that could still grow are sent at most this often: small requests cost
+/// the broker and us more per fact, and on a machine shared with PostgreSQL its walsender, too.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+
 /// The server is told at the latest when so large a share of the window is settled and not told: what
 /// a crash repeats is the window, and this.
 const UNTOLD_SHARE: usize = 4;
@@ -87,6 +94,10 @@ pub struct Relay {
     /// The socket had nothing more when it was read last.
     pub(super) drained: bool,
     pub(super) behind: bool,
+    /// By its own clock the server sends what was committed a while ago.
+    pub(super) lagging: bool,
+    /// When batches that could still grow are sent although we are behind.
+    pub(super) sweep_at: Option<Instant>,
     pub(super) full: bool,
     pub(super) stuck: Option<Stuck>,
     /// Since when the socket is unread, and how many bytes were unsettled then.
@@ -131,6 +142,8 @@ impl Relay {
             receive: BytesMut::new(),
             drained: true,
             behind: false,
+            lagging: false,
+            sweep_at: None,
             full: false,
             stuck: None,
             paused: None,
@@ -166,7 +179,7 @@ impl Relay {
     pub fn reading(&self) -> Reading {
         match self.link {
             Link::Streaming(_) if self.is_paused() => Reading::Paused,
-            Link::Streaming(_) if self.behind => Reading::Gather(GATHER),
+            Link::Streaming(_) if self.is_behind() => Reading::Gather(GATHER),
             Link::Streaming(_) => Reading::Now,
             _ => Reading::Paused,
         }
@@ -236,13 +249,18 @@ impl Relay {
         let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
         let startup = self.startup_deadline();
         let produce = matches!(self.link, Link::Streaming(_));
-        let others = [self.producer.deadline(produce), stop, startup];
+        let sweep = self.sweep_at.filter(|_| produce && self.drained);
+        let others = [self.producer.deadline(produce), stop, startup, sweep];
         link.into_iter().chain(others).flatten().min()
     }
 
     pub(super) fn startup_deadline(&self) -> Option<Instant> {
         let reached = self.identified && self.producer.reached();
         Some(self.started? + self.settings.startup_timeout.filter(|_| !reached)?)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.behind || self.lagging
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -303,6 +321,8 @@ impl Relay {
         self.stuck = None;
         self.drained = true;
         self.behind = false;
+        self.lagging = false;
+        self.sweep_at = None;
     }
 
     pub(super) fn status(&self, now: Now) -> Status {
@@ -357,6 +377,8 @@ impl Relay {
         self.paused = None;
         self.drained = true;
         self.behind = false;
+        self.lagging = false;
+        self.sweep_at = None;
     }
 
     pub(super) fn exit(&mut self, kind: ExitKind, reason: String) {
@@ -408,7 +430,14 @@ impl Relay {
             _ => None,
         };
         // A batch that could still grow is sent when nothing more is to be read right now.
-        let flush = self.drained || self.is_paused() || self.stopping.is_some();
+        let mut flush = self.drained || self.is_paused() || self.stopping.is_some();
+        if self.is_behind() && !self.is_paused() && self.stopping.is_none() {
+            let sweep_at = *self.sweep_at.get_or_insert(now.at + SWEEP_INTERVAL);
+            flush = flush && sweep_at <= now.at;
+        }
+        if flush || !self.producer.has_waiting() {
+            self.sweep_at = None;
+        }
         while let Some(request) = self.producer.poll(now.at, lease, flush) {
             self.outputs.push_back(Output::Kafka(request));
         }

@@ -108,6 +108,8 @@ struct Partition {
     retry_at: Option<Instant>,
     attempts: u32,
     trouble: Option<Trouble>,
+    /// Length of the batch that was settled last: about what the next one will need.
+    last_len: usize,
     /// It is in [`Producer::waiting`].
     waiting: bool,
 }
@@ -278,7 +280,8 @@ impl Producer {
             }
             none => {
                 ledger.batch_opened(position.unit);
-                (none.insert(OpenBatch::new(position)), 0)
+                let len = partition.queue.back().map_or(0, |queued| queued.batch.encoded_len());
+                (none.insert(OpenBatch::with_capacity(position, len.max(partition.last_len))), 0)
             }
         };
         open.push(record);
@@ -302,6 +305,11 @@ impl Producer {
             }
         }
         self.generation += 1;
+    }
+
+    /// True if there is something that could be sent, now or when it has grown.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// The next request to send, until none. `lease` says until when facts may be sent, if at all;
@@ -506,6 +514,7 @@ impl Producer {
                 partition.next_sequence =
                     sequence_after(partition.next_sequence, head.batch.records());
                 partition.attempts = 0;
+                partition.last_len = head.batch.encoded_len();
                 if let Some(trouble) = partition.trouble.take() {
                     events.push_back(Event::PartitionRecovered {
                         topic: Arc::clone(&answer.topic),
@@ -686,6 +695,7 @@ impl Producer {
                     retry_at: None,
                     attempts: 0,
                     trouble: None,
+                    last_len: 0,
                     waiting: false,
                 }));
             }

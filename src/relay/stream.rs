@@ -1,7 +1,7 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
 use super::batch::Record;
-use super::engine::{Flow, Link, Relay, Stuck};
+use super::engine::{BEHIND_MICROS, Flow, Link, Relay, Stuck};
 use super::error_code;
 use super::event::{Event, Halted};
 use super::exchange::{Now, Output};
@@ -132,6 +132,8 @@ impl Relay {
             }
             pgoutput::Message::Begin(begin) => {
                 let unit = Unit::transaction(begin.final_lsn);
+                let lag = data.server_clock.0.saturating_sub(begin.commit_timestamp.0);
+                self.lagging = lag >= BEHIND_MICROS;
                 let open = session.transaction.is_some();
                 if open || !Self::is_next(session, unit) {
                     return Ok(self.out_of_order(now, unit));
