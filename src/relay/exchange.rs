@@ -74,7 +74,7 @@ pub enum Input {
         /// When it was sent: the lease counts from there.
         asked_at: Instant,
     },
-    /// So many bytes were appended to [`Relay::receive_buffer`].
+    /// So many bytes were appended to [`super::Relay::receive_buffer`].
     Received {
         /// Number of bytes.
         bytes: usize,
@@ -85,7 +85,7 @@ pub enum Input {
     PostgresGone(Gone),
     /// A Kafka request is answered.
     Kafka(Answer),
-    /// [`Relay::deadline`] has come.
+    /// [`super::Relay::deadline`] has come.
     Timeout,
     /// Finish: read on to the current Commit, settle, confirm, leave.
     Stop,
