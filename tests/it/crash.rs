@@ -269,6 +269,8 @@ impl Campaign {
             records.len() >= facts && distinct(records) >= facts
         });
         relay.kill9();
+        // The relay's last words are in its socket: it must end before it reads them.
+        signal(walsender, "TERM");
         signal(walsender, "CONT");
         Doomed { relay, unsettled: Unsettled::Unknown, exposed }
     }
