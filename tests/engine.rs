@@ -681,6 +681,7 @@ fn another_cluster_and_a_history_that_went_back_end_the_relay() {
         [Identity { system: 8, ..identity() }, Identity { wal_flushed: Lsn(50), ..identity() }]
     {
         let mut rig = warm();
+        rig.receive(&Stream::default().transaction(900, &["held up"]).0);
         rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
         rig.pass(SECOND);
         rig.input(Input::Identified(identity));
@@ -835,6 +836,65 @@ fn while_behind_batches_grow_for_a_moment_and_are_sent_without_more_data() {
     rig.receive(&Stream::default().transaction(90_000, &["b"]).0);
     assert_eq!(rig.relay.reading(), Reading::Now);
     assert_eq!(rig.store_all(), ["b"], "caught up, a fact leaves at once");
+}
+
+#[test]
+fn a_stop_inside_a_transaction_reads_on_to_its_commit_across_a_reconnect() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+    assert_eq!(rig.store_all(), ["a"]);
+    rig.input(Input::Stop);
+    rig.input(Input::PostgresGone(Gone::Lost("blip".to_owned())));
+    assert!(rig.exit.is_none(), "a would come again");
+    rig.pass(SECOND);
+    rig.connect(identity());
+    let stream = Stream::default().begin(200).fact(150, "a").fact(151, "b").commit(200);
+    rig.receive(&stream.transaction(300, &["not taken"]).0);
+    assert_eq!(rig.store_all(), ["b"]);
+    (0..5).for_each(|_| rig.keepalive(400, false));
+    rig.pass(SECOND);
+    (0..5).for_each(|_| rig.keepalive(400, false));
+    assert_eq!(rig.exit.as_ref().unwrap().kind, ExitKind::Stopped);
+    assert_eq!(rig.flush(), Lsn(208));
+}
+
+#[test]
+fn a_stop_with_a_transaction_half_read_for_good_says_that_it_will_come_again() {
+    let mut rig = warm();
+    let stream = Stream::default().begin(200).fact(150, "a").content(151, true, "orders", b"{");
+    rig.receive(&stream.0);
+    assert_eq!(rig.store_all(), ["a"]);
+    rig.input(Input::Stop);
+    (0..5).for_each(|_| rig.keepalive(300, false));
+    let exit = rig.exit.as_ref().unwrap();
+    assert_eq!(exit.kind, ExitKind::Deadline);
+    assert!(exit.reason.contains("delivered again"), "{}", exit.reason);
+    assert_eq!(rig.flush(), Lsn(108));
+}
+
+#[test]
+fn a_message_on_the_wrong_side_of_a_begin_confirms_nothing() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().fact(500, "a").0);
+    assert_eq!(rig.hangups, 1);
+    let mut rig = warm();
+    let content = br#"{"aggregate_type":"order","aggregate_id":"n"}"#;
+    rig.receive(
+        &Stream::default().begin(500).fact(300, "a").content(501, false, "orders", content).0,
+    );
+    assert_eq!(rig.hangups, 1);
+    assert_eq!(rig.flush(), Lsn(108));
+}
+
+#[test]
+fn a_read_that_filled_the_buffer_exactly_waits_for_milliseconds() {
+    let mut rig = warm();
+    let bytes = Stream::default().transaction(200, &["a"]).0;
+    rig.relay.receive_buffer().extend_from_slice(&bytes);
+    rig.input(Input::Received { bytes: bytes.len(), drained: false });
+    assert!(rig.produce().is_none());
+    rig.pass(10 * MS);
+    assert_eq!(rig.store_all(), ["a"]);
 }
 
 #[test]

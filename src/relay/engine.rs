@@ -6,7 +6,7 @@ use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone};
 use super::kafka::Answer;
 use super::ledger::Ledger;
-use super::position::{Position, Timelines};
+use super::position::{Class, Position, Timelines, Unit};
 use super::producer::Producer;
 use super::route::{Headers, Source};
 #[cfg(feature = "seeded-bugs")]
@@ -107,6 +107,10 @@ pub struct Relay {
     pub(super) stalled: Option<String>,
     /// The flush LSN that the server knows, as far as we know.
     pub(super) told: Lsn,
+    /// How far this timeline was read in earlier sessions.
+    pub(super) read_to: Lsn,
+    /// The newest unit that was read to its end in this session.
+    pub(super) ended: Option<Unit>,
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
     /// one position does for all partitions.
     pub(super) enqueued: Option<Position>,
@@ -150,6 +154,8 @@ impl Relay {
             halted: None,
             stalled: None,
             told: Lsn::INVALID,
+            read_to: Lsn::INVALID,
+            ended: None,
             enqueued: None,
             stopping: None,
             exited: false,
@@ -249,7 +255,7 @@ impl Relay {
         let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
         let startup = self.startup_deadline();
         let produce = matches!(self.link, Link::Streaming(_));
-        let sweep = self.sweep_at.filter(|_| produce && self.drained);
+        let sweep = self.sweep_at.filter(|_| produce);
         let others = [self.producer.deadline(produce), stop, startup, sweep];
         link.into_iter().chain(others).flatten().min()
     }
@@ -289,11 +295,15 @@ impl Relay {
             self.ledger.timeline_changed();
             self.producer.timeline_changed();
             self.enqueued = None;
+            self.read_to = Lsn::INVALID;
             start = Lsn::INVALID;
-        } else if wal_flushed < flush {
+        } else if wal_flushed < flush.max(self.read_to) {
+            // Only what is flushed is ever sent, so no crash that keeps its promises does this. LSNs
+            // would be used again, and a new fact taken for one that was enqueued.
             let reason = format!(
-                "the server's WAL ends at {wal_flushed}, before {flush}, which is confirmed already: \
-                 its history went back (a restored backup?); facts may be missing or different"
+                "the server's WAL ends at {wal_flushed}, before {}, which was read already: its history \
+                 went back (a restored backup, or fsync switched off?); facts may be missing or different",
+                flush.max(self.read_to)
             );
             return self.exit(ExitKind::OtherCluster, reason);
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
@@ -370,7 +380,12 @@ impl Relay {
     pub(super) fn disconnected(&mut self) {
         if let Link::Streaming(session) = &self.link {
             self.told = session.told();
+            self.read_to = self.read_to.max(session.received());
         }
+        if let Some(enqueued) = self.enqueued {
+            self.read_to = self.read_to.max(enqueued.unit.lsn);
+        }
+        self.ended = None;
         self.ledger.disconnected();
         self.receive = BytesMut::new();
         self.stuck = None;
@@ -430,10 +445,10 @@ impl Relay {
             _ => None,
         };
         // A batch that could still grow is sent when nothing more is to be read right now.
-        let mut flush = self.drained || self.is_paused() || self.stopping.is_some();
-        if self.is_behind() && !self.is_paused() && self.stopping.is_none() {
-            let sweep_at = *self.sweep_at.get_or_insert(now.at + SWEEP_INTERVAL);
-            flush = flush && sweep_at <= now.at;
+        let at_rest = self.drained && !self.is_behind();
+        let mut flush = at_rest || self.is_paused() || self.stopping.is_some();
+        if !flush {
+            flush = *self.sweep_at.get_or_insert(now.at + SWEEP_INTERVAL) <= now.at;
         }
         if flush || !self.producer.has_waiting() {
             self.sweep_at = None;
@@ -494,8 +509,30 @@ impl Relay {
     }
 
     /// Leaves as soon as everything that was read is settled and confirmed.
+    /// True while the newest unit of which facts were enqueued is not confirmed and, in this session,
+    /// not read to its end: stopping now would repeat them.
+    pub(super) fn is_unfinished(&self) -> bool {
+        let Some(Position { unit, .. }) = self.enqueued else { return false };
+        let flush = self.ledger.flush();
+        let confirmed = match unit.class {
+            Class::Transaction => unit.lsn < flush,
+            Class::Message => unit.lsn <= flush,
+        };
+        !confirmed && self.ended.is_none_or(|ended| ended < unit)
+    }
+
+    /// Whether units are still taken although the relay is stopping; once not, never again.
+    pub(super) fn still_takes(&mut self) -> bool {
+        let unfinished = self.is_unfinished();
+        self.stopping.as_mut().is_some_and(|stopping| {
+            stopping.taking = stopping.taking && unfinished;
+            stopping.taking
+        })
+    }
+
     pub(super) fn finish(&mut self, now: Now) {
         let status = self.status(now);
+        let unfinished = self.is_unfinished();
         let Some(stopping) = &mut self.stopping else { return };
         let unsettled = self.producer.unsettled_facts();
         if now.at >= stopping.deadline {
@@ -507,7 +544,7 @@ impl Relay {
         }
         match &mut self.link {
             Link::Streaming(session) => {
-                stopping.taking = stopping.taking && session.transaction.is_some();
+                stopping.taking = stopping.taking && unfinished;
                 if stopping.taking || unsettled > 0 {
                     return;
                 }
@@ -521,6 +558,13 @@ impl Relay {
                     frontend::terminate(&mut out);
                     self.outputs.push_back(Output::Send(out));
                     let flush = status.flush;
+                    if unfinished {
+                        let reason = format!(
+                            "confirmed up to {flush}; a transaction was read only in part, and its facts \
+                             that are in Kafka already will be delivered again"
+                        );
+                        return self.exit(ExitKind::Deadline, reason);
+                    }
                     let reason =
                         format!("everything that was read is in Kafka and confirmed ({flush})");
                     self.exit(ExitKind::Stopped, reason);
@@ -529,6 +573,7 @@ impl Relay {
             // Nothing of ours waits for a confirmation.
             _ if !self.identified
                 || (unsettled == 0
+                    && !unfinished
                     && (self.slot_in_use.is_some() || self.told == status.flush)) =>
             {
                 let flush = status.flush;

@@ -36,6 +36,9 @@ const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 /// request of more than `socket.request.max.bytes`, 100 MiB.)
 const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// What all open batches together may reserve before they hold anything.
+const RESERVED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// Index of a topic in [`Producer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicId(usize);
@@ -269,6 +272,7 @@ impl Producer {
             _ => return,
         };
         let index = first + partition as usize;
+        let partitions = self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
         if let Some(open) = partition.open.take_if(|open| !open.has_room_for(record)) {
             partition.queue.push_back(Queued { batch: open.seal(), generation: self.generation });
@@ -280,8 +284,9 @@ impl Producer {
             }
             none => {
                 ledger.batch_opened(position.unit);
-                let len = partition.queue.back().map_or(0, |queued| queued.batch.encoded_len());
-                (none.insert(OpenBatch::with_capacity(position, len.max(partition.last_len))), 0)
+                // Many partitions must not reserve for a full batch each.
+                let room = partition.last_len.min(RESERVED_BYTES_MAX / partitions);
+                (none.insert(OpenBatch::with_capacity(position, room)), 0)
             }
         };
         open.push(record);

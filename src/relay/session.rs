@@ -174,7 +174,9 @@ impl Session {
         // on flush and the whole of it written lets it go, and the slot stays where it is.
         let let_go = self.server_stopping.is_some_and(|since| now.at >= since + STOPPING_GRACE);
         let unconfirmed = now.flush < self.received;
-        let flush = if let_go && unconfirmed { Lsn::INVALID } else { now.flush };
+        // What has been settled since it was told last is told first: the server may not come back.
+        let untold = now.flush > self.flush_sent;
+        let flush = if let_go && unconfirmed && !untold { Lsn::INVALID } else { now.flush };
         let update = StandbyStatusUpdate {
             write: self.received.max(flush),
             flush,

@@ -120,12 +120,11 @@ impl Relay {
     }
 
     pub(super) fn xlog_data(&mut self, now: Now, data: &XLogData<'_>) -> Result<Flow, DecodeError> {
-        let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
-        session.data();
-        let taking = self.stopping.as_ref().is_none_or(|stopping| stopping.taking);
-        if !taking {
+        if self.stopping.is_some() && !self.still_takes() {
             return Ok(Flow::Taken);
         }
+        let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
+        session.data();
         match session.decoder.decode(data.data)? {
             pgoutput::Message::Message(message) => {
                 return self.message(now, &message, data.server_clock);
@@ -153,9 +152,6 @@ impl Relay {
                     return Ok(self.out_of_order(now, unit));
                 }
                 self.end(unit, commit.end_lsn);
-                if let Some(stopping) = &mut self.stopping {
-                    stopping.taking = false;
-                }
             }
             // Rows of tables that somebody added to the publication.
             _ => {}
@@ -165,6 +161,7 @@ impl Relay {
 
     pub(super) fn end(&mut self, unit: Unit, end: Lsn) {
         self.ledger.end(unit, end);
+        self.ended = Some(unit);
         #[cfg(feature = "seeded-bugs")]
         if self.bug == Some(seeded_bug::SeededBug::ConfirmOnRead) {
             self.ledger.confirm_on_read(end);
@@ -193,8 +190,12 @@ impl Relay {
         server_clock: Timestamp,
     ) -> Result<Flow, DecodeError> {
         let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
-        let transaction = session.transaction.as_mut().filter(|_| message.transactional);
-        let (unit, index, written) = match &transaction {
+        if message.transactional != session.transaction.is_some() {
+            // A transaction's messages come between its Begin and Commit, others never do.
+            return Ok(self.out_of_order(now, Unit::message(message.lsn)));
+        }
+        let transaction = &session.transaction;
+        let (unit, index, written) = match transaction {
             Some(transaction) => {
                 (transaction.unit, transaction.next_index, transaction.commit_timestamp)
             }
