@@ -75,6 +75,7 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
     let mut stopping = false;
     relay.handle(now(), Input::Timeout);
     loop {
+        let mut parting = None;
         while let Some(output) = relay.poll_output() {
             match output {
                 Output::Connect => {
@@ -97,7 +98,7 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
                     if let Postgres::Streaming(connection) =
                         std::mem::replace(&mut postgres, Postgres::None)
                     {
-                        connection.hang_up();
+                        parting = Some(connection);
                     }
                 }
                 Output::Kafka(request) => kafka.send(request),
@@ -105,9 +106,15 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
                 Output::Exit(exit) => {
                     let at = now().at;
                     report.standing(&relay.standing(at), at);
+                    if let Some(connection) = parting {
+                        connection.part().await;
+                    }
                     return exit;
                 }
             }
+        }
+        if let Some(connection) = parting {
+            connection.hang_up();
         }
         let at = now().at;
         if report.is_due() || at >= reported + REPORT_INTERVAL {

@@ -1,6 +1,7 @@
 //! A logged-in replication connection: queries first, then the stream.
 
 use super::dial::{DialError, Stream, dial};
+use super::identify::ANSWER_MAX;
 use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
@@ -14,11 +15,15 @@ use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 /// After the log-in and before the stream no message is longer than a few kilobytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long the end of a stream may take; it takes a round trip.
+const PARTING_MAX: Duration = Duration::from_secs(1);
 
 /// How much is asked of the socket at once while streaming.
 const READ_BYTES: usize = 1024 * 1024;
@@ -56,6 +61,9 @@ pub enum Failure {
     /// The server closed the connection.
     #[error("PostgreSQL closed the connection")]
     Closed,
+    /// The server let us in and then said nothing.
+    #[error("PostgreSQL let us in and has not answered since")]
+    Silent,
     /// Logging in failed.
     #[error("{0}")]
     Login(#[from] HandshakeError),
@@ -74,6 +82,18 @@ pub enum Failure {
     /// There is no randomness for the nonce of SCRAM.
     #[error("no random bytes for the log-in: {0}")]
     Random(String),
+}
+
+impl Failure {
+    /// True for a log-in that no other host would take either: a wrong password, or a method that we
+    /// refuse. A server that is starting, stopping or full says nothing of the others.
+    fn is_the_same_everywhere(&self) -> bool {
+        match self {
+            Self::Login(HandshakeError::Server(error)) => error.code.class() == "28",
+            Self::Login(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl From<DialError> for Failure {
@@ -132,7 +152,7 @@ impl Connection {
                 None => attempt.await,
             };
             match result {
-                Err(failure @ Failure::Login(_)) => return Err(failure),
+                Err(failure) if failure.is_the_same_everywhere() => return Err(failure),
                 Err(failure) => last = failure,
                 Ok(connection) => return Ok(connection),
             }
@@ -228,6 +248,11 @@ impl Connection {
     ///
     /// What the server says, [`Failure::Server`]; or the connection's end.
     pub async fn start_replication(&mut self, command: &str) -> Result<(), Failure> {
+        let started = self.started(command);
+        timeout(ANSWER_MAX, started).await.unwrap_or(Err(Failure::Silent))
+    }
+
+    async fn started(&mut self, command: &str) -> Result<(), Failure> {
         self.ask(command).await?;
         loop {
             let frame = self.frame(ANSWER_BYTES_MAX).await?;
@@ -292,6 +317,23 @@ impl Connection {
             })
         })
         .await
+    }
+
+    /// Closes at the end of a stream that was ended in good order: sends what is queued, and reads to
+    /// the server's own end. Closing with data unread would reset the connection, and the last status
+    /// could be lost with it.
+    pub async fn part(mut self) {
+        let parting = async {
+            self.flush().await.ok()?;
+            self.stream.shutdown().await.ok()?;
+            let mut unread = BytesMut::with_capacity(64 * 1024);
+            while self.stream.read_buf(&mut unread).await.ok()? > 0 {
+                unread.clear();
+            }
+            Some(())
+        };
+        // Whatever goes wrong now, the status was answered, or the facts come again.
+        let _ = timeout(PARTING_MAX, parting).await;
     }
 
     /// Closes, after sending what is queued as far as that does not block.

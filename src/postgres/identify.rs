@@ -9,10 +9,15 @@ use crate::relay::gone::{ExitKind, Gone, classify};
 use factlib_protocol::Lsn;
 use factlib_protocol::handshake::HandshakeError;
 use factlib_protocol::replication::{quote_literal, timeline_history, timeline_switches};
+use std::future::Future;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How often a set-up is looked at anew when somebody else is at it too.
 const RACES_MAX: u32 = 20;
+
+/// A server that has let us in answers in milliseconds; one that is silent for this long is cut off.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// What to ask, and what may be made.
 #[derive(Debug, Clone)]
@@ -54,11 +59,11 @@ pub struct Identified {
 /// Dropping the future closes the connection. A set-up that it interrupts is resumed by the next.
 pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
-    prepare(&mut connection, ask).await.map_err(gone)?;
+    answered(prepare(&mut connection, ask)).await.map_err(gone)?;
     let mut may_create = ask.may_create;
     let mut created = None;
     for _ in 0..RACES_MAX {
-        let (identity, found) = look(&mut connection, ask).await.map_err(gone)?;
+        let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
         let names = Names { slot: &ask.slot, publication: &ask.publication };
         let plan = setup::plan(&found, names);
         match &plan {
@@ -79,6 +84,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
                 }
                 return Ok(Identified { connection, identity, created });
             }
+            Plan::Wait(reason) => return Err(Gone::Lost(reason.clone())),
             Plan::Refuse(kind, reason) => return Err(Gone::Terminal(*kind, reason.clone())),
             Plan::Create | Plan::CreateSlot | Plan::Finish if !may_create => {
                 let reason = format!(
@@ -119,6 +125,11 @@ async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Gives up on a question that has had no answer for [`ANSWER_MAX`]. Only making a slot may take longer.
+async fn answered<T>(question: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(ANSWER_MAX, question).await.unwrap_or(Err(Failure::Silent))
+}
+
 async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found), Failure> {
     let command = "IDENTIFY_SYSTEM";
     let answer = Failure::Answer { command };
@@ -147,7 +158,8 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
                 current_setting('wal_level'), \
                 p.oid, obj_description(p.oid, 'pg_publication'), \
                 p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
-                s.slot_name, s.plugin, s.database, s.wal_status, s.two_phase, s.confirmed_flush_lsn \
+                s.slot_name, s.plugin, s.database, s.wal_status, s.two_phase, s.confirmed_flush_lsn, \
+                to_jsonb(s) ->> 'synced', pg_is_in_recovery() \
          FROM pg_database d \
          LEFT JOIN pg_publication p ON p.pubname = {publication} \
          LEFT JOIN pg_replication_slots s ON s.slot_name = {slot} \
@@ -167,10 +179,10 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
             wal_status: text(row, 10),
             two_phase: text(row, 11).as_deref() == Some("t"),
             confirmed_flush: match text(row, 12) {
-                // A physical slot has none.
-                None => Lsn::INVALID,
-                Some(_) => number(row, 12, command)?,
+                None => None,
+                Some(_) => Some(number(row, 12, command)?),
             },
+            synced: text(row, 13).as_deref() == Some("true"),
         }),
     };
     let identity = Identity {
@@ -179,13 +191,14 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
         wal_flushed,
         history,
         database: number(row, 0, command)?,
-        confirmed_flush: slot.as_ref().map_or(Lsn::INVALID, |slot| slot.confirmed_flush),
+        confirmed_flush: slot.as_ref().and_then(|slot| slot.confirmed_flush).unwrap_or_default(),
     };
     let found = Found {
         system,
         database: text(row, 1).unwrap_or_default(),
         version: number(row, 2, command)?,
         wal_level: text(row, 3).unwrap_or_default(),
+        in_recovery: text(row, 14).as_deref() == Some("t"),
         publication,
         slot,
     };

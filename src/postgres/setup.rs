@@ -36,6 +36,8 @@ pub struct Found {
     pub version: u32,
     /// `wal_level`.
     pub wal_level: String,
+    /// `pg_is_in_recovery()`: a standby.
+    pub in_recovery: bool,
     /// The publication of the configured name.
     pub publication: Option<FoundPublication>,
     /// The slot of the configured name.
@@ -62,8 +64,10 @@ pub struct FoundSlot {
     pub wal_status: Option<String>,
     /// `two_phase`.
     pub two_phase: bool,
-    /// `confirmed_flush_lsn`.
-    pub confirmed_flush: Lsn,
+    /// `confirmed_flush_lsn`; none while the slot is being made, and for a physical one.
+    pub confirmed_flush: Option<Lsn>,
+    /// `synced` (17 and later): a standby's copy of its primary's slot.
+    pub synced: bool,
 }
 
 /// What follows from what was found.
@@ -80,6 +84,8 @@ pub enum Plan {
     CreateSlot,
     /// Making them was interrupted after the slot was there.
     Finish,
+    /// Nothing can be said yet: look again later.
+    Wait(String),
     /// A person must decide.
     Refuse(ExitKind, String),
 }
@@ -116,12 +122,33 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
         return Plan::Refuse(ExitKind::OtherCluster, reason);
     }
     let initialising = ours.is_some_and(|ours| ours.starts_with(INITIALISING));
+    if found.in_recovery && found.slot.as_ref().is_none_or(|slot| slot.synced) {
+        // On its way to be the primary, or the wrong address: nothing is lost either way.
+        let reason = format!("this server is a standby, and slot {slot_name} is its primary's");
+        return Plan::Wait(reason);
+    }
     if let Some(slot) = &found.slot
         && let Some(reason) = unusable(slot, found, slot_name)
     {
         return Plan::Refuse(ExitKind::Slot, reason);
     }
+    if let Some(FoundSlot { confirmed_flush: None, .. }) = &found.slot {
+        // The set-up that makes it will say where it begins; if it dies, the slot goes with it.
+        let reason = format!(
+            "slot {slot_name} is being made by another session, which waits for open transactions to end"
+        );
+        return Plan::Wait(reason);
+    }
+    let other_slot = ours.and_then(|ours| ours.strip_prefix("slot ")?.split(',').next());
     match (&found.publication, &found.slot) {
+        (Some(_), None) if other_slot.is_some_and(|other| other != slot_name) => {
+            let other = other_slot.unwrap_or_default();
+            let reason = format!(
+                "publication {publication_name} belongs to slot {other}, and slot {slot_name} is not \
+                 there: check REPLICATION_SLOT_NAME, or choose another PUBLICATION_NAME for a new slot"
+            );
+            Plan::Refuse(ExitKind::Slot, reason)
+        }
         (None, None) => Plan::Create,
         (Some(_), None) if initialising => Plan::CreateSlot,
         (Some(_), Some(_)) if initialising => Plan::Finish,
@@ -172,7 +199,7 @@ fn unusable(slot: &FoundSlot, found: &Found, name: &str) -> Option<String> {
             "slot {name} is lost: the server removed WAL it still needed (max_slot_wal_keep_size), and \
              the facts committed after {} are not in Kafka; to accept that gap, drop slot and \
              publication and run `owlpost init`",
-            slot.confirmed_flush
+            slot.confirmed_flush.unwrap_or_default()
         ));
     }
     None
@@ -218,10 +245,10 @@ pub async fn set_up(
             point.ok_or(Failure::Answer { command: "CREATE_REPLICATION_SLOT" })?
         }
         Plan::Finish => match &found.slot {
-            Some(slot) => slot.confirmed_flush,
-            None => return Ok(None),
+            Some(FoundSlot { confirmed_flush: Some(point), .. }) => *point,
+            _ => return Ok(None),
         },
-        Plan::Ready { .. } | Plan::Refuse(..) => return Ok(None),
+        Plan::Ready { .. } | Plan::Wait(_) | Plan::Refuse(..) => return Ok(None),
     };
     let comment = format!("{COMMENT}slot {}, {system}, consistent point {point}", names.slot);
     let comment = quote_literal(&comment);
@@ -258,6 +285,7 @@ mod tests {
             database: "app".to_owned(),
             version: 150_018,
             wal_level: "logical".to_owned(),
+            in_recovery: false,
             publication: Some(FoundPublication {
                 comment: Some(
                     "owlpost: slot factlib_slot, system 7, consistent point 0/1".to_owned(),
@@ -269,7 +297,8 @@ mod tests {
                 database: Some("app".to_owned()),
                 wal_status: Some("reserved".to_owned()),
                 two_phase: false,
-                confirmed_flush: Lsn(1),
+                confirmed_flush: Some(Lsn(1)),
+                synced: false,
             }),
         }
     }
@@ -309,6 +338,34 @@ mod tests {
         let (kind, reason) = refusal(&Found { publication: None, ..found() });
         assert_eq!(kind, ExitKind::Publication);
         assert!(reason.contains("publication facts is not"), "{reason}");
+    }
+
+    #[test]
+    fn a_slot_that_another_session_is_making_is_waited_for() {
+        let slot = FoundSlot { confirmed_flush: None, ..found().slot.unwrap() };
+        let publication = commented(Some("owlpost: initialising, system 7"));
+        let found = Found { publication, slot: Some(slot), ..found() };
+        assert!(matches!(plan(&found, NAMES), Plan::Wait(_)));
+    }
+
+    #[test]
+    fn a_standby_without_the_slot_is_no_reason_to_give_up() {
+        let standby = Found { in_recovery: true, ..found() };
+        assert_eq!(plan(&standby, NAMES), Plan::Ready { adopted: false });
+        assert!(matches!(plan(&Found { slot: None, ..standby.clone() }, NAMES), Plan::Wait(_)));
+        let synced = FoundSlot { synced: true, ..found().slot.unwrap() };
+        assert!(matches!(plan(&Found { slot: Some(synced), ..standby }, NAMES), Plan::Wait(_)));
+    }
+
+    #[test]
+    fn a_misspelt_slot_is_not_answered_with_dropping_the_publication_of_another() {
+        let names = Names { slot: "other", ..NAMES };
+        let Plan::Refuse(ExitKind::Slot, reason) = plan(&Found { slot: None, ..found() }, names)
+        else {
+            panic!("not refused")
+        };
+        assert!(reason.contains("belongs to slot factlib_slot"), "{reason}");
+        assert!(!reason.contains("drop"), "{reason}");
     }
 
     #[test]
