@@ -568,6 +568,74 @@ fn an_init_that_was_interrupted_after_the_slot_resumes() {
     assert_eq!(inventory(&postgres), finished(&postgres, point));
 }
 
+#[test]
+fn an_init_beside_another_that_still_waits_does_not_claim_to_be_ready() {
+    let postgres = Postgres::builder().start();
+    let mut open = postgres.client();
+    let mut transaction = open.transaction().unwrap();
+    transaction.execute("SELECT pg_current_xact_id()", &[]).unwrap();
+    let waiting = at(&postgres).arg("init").spawn();
+    waiting.wait_until("the slot to be begun", PATIENCE, || {
+        postgres.ask("SELECT count(*) FROM pg_replication_slots") == "1"
+    });
+    refused(at(&postgres).arg("init"), 3, &[SLOT, "is being made by another session"]);
+    transaction.commit().unwrap();
+    assert_eq!(waiting.wait_exit(PATIENCE).code(), Some(0), "{}", waiting.log_text());
+    let point = consistent_point(&waiting.stdout());
+    assert_eq!(inventory(&postgres), finished(&postgres, point));
+}
+
+#[test]
+fn a_misspelt_slot_is_not_answered_with_dropping_the_publication_of_another() {
+    let postgres = Postgres::builder().start();
+    init(&postgres);
+    let misspelt = at(&postgres).env("REPLICATION_SLOT_NAME", "other");
+    let sentence = refusal(misspelt, 4);
+    assert!(sentence.contains("belongs to slot factlib_slot"), "{sentence}");
+    assert!(!sentence.contains("drop"), "{sentence}");
+}
+
+/// A server that takes one connection after another and does this with each.
+fn impostor(each: impl Fn(std::net::TcpStream) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().flatten().for_each(each));
+    port
+}
+
+#[test]
+fn a_host_that_is_still_starting_does_not_hide_the_next_one() {
+    use std::io::{Read as _, Write as _};
+    let starting = impostor(|mut stream| {
+        let mut startup = [0; 1024];
+        let _ = stream.read(&mut startup);
+        let mut body = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0".to_vec();
+        let mut frame = vec![b'E'];
+        frame.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+        frame.append(&mut body);
+        let _ = stream.write_all(&frame);
+    });
+    let postgres = Postgres::builder().start();
+    let hosts = format!("127.0.0.1:{starting},127.0.0.1:{}", postgres.port());
+    let url = format!("postgres://postgres@{hosts}/app");
+    let command = at(&postgres).arg("init").env("MASTER_DATABASE_URL", url).spawn();
+    assert_eq!(command.wait_exit(PATIENCE).code(), Some(0), "{}", command.log_text());
+}
+
+#[test]
+fn a_server_that_lets_us_in_and_falls_silent_is_given_up() {
+    use std::io::{Read as _, Write as _};
+    let silent = impostor(|mut stream| {
+        let mut bytes = [0; 1024];
+        let _ = stream.read(&mut bytes);
+        // AuthenticationOk and ReadyForQuery; then it reads and says nothing.
+        let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+        while stream.read(&mut bytes).is_ok_and(|read| read > 0) {}
+    });
+    let url = format!("postgres://postgres@127.0.0.1:{silent}/app");
+    refused(homeless().env("MASTER_DATABASE_URL", url).arg("init"), 3, &["has not answered since"]);
+}
+
 /// As far as an `init` gets before it makes the slot.
 fn interrupted(postgres: &Postgres) {
     let comment = format!("owlpost: initialising, system {}", system(postgres));
