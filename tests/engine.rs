@@ -278,6 +278,7 @@ impl Stream {
 
     fn content(self, lsn: u64, transactional: bool, prefix: &str, content: &[u8]) -> Self {
         self.put(&pgoutput::Message::Message(pgoutput::LogicalMessage {
+            xid: None,
             transactional,
             lsn: Lsn(lsn),
             prefix: prefix.as_bytes(),

@@ -280,6 +280,7 @@ impl World {
                 None => ("foreign", "x".repeat(20)),
             };
             put(pgoutput::Message::Message(pgoutput::LogicalMessage {
+                xid: None,
                 transactional: true,
                 lsn: Lsn(lsn),
                 prefix: prefix.as_bytes(),

@@ -33,6 +33,9 @@ pub enum Fault {
     Utf8,
     /// Text that does not have the form it must have.
     Malformed,
+    /// A message that is known, but not here: of a later version than was asked for, or on the wrong
+    /// side of the borders of a streamed block.
+    OutOfPlace,
 }
 
 impl DecodeError {
@@ -54,6 +57,7 @@ impl fmt::Display for DecodeError {
             }
             Fault::Utf8 => write!(f, "{field} is not UTF-8"),
             Fault::Malformed => write!(f, "{field} is malformed"),
+            Fault::OutOfPlace => write!(f, "{field} has no place here"),
         }
     }
 }

@@ -27,3 +27,6 @@ pub use lsn::{Lsn, ParseLsnError, Timestamp};
 
 /// The number of an object in a database: a table, a type.
 pub type Oid = u32;
+
+/// The number of a transaction or subtransaction: 32 bits that repeat after four billion.
+pub type Xid = u32;

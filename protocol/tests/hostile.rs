@@ -177,7 +177,7 @@ fn lengths_that_cannot_be_are_refused_as_such() {
         ),
         (server(b'K', &[0; 4 + 257]), "BackendKeyData.secret_key", Fault::Length(257)),
         (server(b'!', b""), "Frame.tag", Fault::Tag(b'!')),
-        (pgoutput(b"S\0\0\0\0\0"), "pgoutput.tag", Fault::Tag(b'S')),
+        (pgoutput(b"S\0\0\0\0\0"), "StreamStart", Fault::OutOfPlace),
         (pgoutput(b"C\x01"), "Commit.flags", Fault::Tag(1)),
         (pgoutput(b"M\x02"), "Message.flags", Fault::Tag(2)),
         (pgoutput(b"U\0\0\0\0K\0\0K"), "Update.marker", Fault::Tag(b'K')),
