@@ -16,6 +16,7 @@
 
 mod prepare;
 mod relation;
+mod relations;
 mod row;
 mod stream;
 mod transaction;
@@ -26,6 +27,7 @@ use bytes::{BufMut, BytesMut};
 pub use self::{
     prepare::{CommitPrepared, Prepare, RollbackPrepared},
     relation::{Column, Columns, Relation, ReplicaIdentity, Type},
+    relations::{ColumnSchema, RelationSchema, Relations, TooManyRelations},
     row::{Delete, Insert, OldTuple, RelationIds, Truncate, Update},
     stream::{Abort, StreamAbort, StreamCommit, StreamStart},
     transaction::{Begin, Commit, LogicalMessage, Origin},
