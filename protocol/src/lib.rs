@@ -21,6 +21,8 @@ pub mod handshake;
 pub mod pgoutput;
 pub mod replication;
 
+pub mod feedback;
+
 pub use error::{DecodeError, EncodeError, Fault};
 pub use frame::Frame;
 pub use lsn::{Lsn, ParseLsnError, Timestamp};
