@@ -11,7 +11,7 @@ use super::producer::Producer;
 use super::route::{Headers, Source};
 #[cfg(feature = "seeded-bugs")]
 use super::seeded_bug;
-use super::session::{Session, Status};
+use super::session::Session;
 use bytes::BytesMut;
 use factlib_protocol::{Lsn, frontend};
 use std::collections::VecDeque;
@@ -246,7 +246,7 @@ impl Relay {
         let link = match &self.link {
             Link::Away { until } => [Some(*until), None, None],
             Link::Streaming(session) => [
-                session.status_due(self.ledger.flush(), self.settings.status_interval),
+                session.feedback.due(self.ledger.flush()),
                 Some(session.lease_until(self.settings.lease)),
                 self.paused.map(|(since, _)| since + self.settings.stall_timeout),
             ],
@@ -318,9 +318,10 @@ impl Relay {
     }
 
     pub(super) fn streaming(&mut self, now: Now, asked_at: Instant) {
-        let mut session = Session::new(asked_at, self.settings.in_flight_bytes_max / UNTOLD_SHARE);
+        let untold_bytes_max = self.settings.in_flight_bytes_max / UNTOLD_SHARE;
+        let mut session = Session::new(asked_at, self.settings.status_interval, untold_bytes_max);
         let mut out = BytesMut::new();
-        session.status(&self.status(now), true, &mut out);
+        session.feedback.status(now.at, now.clock, self.ledger.flush(), true, &mut out);
         self.outputs.push_back(Output::Send(out));
         self.link = Link::Streaming(session);
         let (start, timeline) = (self.start, self.timelines.current());
@@ -333,10 +334,6 @@ impl Relay {
         self.behind = false;
         self.lagging = false;
         self.sweep_at = None;
-    }
-
-    pub(super) fn status(&self, now: Now) -> Status {
-        Status { at: now.at, clock: now.clock, flush: self.ledger.flush() }
     }
 
     pub(super) fn gone(&mut self, now: Now, gone: Gone) {
@@ -379,8 +376,8 @@ impl Relay {
 
     pub(super) fn disconnected(&mut self) {
         if let Link::Streaming(session) = &self.link {
-            self.told = session.told();
-            self.read_to = self.read_to.max(session.received());
+            self.told = session.feedback.told();
+            self.read_to = self.read_to.max(session.feedback.received());
         }
         if let Some(enqueued) = self.enqueued {
             self.read_to = self.read_to.max(enqueued.unit.lsn);
@@ -459,7 +456,7 @@ impl Relay {
     }
 
     pub(super) fn look_after_session(&mut self, now: Now) {
-        let status = self.status(now);
+        let flush = self.ledger.flush();
         let paused = self.is_paused();
         let Link::Streaming(session) = &mut self.link else { return };
         if now.at >= session.lease_until(self.settings.lease) {
@@ -487,7 +484,7 @@ impl Relay {
             }
         }
         let mut out = BytesMut::new();
-        session.status_if_due(&status, self.settings.status_interval, &mut out);
+        session.feedback.poll(now.at, now.clock, flush, &mut out);
         if !out.is_empty() {
             self.outputs.push_back(Output::Send(out));
         }
@@ -508,7 +505,6 @@ impl Relay {
         self.events.push_back(Event::Stopping { unsettled });
     }
 
-    /// Leaves as soon as everything that was read is settled and confirmed.
     /// True while the newest unit of which facts were enqueued is not confirmed and, in this session,
     /// not read to its end: stopping now would repeat them.
     pub(super) fn is_unfinished(&self) -> bool {
@@ -530,8 +526,9 @@ impl Relay {
         })
     }
 
+    /// Leaves as soon as everything that was read is settled and confirmed.
     pub(super) fn finish(&mut self, now: Now) {
-        let status = self.status(now);
+        let flush = self.ledger.flush();
         let unfinished = self.is_unfinished();
         let Some(stopping) = &mut self.stopping else { return };
         let unsettled = self.producer.unsettled_facts();
@@ -551,13 +548,12 @@ impl Relay {
                 if !stopping.final_status {
                     stopping.final_status = true;
                     let mut out = BytesMut::new();
-                    session.status(&status, true, &mut out);
+                    session.feedback.status(now.at, now.clock, flush, true, &mut out);
                     self.outputs.push_back(Output::Send(out));
-                } else if session.is_confirmed(status.flush) {
+                } else if session.feedback.is_confirmed(flush) {
                     let mut out = BytesMut::new();
                     frontend::terminate(&mut out);
                     self.outputs.push_back(Output::Send(out));
-                    let flush = status.flush;
                     if unfinished {
                         let reason = format!(
                             "confirmed up to {flush}; a transaction was read only in part, and its facts \
@@ -574,9 +570,8 @@ impl Relay {
             _ if !self.identified
                 || (unsettled == 0
                     && !unfinished
-                    && (self.slot_in_use.is_some() || self.told == status.flush)) =>
+                    && (self.slot_in_use.is_some() || self.told == flush)) =>
             {
-                let flush = status.flush;
                 let reason =
                     format!("everything that was read is in Kafka and confirmed ({flush})");
                 self.exit(ExitKind::Stopped, reason);

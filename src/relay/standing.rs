@@ -74,7 +74,7 @@ impl Relay {
             }
         };
         let received = match &self.link {
-            Link::Streaming(session) => session.received(),
+            Link::Streaming(session) => session.feedback.received(),
             _ => Lsn::INVALID,
         };
         Standing {

@@ -12,8 +12,9 @@ use super::producer::Route;
 use super::route;
 #[cfg(feature = "seeded-bugs")]
 use super::seeded_bug;
-use super::session::{Keepalive, Session, Transaction};
+use super::session::{Session, Transaction};
 use bytes::Buf as _;
+use factlib_protocol::feedback::Revealed;
 use factlib_protocol::replication::XLogData;
 use factlib_protocol::{DecodeError, Fault, Frame, Lsn, Timestamp};
 use factlib_protocol::{backend, pgoutput, replication};
@@ -89,13 +90,13 @@ impl Relay {
                 replication::Message::XLogData(data) => return self.xlog_data(now, &data),
                 replication::Message::PrimaryKeepalive(keepalive) => {
                     let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
-                    let found = session.keepalive(now.at, &keepalive);
+                    let revealed = session.feedback.keepalive(now.at, &keepalive);
                     // While units are dropped because we are stopping, walEnd covers facts that
                     // nobody has.
                     if self.stopping.as_ref().is_none_or(|stopping| stopping.taking) {
                         self.ledger.keepalive(keepalive.wal_end);
                     }
-                    if found == Keepalive::ServerStopping {
+                    if revealed == Revealed::ServerStopping {
                         let unsettled = self.producer.unsettled_facts();
                         self.events.push_back(Event::ServerStopping { unsettled });
                     }
@@ -124,7 +125,7 @@ impl Relay {
             return Ok(Flow::Taken);
         }
         let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
-        session.data();
+        session.feedback.data();
         match session.decoder.decode(data.data)? {
             pgoutput::Message::Message(message) => {
                 return self.message(now, &message, data.server_clock);
@@ -145,7 +146,7 @@ impl Relay {
                 self.ledger.begin(unit);
             }
             pgoutput::Message::Commit(commit) => {
-                session.receive(commit.end_lsn);
+                session.feedback.receive(commit.end_lsn);
                 let unit = Unit::transaction(commit.commit_lsn);
                 let open = session.transaction.take().map(|transaction| transaction.unit);
                 if open != Some(unit) {
@@ -228,7 +229,7 @@ impl Relay {
             }
             if alone {
                 session.last_unit = Some(unit);
-                session.receive(message.lsn);
+                session.feedback.receive(message.lsn);
                 self.end(unit, message.lsn);
             }
         }
