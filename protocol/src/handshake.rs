@@ -357,7 +357,7 @@ impl Secrets {
 }
 
 impl Session {
-    fn set_parameter(&mut self, name: &str, value: &[u8]) -> Result<(), HandshakeError> {
+    pub(crate) fn set_parameter(&mut self, name: &str, value: &[u8]) -> Result<(), HandshakeError> {
         let value = String::from_utf8_lossy(value).into_owned();
         if let Some((_, known)) = self.parameters.iter_mut().find(|(known, _)| known == name) {
             *known = value;

@@ -22,6 +22,7 @@ pub mod pgoutput;
 pub mod replication;
 
 pub mod feedback;
+pub mod session;
 
 pub use error::{DecodeError, EncodeError, Fault};
 pub use frame::Frame;

@@ -1,0 +1,513 @@
+//! A client's session, from a connected socket to a replication stream and back, without the socket.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-flow.html>
+//!
+//! ```text
+//!        request_tls            log_in             query
+//!   New ────────────▶ AskingTls         ┌──────▶ Querying ───────┐
+//!    │                    │ TlsAnswer   │                        │ Finished
+//!    │ log_in             ▼             │  start_replication     │
+//!    └──────────────▶ LoggingIn ────▶ Ready ◀────────────────────┤
+//!                          LoggedIn     │                        │ Finished
+//!                                       └▶ Starting ─▶ Streaming ┘
+//!                                                Started
+//! ```
+//!
+//! The driver moves bytes and reads clocks; it decides nothing:
+//!
+//! 1. what the socket gives is appended to [`Session::receive_buffer`], at most [`Session::read_max`]
+//!    bytes of it;
+//! 2. [`Session::poll`] is called until it returns `None`;
+//! 3. what stands in [`Session::send_buffer`] is written to the socket, and removed from the buffer as far
+//!    as it was;
+//! 4. it waits for the socket, at most until [`Session::deadline`], and begins anew.
+//!
+//! While a stream lasts, the server is told how far the client is ([`Session::confirm`]) and that it lives,
+//! as [`Feedback`] says. `examples/` holds two drivers of a page each, with threads and with tokio.
+
+use alloc::{boxed::Box, string::String};
+use core::{fmt, mem};
+
+use bytes::{Buf, BytesMut};
+
+use crate::{
+    backend::{DataRow, ErrorFields, Message, RowDescription},
+    error::{DecodeError, EncodeError},
+    feedback::{Feedback, FeedbackPolicy, Moment, Revealed},
+    frame::Frame,
+    frontend,
+    handshake::{self, Credentials, Handshake, HandshakeError, Progress, Startup},
+    lsn::{Lsn, Timestamp},
+    replication::{self, PrimaryKeepalive, XLogData},
+};
+
+/// The longest body of a message, in bytes, between the log-in and the stream: a command's answer, which
+/// takes a few kilobytes, or a row of a catalogue.
+pub const ANSWER_LEN_MAX: usize = 1 << 20;
+
+/// The clocks, as the driver has just read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now<I> {
+    /// A clock that never goes back.
+    pub at: I,
+    /// What a calendar says; it is sent to the server, which shows it.
+    pub clock: Timestamp,
+}
+
+/// What happened, borrowed from the session until it is polled again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Logged in. [`Session::parameters`] says what the server said about itself.
+    LoggedIn,
+    /// The columns of the rows to come.
+    Columns(RowDescription<'a>),
+    /// A row of a query's result.
+    Row(DataRow<'a>),
+    /// One command of a query has ended; its tag, such as `SELECT 1`.
+    Completed(&'a str),
+    /// The server refuses the command. While a query runs, [`Event::Finished`] follows; a stream that
+    /// ends so may be followed by the end of the connection instead.
+    Refused(ErrorFields<'a>),
+    /// The command, or the stream, has ended: the session takes another.
+    Finished,
+    /// The stream has begun.
+    Started,
+    /// A piece of the log, or of what an output plugin makes of it.
+    Data(XLogData<'a>),
+    /// The server lives; if it asks, it is answered. Everything before `wal_end` was sent: if all of it
+    /// is safe, so is `wal_end`, and confirming it lets the server forget what was not for this client.
+    Keepalive {
+        /// What it says.
+        keepalive: PrimaryKeepalive,
+        /// Whether it reveals that the server wants to stop, and waits for what is not confirmed.
+        revealed: Revealed,
+    },
+    /// Something to tell the user.
+    Notice(ErrorFields<'a>),
+}
+
+/// The session: bytes and moments in, bytes and events out.
+///
+/// `I` is a moment of the driver's clock; see [`Moment`].
+#[derive(Debug)]
+pub struct Session<I> {
+    state: State<I>,
+    receive: BytesMut,
+    send: BytesMut,
+    /// How much of the receive buffer the last event borrowed: gone at the next poll.
+    taken: usize,
+    stream_len_max: usize,
+    policy: FeedbackPolicy,
+    about: handshake::Session,
+    flush: Lsn,
+}
+
+#[derive(Debug)]
+enum State<I> {
+    New,
+    /// In a box, because it is large and soon over.
+    LoggingIn(Box<Handshake>),
+    Ready,
+    Querying,
+    Starting {
+        asked_at: I,
+    },
+    Streaming(Feedback<I>),
+    /// We have said that the stream ends; what the server sends until it says so too is dropped.
+    Ending,
+    /// The stream has ended on both sides; the server says how it went.
+    Ended,
+    Failed,
+}
+
+impl<I> State<I> {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::New => "not logged in",
+            Self::LoggingIn(_) => "logging in",
+            Self::Ready => "waiting for a command",
+            Self::Querying => "running a query",
+            Self::Starting { .. } => "starting a stream",
+            Self::Streaming(_) => "streaming",
+            Self::Ending => "ending a stream",
+            Self::Ended => "waiting for the end of a stream",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl<I: Moment> Session<I> {
+    /// A session on a socket that was just connected.
+    ///
+    /// `stream_len_max`, in bytes, is the longest body of a message that is accepted while a stream
+    /// lasts: a logical message can have a gigabyte. A longer one ends the session.
+    #[must_use]
+    pub fn new(stream_len_max: usize, policy: FeedbackPolicy) -> Self {
+        Self {
+            state: State::New,
+            receive: BytesMut::new(),
+            send: BytesMut::new(),
+            taken: 0,
+            stream_len_max,
+            policy,
+            about: handshake::Session::default(),
+            flush: Lsn::INVALID,
+        }
+    }
+
+    /// Where to put what the socket gave, at the end.
+    pub fn receive_buffer(&mut self) -> &mut BytesMut {
+        self.receive.advance(mem::take(&mut self.taken));
+        &mut self.receive
+    }
+
+    /// What to write to the socket; [`advance`](Buf::advance) it by what was written.
+    pub const fn send_buffer(&mut self) -> &mut BytesMut {
+        &mut self.send
+    }
+
+    /// When to poll again, if nothing comes before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<I> {
+        match &self.state {
+            State::Streaming(feedback) => feedback.due(self.flush),
+            _ => None,
+        }
+    }
+
+    /// What happened next, until `None`: then everything that was received has been seen, and what there
+    /// is to say stands in the send buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; the session is over and the connection must be closed.
+    pub fn poll(&mut self, now: Now<I>) -> Result<Option<Event<'_>>, SessionError> {
+        self.receive.advance(mem::take(&mut self.taken));
+        let mut rest: &[u8] = &self.receive;
+        loop {
+            let body_len_max = match self.state {
+                State::New | State::LoggingIn(_) => handshake::BODY_LEN_MAX,
+                State::Streaming(_) | State::Ending => self.stream_len_max,
+                _ => ANSWER_LEN_MAX,
+            };
+            let stepped = match Frame::decode(rest, body_len_max) {
+                Ok(None) => break,
+                Ok(Some(frame)) => {
+                    let len = frame.encoded_len();
+                    self.taken += len;
+                    rest = rest.get(len..).unwrap_or_default();
+                    let Self { state, send, about, policy, .. } = self;
+                    Message::decode(frame)
+                        .map_err(SessionError::from)
+                        .and_then(|message| step(state, message, now, send, about, *policy))
+                }
+                Err(error) => Err(error.into()),
+            };
+            match stepped {
+                Ok(None) => {}
+                Ok(event) => return Ok(event),
+                Err(error) => {
+                    self.state = State::Failed;
+                    return Err(error);
+                }
+            }
+        }
+        if let State::Streaming(feedback) = &mut self.state {
+            feedback.poll(now.at, now.clock, self.flush, &mut self.send);
+        }
+        Ok(None)
+    }
+
+    /// Logs in; [`Event::LoggedIn`] follows. For a stream, `startup` must ask for it: with
+    /// `("replication", "database")` for a logical one, `("replication", "true")` for a physical one.
+    ///
+    /// `nonce` is for SCRAM: see [`ClientFirst::new`](crate::auth::scram::ClientFirst::new).
+    ///
+    /// # Errors
+    ///
+    /// If it is logged in already, or a name or value cannot be sent.
+    pub fn log_in(
+        &mut self,
+        startup: Startup<'_>,
+        credentials: Credentials<'_>,
+        nonce: String,
+    ) -> Result<(), SessionError> {
+        let State::New = self.state else { return Err(self.not_now("logging in")) };
+        let handshake = Handshake::start(startup, credentials, nonce, &mut self.send)?;
+        self.state = State::LoggingIn(Box::new(handshake));
+        Ok(())
+    }
+
+    /// What the server said about the session when it was opened, and since.
+    #[must_use]
+    pub const fn about(&self) -> &handshake::Session {
+        &self.about
+    }
+
+    /// Runs SQL, or a command of the replication protocol other than `START_REPLICATION`. Its
+    /// rows follow as [`Event::Row`], and then [`Event::Finished`].
+    ///
+    /// # Errors
+    ///
+    /// If another command runs, or the text holds a zero byte; nothing has been sent.
+    pub fn query(&mut self, sql: &str) -> Result<(), SessionError> {
+        let State::Ready = self.state else { return Err(self.not_now("a query")) };
+        frontend::query(sql, &mut self.send)?;
+        self.state = State::Querying;
+        Ok(())
+    }
+
+    /// Starts a stream: [`Event::Started`] follows, or [`Event::Refused`] and [`Event::Finished`].
+    ///
+    /// # Errors
+    ///
+    /// If another command runs, or the text holds a zero byte; nothing has been sent.
+    pub fn start_replication(&mut self, command: &str, now: Now<I>) -> Result<(), SessionError> {
+        let State::Ready = self.state else { return Err(self.not_now("START_REPLICATION")) };
+        frontend::query(command, &mut self.send)?;
+        self.flush = Lsn::INVALID;
+        self.state = State::Starting { asked_at: now.at };
+        Ok(())
+    }
+
+    /// Everything before `flush` is safe for good, and the server may forget it: for a logical stream the
+    /// end of a commit ([`Commit::end_lsn`](crate::pgoutput::Commit::end_lsn)), the position of a
+    /// message that is not transactional, or, when all that was sent is safe, a keepalive's `wal_end`.
+    /// Never a number that was computed: what is confirmed is never sent again. A smaller position than
+    /// before is ignored.
+    pub fn confirm(&mut self, flush: Lsn) {
+        self.flush = self.flush.max(flush);
+    }
+
+    /// How the conversation about the stream stands, while there is one.
+    #[must_use]
+    pub const fn feedback(&self) -> Option<&Feedback<I>> {
+        match &self.state {
+            State::Streaming(feedback) => Some(feedback),
+            _ => None,
+        }
+    }
+
+    /// Tells the server now how far the client is, and asks for an answer. With
+    /// [`Feedback::is_confirmed`] a client that leaves knows when the server has read it.
+    pub fn tell(&mut self, now: Now<I>) {
+        if let State::Streaming(feedback) = &mut self.state {
+            feedback.status(now.at, now.clock, self.flush, true, &mut self.send);
+        }
+    }
+
+    /// Ends the stream; [`Event::Finished`] follows. In the middle of a transaction the server sends the
+    /// rest of it first, and that is dropped: a client that leaves for good had better
+    /// [terminate](Session::terminate).
+    ///
+    /// # Errors
+    ///
+    /// If there is no stream.
+    pub fn end_stream(&mut self) -> Result<(), SessionError> {
+        let State::Streaming(_) = self.state else {
+            return Err(self.not_now("the end of a stream"));
+        };
+        frontend::copy_done(&mut self.send);
+        self.state = State::Ending;
+        Ok(())
+    }
+
+    /// Ends the session: write what is in the send buffer, read to the server's end, and close. Closing
+    /// with data unread resets the connection, and what was written last may be lost with it.
+    pub fn terminate(&mut self) {
+        frontend::terminate(&mut self.send);
+        self.state = State::Failed;
+    }
+
+    /// The session of [`Event::Started`] as who takes the stream apart alone wants it: what came behind
+    /// that message, and what is to be sent.
+    #[must_use]
+    pub fn into_buffers(mut self) -> (BytesMut, BytesMut) {
+        self.receive.advance(self.taken);
+        (self.receive, self.send)
+    }
+
+    fn not_now(&self, call: &'static str) -> SessionError {
+        SessionError::NotNow { call, state: self.state.name() }
+    }
+}
+
+/// What one message leads to.
+fn step<'a, I: Moment>(
+    state: &mut State<I>,
+    message: Message<'a>,
+    now: Now<I>,
+    send: &mut BytesMut,
+    about: &mut handshake::Session,
+    policy: FeedbackPolicy,
+) -> Result<Option<Event<'a>>, SessionError> {
+    // The one that matters for speed stands first and apart.
+    if let (State::Streaming(feedback), Message::CopyData(payload)) = (&mut *state, message) {
+        return stream(feedback, payload, now.at);
+    }
+    let before = mem::replace(state, State::Failed);
+    let (after, event) = match (before, message) {
+        (State::LoggingIn(mut handshake), message) => match handshake.handle(message, send)? {
+            Progress::Waiting => (State::LoggingIn(handshake), None),
+            Progress::Ready => {
+                *about = handshake.into_session();
+                (State::Ready, Some(Event::LoggedIn))
+            }
+        },
+        (before @ (State::New | State::Failed), message) => {
+            return Err(unexpected(&message, &before));
+        }
+
+        // Any time.
+        (before, Message::NoticeResponse(fields)) => (before, Some(Event::Notice(fields))),
+        (before, Message::ParameterStatus { name, value }) => {
+            about.set_parameter(name, value)?;
+            (before, None)
+        }
+        (before, Message::NotificationResponse { .. }) => (before, None),
+
+        (State::Streaming(_), Message::CopyDone) => {
+            frontend::copy_done(send);
+            (State::Ended, None)
+        }
+        // A server that stops says so without CopyDone.
+        (State::Streaming(_), Message::CommandComplete(tag)) => {
+            (State::Ended, Some(Event::Completed(tag)))
+        }
+        (State::Ending, Message::CopyData(_)) => (State::Ending, None),
+        (State::Ending, Message::CopyDone) => (State::Ended, None),
+
+        (State::Starting { asked_at }, Message::CopyBothResponse { .. }) => {
+            (State::Streaming(Feedback::new(policy, asked_at)), Some(Event::Started))
+        }
+        (
+            State::Querying
+            | State::Starting { .. }
+            | State::Streaming(_)
+            | State::Ending
+            | State::Ended,
+            Message::ErrorResponse(fields),
+        ) => (State::Ended, Some(Event::Refused(fields))),
+        // Nobody asked: the server is stopping, or somebody ended this session.
+        (State::Ready, Message::ErrorResponse(fields)) => {
+            (State::Ready, Some(Event::Refused(fields)))
+        }
+
+        (before @ (State::Querying | State::Ended), Message::RowDescription(columns)) => {
+            (before, Some(Event::Columns(columns)))
+        }
+        (before @ (State::Querying | State::Ended), Message::DataRow(row)) => {
+            (before, Some(Event::Row(row)))
+        }
+        (before @ (State::Querying | State::Ended), Message::CommandComplete(tag)) => {
+            (before, Some(Event::Completed(tag)))
+        }
+        (State::Querying, Message::EmptyQueryResponse) => (State::Querying, None),
+        (State::Querying | State::Ended, Message::ReadyForQuery(_)) => {
+            (State::Ready, Some(Event::Finished))
+        }
+        // A timeline that has ended has nothing to stream: the answer is a row that names the next one.
+        (State::Starting { .. }, Message::RowDescription(columns)) => {
+            (State::Ended, Some(Event::Columns(columns)))
+        }
+        (before, message) => return Err(unexpected(&message, &before)),
+    };
+    *state = after;
+    Ok(event)
+}
+
+/// What one `CopyData` of the stream leads to.
+fn stream<'a, I: Moment>(
+    feedback: &mut Feedback<I>,
+    payload: &'a [u8],
+    now: I,
+) -> Result<Option<Event<'a>>, SessionError> {
+    if payload.is_empty() {
+        // It says nothing; the manual does not forbid it.
+        return Ok(None);
+    }
+    Ok(Some(match replication::Message::decode(payload)? {
+        replication::Message::XLogData(data) => {
+            feedback.data();
+            Event::Data(data)
+        }
+        replication::Message::PrimaryKeepalive(keepalive) => {
+            Event::Keepalive { revealed: feedback.keepalive(now, &keepalive), keepalive }
+        }
+    }))
+}
+
+fn unexpected<I>(message: &Message<'_>, state: &State<I>) -> SessionError {
+    SessionError::Unexpected { message: message.name(), state: state.name() }
+}
+
+/// Why a session is over, or why it cannot do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The server could not be logged in to.
+    Login(HandshakeError),
+    /// What the server sent is not the protocol.
+    Decode(DecodeError),
+    /// The server sent what has no place here.
+    Unexpected {
+        /// What it sent.
+        message: &'static str,
+        /// What the session was doing.
+        state: &'static str,
+    },
+    /// The caller asked for what has no place here. Nothing has changed.
+    NotNow {
+        /// What it asked for.
+        call: &'static str,
+        /// What the session is doing.
+        state: &'static str,
+    },
+    /// What the caller asked for cannot be sent. Nothing has changed.
+    Encode(EncodeError),
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Login(error) => error.fmt(f),
+            Self::Decode(error) => write!(f, "what the server sent cannot be read: {error}"),
+            Self::Unexpected { message, state } => {
+                write!(f, "the server sent {message} while {state}: is this PostgreSQL?")
+            }
+            Self::NotNow { call, state } => {
+                write!(f, "{call} has no place while the session is {state}")
+            }
+            Self::Encode(error) => write!(f, "the command cannot be sent: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for SessionError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        // The others' texts stand in ours.
+        match self {
+            Self::Login(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<HandshakeError> for SessionError {
+    fn from(error: HandshakeError) -> Self {
+        Self::Login(error)
+    }
+}
+
+impl From<DecodeError> for SessionError {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl From<EncodeError> for SessionError {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}
