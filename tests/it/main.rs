@@ -6,6 +6,7 @@
 
 mod crash;
 mod delivery;
+mod examples;
 mod heal;
 mod idle;
 mod refusals;

@@ -1,0 +1,99 @@
+//! Prints what a logical slot streams, as pg_recvlogical does, with tokio.
+//!
+//! `cargo run -p factlib-protocol --example recvlogical_tokio -- 127.0.0.1:5432 me app slot publication [ENDPOS]`
+//!
+//! What was printed is confirmed; at ENDPOS it ends. Wants `PGPASSWORD`.
+
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a program")]
+
+use std::{
+    error::Error,
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use factlib_protocol::{
+    Lsn, Timestamp,
+    feedback::FeedbackPolicy,
+    handshake::{Credentials, Startup},
+    pgoutput::{Decoder, Message},
+    replication::{quote_identifier, start_logical},
+    session::{Event, Now, Session},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+fn now() -> Now<Instant> {
+    let unix = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let clock = Timestamp::from_unix_micros(i64::try_from(unix.as_micros()).unwrap_or(i64::MAX));
+    Now { at: Instant::now(), clock }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [address, user, database, slot, publication, rest @ ..] = &args[..] else {
+        return Err(
+            "usage: recvlogical_tokio ADDRESS USER DATABASE SLOT PUBLICATION [ENDPOS]".into()
+        );
+    };
+    let endpos = rest.first().map_or(Ok(Lsn(u64::MAX)), |endpos| endpos.parse())?;
+    let publication = quote_identifier(publication);
+    let options =
+        [("proto_version", "1"), ("publication_names", &publication), ("messages", "true")];
+    let start = start_logical(slot, Lsn::INVALID, &options);
+
+    let mut socket = TcpStream::connect(address).await?;
+    let mut session = Session::new(64 << 20, FeedbackPolicy::default());
+    let params = [("replication", "database"), ("application_name", "recvlogical_tokio")];
+    let startup = Startup { user, database: Some(database), params: &params };
+    let password = std::env::var("PGPASSWORD").unwrap_or_default();
+    let credentials =
+        Credentials { password: Some(password.as_bytes()), allow: Default::default() };
+    let mut nonce = [0; 18];
+    getrandom::fill(&mut nonce)?;
+    session.log_in(startup, credentials, BASE64_STANDARD.encode(nonce))?;
+
+    let (mut decoder, mut end) = (Decoder::default(), Lsn::INVALID);
+    let (mut open, mut told) = (false, false);
+    loop {
+        while let Some(event) = session.poll(now())? {
+            match event {
+                Event::LoggedIn => session.start_replication(&start, now())?,
+                Event::Data(data) => match decoder.decode(data.data)? {
+                    Message::Begin(_) => open = true,
+                    Message::Commit(commit) => (open, end) = (false, commit.end_lsn),
+                    Message::Message(message) => {
+                        println!("{}", message.content.escape_ascii());
+                        if !message.transactional {
+                            end = message.lsn;
+                        }
+                    }
+                    other => println!("{other:?}"),
+                },
+                // All that was sent is printed: the server may forget what was for others.
+                Event::Keepalive { keepalive, .. } if !open => end = keepalive.wal_end,
+                Event::Refused(fields) => return Err(fields.to_error().into()),
+                Event::Finished => return Ok(()),
+                _ => {}
+            }
+            session.confirm(end);
+        }
+        if end >= endpos && !told {
+            session.tell(now());
+            told = true;
+        } else if told && session.feedback().is_some_and(|feedback| feedback.is_confirmed(end)) {
+            session.terminate();
+            return Ok(socket.write_all_buf(session.send_buffer()).await?);
+        }
+        socket.write_all_buf(session.send_buffer()).await?;
+        let due = session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        let read = socket.read_buf(session.receive_buffer());
+        if matches!(timeout_at(due, read).await.ok().transpose()?, Some(0)) {
+            return Err("the server closed the connection".into());
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The protocol crate's example clients, each a page, stream from a real server.
+
+use crate::support::{confirmed, emit, lsn};
+use std::path::PathBuf;
+use std::process::Command;
+use testkit::{Lsn, Postgres};
+
+/// Where cargo puts a workspace's examples: beside the tests.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(program.exists(), "{program:?} is built by `cargo test --workspace`");
+    program
+}
+
+/// What the client prints until it has read everything that is committed by now.
+fn streamed(client: &str, postgres: &Postgres) -> String {
+    let endpos: Lsn = lsn(postgres, "SELECT pg_current_wal_insert_lsn()");
+    let address = format!("127.0.0.1:{}", postgres.port());
+    let endpos_text = endpos.to_string();
+    let output = Command::new(example(client))
+        .args([&address, "reader", "app", "factlib_slot", "facts", &endpos_text])
+        .env("PGPASSWORD", "pencil")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(confirmed(postgres) >= endpos, "what was printed is confirmed");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn each_fact_is_printed_once_and_confirmed(client: &str) {
+    let postgres = Postgres::builder().hba(&["host all reader 127.0.0.1/32 scram-sha-256"]).start();
+    let set_up = "SET password_encryption = 'scram-sha-256';
+        CREATE ROLE reader LOGIN REPLICATION PASSWORD 'pencil';
+        CREATE PUBLICATION facts";
+    postgres.client().batch_execute(set_up).unwrap();
+    let slot = "SELECT pg_create_logical_replication_slot('factlib_slot', 'pgoutput')::text";
+    let _ = postgres.ask(slot);
+    emit(&postgres, true, "orders", b"one");
+    emit(&postgres, false, "orders", b"two");
+    assert_eq!(streamed(client, &postgres), "one\ntwo\n");
+    emit(&postgres, true, "orders", b"three");
+    assert_eq!(streamed(client, &postgres), "three\n");
+}
+
+#[test]
+fn the_client_on_std_net_prints_each_fact_once_and_confirms_it() {
+    each_fact_is_printed_once_and_confirmed("recvlogical");
+}
+
+#[test]
+fn the_client_on_tokio_prints_each_fact_once_and_confirms_it() {
+    each_fact_is_printed_once_and_confirmed("recvlogical_tokio");
+}
