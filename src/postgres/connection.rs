@@ -5,11 +5,11 @@ use super::identify::ANSWER_MAX;
 use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
-use factlib_protocol::backend::{Message, ServerError};
-use factlib_protocol::handshake::{
-    self, AuthMethods, Credentials, Handshake, HandshakeError, Progress, Session, Startup,
-};
-use factlib_protocol::{DecodeError, Frame, frontend};
+use factlib_protocol::backend::ServerError;
+use factlib_protocol::feedback::FeedbackPolicy;
+use factlib_protocol::handshake::{AuthMethods, Credentials, HandshakeError, Startup};
+use factlib_protocol::session::{Event, Now, Session, SessionError};
+use factlib_protocol::{DecodeError, Timestamp};
 use std::borrow::Cow;
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -19,8 +19,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-/// After the log-in and before the stream no message is longer than a few kilobytes.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// The session ends for us when the stream begins: the engine takes that apart itself. Before it, no
+/// clock matters.
+const NO_CLOCK: Now<Duration> = Now { at: Duration::ZERO, clock: Timestamp(0) };
 
 /// How long the end of a stream may take; it takes a round trip.
 const PARTING_MAX: Duration = Duration::from_secs(1);
@@ -66,13 +67,16 @@ pub enum Failure {
     Silent,
     /// Logging in failed.
     #[error("{0}")]
-    Login(#[from] HandshakeError),
+    Login(HandshakeError),
     /// The server refused a command.
     #[error("{0}")]
     Server(ServerError),
     /// What came is not the protocol.
     #[error("what PostgreSQL sent cannot be read: {0}")]
-    Protocol(#[from] DecodeError),
+    Protocol(DecodeError),
+    /// What came, or what we asked for, has no place.
+    #[error("{0}")]
+    Session(SessionError),
     /// An answer of another kind than the command has.
     #[error("PostgreSQL answered {command} in a way that is not understood")]
     Answer {
@@ -96,6 +100,16 @@ impl Failure {
     }
 }
 
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Login(error) => Self::Login(error),
+            SessionError::Decode(error) => Self::Protocol(error),
+            other => Self::Session(other),
+        }
+    }
+}
+
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
         match error {
@@ -112,7 +126,11 @@ pub(super) type Row = Vec<Option<String>>;
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    receive: BytesMut,
+    /// Until the stream begins.
+    session: Session<Duration>,
+    /// What came behind the stream's beginning.
+    received: BytesMut,
+    /// While streaming, what is to be sent.
     send: BytesMut,
 }
 
@@ -162,8 +180,14 @@ impl Connection {
 
     async fn connect_to(host: &Host, config: &PostgresConfig) -> Result<Self, Failure> {
         let stream = dial(host, config).await?;
-        let mut connection = Self { stream, receive: BytesMut::new(), send: BytesMut::new() };
-        let session = connection.log_in(config).await?;
+        let mut connection = Self {
+            stream,
+            session: Session::new(0, FeedbackPolicy::default()),
+            received: BytesMut::new(),
+            send: BytesMut::new(),
+        };
+        connection.log_in(config).await?;
+        let session = connection.session.about();
         // Servers from 14 on report both at log-in.
         let is_on = |name| session.parameter(name) == Some("on");
         let standby = is_on("in_hot_standby");
@@ -178,7 +202,7 @@ impl Connection {
         }
     }
 
-    async fn log_in(&mut self, config: &PostgresConfig) -> Result<Session, Failure> {
+    async fn log_in(&mut self, config: &PostgresConfig) -> Result<(), Failure> {
         let mut parameters = vec![
             ("replication", "database"),
             ("application_name", config.application_name.as_str()),
@@ -199,45 +223,36 @@ impl Connection {
         };
         let startup =
             Startup { user: &config.user, database: Some(&config.database), params: &parameters };
-        let mut handshake = Handshake::start(startup, credentials, nonce()?, &mut self.send)?;
-        loop {
-            self.flush().await?;
-            let frame = self.frame(handshake::BODY_LEN_MAX).await?;
-            let len = frame.encoded_len();
-            let mut reply = BytesMut::new();
-            let progress = handshake.handle(Message::decode(frame)?, &mut reply)?;
-            self.receive.advance(len);
-            self.send.unsplit(reply);
-            if progress == Progress::Ready {
-                return Ok(handshake.into_session());
-            }
-        }
+        self.session.log_in(startup, credentials, nonce()?)?;
+        self.until(|event| matches!(event, Event::LoggedIn).then_some(())).await
     }
 
     /// Sends a simple query and collects its rows. Only before the stream.
     pub(super) async fn query(&mut self, sql: &str) -> Result<Vec<Row>, Failure> {
-        self.ask(sql).await?;
+        self.session.query(sql)?;
         let mut rows = Vec::new();
         let mut refused = None;
-        loop {
-            let frame = self.frame(ANSWER_BYTES_MAX).await?;
-            let len = frame.encoded_len();
-            let mut done = false;
-            match Message::decode(frame)? {
-                Message::DataRow(row) => {
+        let ended = self
+            .until(|event| match event {
+                Event::Row(row) => {
                     let text = |column: Option<&[u8]>| {
                         column.map(|text| String::from_utf8_lossy(text).into_owned())
                     };
                     rows.push(row.columns().map(text).collect());
+                    None
                 }
-                Message::ErrorResponse(fields) => refused = Some(fields.to_error()),
-                Message::ReadyForQuery(_) => done = true,
-                _ => {}
-            }
-            self.receive.advance(len);
-            if done {
-                return refused.map_or(Ok(rows), |error| Err(Failure::Server(error)));
-            }
+                Event::Refused(fields) => {
+                    refused = Some(fields.to_error());
+                    None
+                }
+                Event::Finished => Some(()),
+                _ => None,
+            })
+            .await;
+        // A server that ends the session says why, and then nothing more.
+        match refused {
+            Some(error) => Err(Failure::Server(error)),
+            None => ended.map(|()| rows),
         }
     }
 
@@ -253,29 +268,40 @@ impl Connection {
     }
 
     async fn started(&mut self, command: &str) -> Result<(), Failure> {
-        self.ask(command).await?;
+        self.session.start_replication(command, NO_CLOCK)?;
+        self.until(|event| match event {
+            Event::Started => Some(Ok(())),
+            Event::Refused(fields) => Some(Err(Failure::Server(fields.to_error()))),
+            Event::Finished => Some(Err(Failure::Answer { command: "START_REPLICATION" })),
+            _ => None,
+        })
+        .await??;
+        let over = Session::new(0, FeedbackPolicy::default());
+        (self.received, self.send) = std::mem::replace(&mut self.session, over).into_buffers();
+        Ok(())
+    }
+
+    /// Moves bytes until `found` finds in an event what it waits for.
+    async fn until<T>(
+        &mut self,
+        mut found: impl FnMut(Event<'_>) -> Option<T>,
+    ) -> Result<T, Failure> {
         loop {
-            let frame = self.frame(ANSWER_BYTES_MAX).await?;
-            let len = frame.encoded_len();
-            let mut started = false;
-            match Message::decode(frame)? {
-                Message::CopyBothResponse { .. } => started = true,
-                Message::ErrorResponse(fields) => return Err(Failure::Server(fields.to_error())),
-                Message::ReadyForQuery(_) => {
-                    return Err(Failure::Answer { command: "START_REPLICATION" });
+            while let Some(event) = self.session.poll(NO_CLOCK)? {
+                if let Some(found) = found(event) {
+                    return Ok(found);
                 }
-                _ => {}
             }
-            self.receive.advance(len);
-            if started {
-                return Ok(());
+            self.stream.write_all_buf(self.session.send_buffer()).await?;
+            if self.stream.read_buf(self.session.receive_buffer()).await? == 0 {
+                return Err(Failure::Closed);
             }
         }
     }
 
     /// Moves what was received behind CopyBothResponse to `into`.
     pub fn take_received(&mut self, into: &mut BytesMut) -> usize {
-        let received = self.receive.split();
+        let received = std::mem::take(&mut self.received);
         into.extend_from_slice(&received);
         received.len()
     }
@@ -324,7 +350,7 @@ impl Connection {
     /// could be lost with it.
     pub async fn part(mut self) {
         let parting = async {
-            self.flush().await.ok()?;
+            self.stream.write_all_buf(&mut self.send).await.ok()?;
             self.stream.shutdown().await.ok()?;
             let mut unread = BytesMut::with_capacity(64 * 1024);
             while self.stream.read_buf(&mut unread).await.ok()? > 0 {
@@ -346,28 +372,6 @@ impl Connection {
                 _ => return,
             }
         }
-    }
-
-    async fn ask(&mut self, command: &str) -> Result<(), Failure> {
-        frontend::query(command, &mut self.send)
-            .map_err(|error| Failure::Io(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-        self.flush().await
-    }
-
-    async fn flush(&mut self) -> Result<(), Failure> {
-        self.stream.write_all_buf(&mut self.send).await?;
-        Ok(())
-    }
-
-    /// Reads until one whole frame is at the front of the buffer.
-    async fn frame(&mut self, body_len_max: usize) -> Result<Frame<'_>, Failure> {
-        while Frame::decode(&self.receive, body_len_max)?.is_none() {
-            if self.stream.read_buf(&mut self.receive).await? == 0 {
-                return Err(Failure::Closed);
-            }
-        }
-        let frame = Frame::decode(&self.receive, body_len_max)?;
-        frame.ok_or(Failure::Closed)
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) enum Link {
     Away { until: Instant },
     Connecting,
     Starting,
-    Streaming(Session),
+    Streaming(Box<Session>),
     Closed,
 }
 
@@ -323,7 +323,7 @@ impl Relay {
         let mut out = BytesMut::new();
         session.feedback.status(now.at, now.clock, self.ledger.flush(), true, &mut out);
         self.outputs.push_back(Output::Send(out));
-        self.link = Link::Streaming(session);
+        self.link = Link::Streaming(Box::new(session));
         let (start, timeline) = (self.start, self.timelines.current());
         self.events.push_back(Event::Streaming { start, timeline });
         self.attempts = 0;
