@@ -1,18 +1,22 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint bench-drain clean
+.PHONY: help setup demo test lint fuzz bench-drain clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
 	@echo 'make test    lint, then every test, on real servers'
 	@echo 'make lint    formatting, clippy, documentation'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
+	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
 	@echo 'make clean   remove what was built (not what was fetched)'
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, FACTLIB_CACHE the folder of downloads.'
 
 setup demo test lint:
 	@scripts/$@
+
+fuzz:
+	scripts/fuzz $(SECONDS)
 
 bench-drain: setup
 	cargo bench --bench drain -- $(ARGS)

@@ -118,6 +118,8 @@ enum State<I> {
     Ending,
     /// The stream has ended on both sides; the server says how it went.
     Ended,
+    /// We have said that the session ends; what the server still sends is dropped.
+    Over,
     Failed,
 }
 
@@ -132,6 +134,7 @@ impl<I> State<I> {
             Self::Streaming(_) => "streaming",
             Self::Ending => "ending a stream",
             Self::Ended => "waiting for the end of a stream",
+            Self::Over => "over",
             Self::Failed => "failed",
         }
     }
@@ -181,9 +184,15 @@ impl<I: Moment> Session<I> {
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; the session is over and the connection must be closed.
+    /// [`SessionError`]; the session has failed, and so will every call that follows. The connection must
+    /// be closed.
     pub fn poll(&mut self, now: Now<I>) -> Result<Option<Event<'_>>, SessionError> {
         self.receive.advance(mem::take(&mut self.taken));
+        match self.state {
+            State::Failed => return Err(self.not_now("more")),
+            State::Over => self.receive.clear(),
+            _ => {}
+        }
         let mut rest: &[u8] = &self.receive;
         loop {
             let body_len_max = match self.state {
@@ -317,7 +326,7 @@ impl<I: Moment> Session<I> {
     /// with data unread resets the connection, and what was written last may be lost with it.
     pub fn terminate(&mut self) {
         frontend::terminate(&mut self.send);
-        self.state = State::Failed;
+        self.state = State::Over;
     }
 
     /// The session of [`Event::Started`] as who takes the stream apart alone wants it: what came behind
@@ -355,9 +364,7 @@ fn step<'a, I: Moment>(
                 (State::Ready, Some(Event::LoggedIn))
             }
         },
-        (before @ (State::New | State::Failed), message) => {
-            return Err(unexpected(&message, &before));
-        }
+        (State::New, message) => return Err(unexpected(&message, &State::<I>::New)),
 
         // Any time.
         (before, Message::NoticeResponse(fields)) => (before, Some(Event::Notice(fields))),

@@ -325,8 +325,8 @@ fn a_session_that_has_failed_stays_failed() {
         error.to_string(),
         "what the server sent cannot be read: unknown byte 0x3f ('?') for CopyData.tag"
     );
-    let error = hear(&mut session, &keepalive(9, true), 100, at(0)).unwrap_err();
-    assert_eq!(error, SessionError::Unexpected { message: "CopyData", state: "failed" });
+    let over = SessionError::NotNow { call: "more", state: "failed" };
+    assert_eq!(hear(&mut session, &keepalive(9, true), 100, at(0)), Err(over));
     assert_eq!(session.deadline(), None);
 
     let mut session = ready();
@@ -335,6 +335,25 @@ fn a_session_that_has_failed_stays_failed() {
         error.to_string(),
         "the server sent CopyBothResponse while waiting for a command: is this PostgreSQL?"
     );
+}
+
+/// Found by the fuzzer: while it was failing for its length, the frame was waited for.
+#[test]
+fn a_message_that_was_too_long_is_not_waited_for_afterwards() {
+    let mut session = new();
+    log_in(&mut session, "nonce");
+    session.receive_buffer().extend_from_slice(b":\0\0\xab\xe7");
+    assert!(session.poll(at(0)).is_err());
+    assert!(session.poll(at(0)).is_err());
+}
+
+#[test]
+fn what_comes_after_the_session_was_ended_is_dropped() {
+    let mut session = streaming();
+    session.terminate();
+    assert_eq!(said(&mut session), b"X\0\0\0\x04"[..]);
+    assert!(hear(&mut session, &keepalive(9, true), 100, at(0)).unwrap().is_empty());
+    assert!(session.receive_buffer().is_empty() && said(&mut session).is_empty());
 }
 
 #[test]
