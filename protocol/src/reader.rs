@@ -113,6 +113,32 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Takes the next byte if it is this one.
+    #[inline]
+    pub(crate) fn take_tag(&mut self, tag: u8) -> bool {
+        match self.rest.split_first() {
+            Some((first, rest)) if *first == tag => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One of these bytes, a 32-bit length and as many bytes, or `None` and nothing taken if anything about
+    /// them is otherwise. What that is, and its error, is for the caller to find out.
+    #[inline]
+    pub(crate) fn take_tagged32<const N: usize>(&mut self, tags: [u8; N]) -> Option<(u8, &'a [u8])> {
+        let (&[tag, a, b, c, d], rest) = self.rest.split_first_chunk()?;
+        if !tags.contains(&tag) {
+            return None;
+        }
+        let len = usize::try_from(i32::from_be_bytes([a, b, c, d])).ok()?;
+        let (taken, rest) = rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some((tag, taken))
+    }
+
     /// Everything that is left.
     #[inline]
     pub(crate) fn rest(&mut self) -> &'a [u8] {
