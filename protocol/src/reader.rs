@@ -128,7 +128,10 @@ impl<'a> Reader<'a> {
     /// One of these bytes, a 32-bit length and as many bytes, or `None` and nothing taken if anything about
     /// them is otherwise. What that is, and its error, is for the caller to find out.
     #[inline]
-    pub(crate) fn take_tagged32<const N: usize>(&mut self, tags: [u8; N]) -> Option<(u8, &'a [u8])> {
+    pub(crate) fn take_tagged32<const N: usize>(
+        &mut self,
+        tags: [u8; N],
+    ) -> Option<(u8, &'a [u8])> {
         let (&[tag, a, b, c, d], rest) = self.rest.split_first_chunk()?;
         if !tags.contains(&tag) {
             return None;
@@ -208,6 +211,21 @@ mod tests {
             Reader::new(b"\x02").bool("X.flag"),
             Err(DecodeError::new("X.flag", Fault::Tag(2)))
         );
+    }
+
+    #[test]
+    fn what_is_not_whole_is_not_taken() {
+        let text = b"t\0\0\0\x02hi!";
+        let mut r = Reader::new(text);
+        assert_eq!(r.take_tagged32([b'b', b't']), Some((b't', &b"hi"[..])));
+        assert!(!r.take_tag(b'?') && r.take_tag(b'!') && !r.take_tag(b'!'));
+        for other in
+            [&b""[..], &text[..6], b"n\0\0\0\0", b"t\xff\xff\xff\xff", b"t\x7f\xff\xff\xff"]
+        {
+            let mut r = Reader::new(other);
+            assert_eq!(r.take_tagged32([b'b', b't']), None);
+            assert_eq!(r.rest(), other);
+        }
     }
 
     #[test]

@@ -113,8 +113,8 @@ impl<'a> Tuple<'a> {
 impl<'a> Value<'a> {
     #[inline]
     fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        // Nearly all values are one of these and right. Without an error to make between their fields,
-        // rows are read in half the time.
+        // Nearly all values are one of these and right. Without an error to make between their fields, a
+        // row of texts is read in two thirds of the time, and one of NULLs in half.
         if r.take_tag(b'n') {
             return Ok(Self::Null);
         }
@@ -146,4 +146,27 @@ impl<'a> Value<'a> {
 fn read_bytes<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], DecodeError> {
     let len = r.len32("Tuple.value.length")?;
     r.take(len, "Tuple.value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_way_and_the_long_way_of_a_value_agree() {
+        let longs = [&b""[..], &[b'x'; 24]];
+        let kinds = (0..=u8::MAX).flat_map(|kind| [-1, 0, 3, 24, i32::MAX].map(|len| (kind, len)));
+        for ((kind, len), long) in kinds.flat_map(|value| longs.map(|long| (value, long))) {
+            let bytes = [&[kind], &len.to_be_bytes()[..], long].concat();
+            for cut in 0..=bytes.len() {
+                let mut short = Reader::new(&bytes[..cut]);
+                let read = Value::read(&mut short);
+                let by_field = Value::read_by_field(Reader::new(&bytes[..cut]));
+                assert_eq!(read, by_field.map(|(value, _)| value));
+                if let Ok((_, mut long)) = by_field {
+                    assert_eq!(short.rest(), long.rest());
+                }
+            }
+        }
+    }
 }
