@@ -1,13 +1,15 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint fuzz bench-drain clean
+.PHONY: help setup demo test lint fuzz bench bench-drain mutants clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
 	@echo 'make test    lint, then every test, on real servers'
 	@echo 'make lint    formatting, clippy, documentation'
+	@echo 'make bench   how fast the protocol crate decodes, beside its rivals'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
+	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
 	@echo 'make clean   remove what was built (not what was fetched)'
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, FACTLIB_CACHE the folder of downloads.'
@@ -17,6 +19,14 @@ setup demo test lint:
 
 fuzz:
 	scripts/fuzz $(SECONDS)
+
+# A table of one run: what an earlier one left would stand beside it.
+bench:
+	rm -rf benches/protocol/target/criterion
+	cd benches/protocol && cargo bench --bench rivals -- $(ARGS) && cargo run --quiet --release --bin table
+
+mutants:
+	@scripts/mutants
 
 bench-drain: setup
 	cargo bench --bench drain -- $(ARGS)
