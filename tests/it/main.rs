@@ -9,6 +9,7 @@ mod delivery;
 mod examples;
 mod heal;
 mod idle;
+mod oracle;
 mod refusals;
 mod support;
 mod takeover;
