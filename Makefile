@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint fuzz bench bench-drain mutants clean
+.PHONY: help setup demo test lint fuzz bench bench-drain mutants capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -10,6 +10,7 @@ help:
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
+	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
 	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
 	@echo 'make clean   remove what was built (not what was fetched)'
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, FACTLIB_CACHE the folder of downloads.'
@@ -24,6 +25,9 @@ fuzz:
 bench:
 	rm -rf benches/protocol/target/criterion
 	cd benches/protocol && cargo bench --bench rivals -- $(ARGS) && cargo run --quiet --release --bin table
+
+capture:
+	cargo run --quiet --package testkit -- capture protocol/tests/fixtures
 
 mutants:
 	@scripts/mutants

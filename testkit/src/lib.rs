@@ -38,6 +38,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
+pub mod capture;
 pub mod checker;
 pub mod demo;
 pub mod envelope;

@@ -1,0 +1,294 @@
+//! Golden bytes: what each version of the server makes of one script, for the protocol crate's tests.
+//!
+//! `protocol/tests/fixtures/capture.sql` is run on every major. Then, for each set of options, the same
+//! slot is read twice: by the SQL function that peeks into it, and over the network. Both must have said
+//! the same, message for message and byte for byte, or there is no capture. Written down is a line a
+//! message: the position and the transaction that the function files it under, the position in the header
+//! over the network, and the message, in hexadecimal with long repetitions told in words:
+//! `4d01(78*1048576)00`.
+//!
+//! Last, over the network alone, a transaction is rolled back while it is told: the one message that
+//! servers do not tell of afterwards, because they know by then.
+
+use crate::Postgres;
+use crate::error::{Context as _, Error, Result};
+use factlib_protocol::feedback::FeedbackPolicy;
+use factlib_protocol::handshake::{AuthMethods, Credentials, Startup};
+use factlib_protocol::replication::start_logical;
+use factlib_protocol::session::{Event, Now, Session};
+use factlib_protocol::{Lsn, Timestamp};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A stream to capture.
+struct Options {
+    /// Of the file, and with underscores of the slot.
+    name: &'static str,
+    /// The first major that has them.
+    from: u32,
+    options: &'static [(&'static str, &'static str)],
+}
+
+const STREAMS: [Options; 6] = [
+    stream("v1", 14, &[("proto_version", "1")]),
+    stream("v1-binary", 14, &[("proto_version", "1"), ("binary", "true")]),
+    stream("v2-streaming", 14, &[("proto_version", "2"), ("streaming", "on")]),
+    stream("v3-two-phase", 15, &[("proto_version", "3"), TWO_PHASE]),
+    stream("v3-both", 15, &[("proto_version", "3"), ("streaming", "on"), TWO_PHASE]),
+    stream("v4-parallel", 16, &[("proto_version", "4"), ("streaming", "parallel")]),
+];
+
+/// The slot must be made for it, too.
+const TWO_PHASE: (&str, &str) = ("two_phase", "on");
+
+const fn stream(
+    name: &'static str,
+    from: u32,
+    options: &'static [(&'static str, &'static str)],
+) -> Options {
+    Options { name, from, options }
+}
+
+/// Rolled back while it is told.
+const ABORTED: [&str; 5] = [
+    "BEGIN",
+    "INSERT INTO parts SELECT n, repeat('u', 1000) FROM generate_series(301, 400) n",
+    "SAVEPOINT s",
+    "INSERT INTO parts SELECT n, repeat('v', 1000) FROM generate_series(401, 500) n",
+    "ROLLBACK",
+];
+
+/// A run of one byte this long or longer is told in words.
+const RUN_MIN: usize = 24;
+
+/// How long a server that was asked may say nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// After so long without data everything that was written has been told.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Captures from every major, into folders of `fixtures`.
+///
+/// # Errors
+///
+/// When a server cannot be had, refuses a statement, or says two things on two roads.
+pub fn capture(fixtures: &Path, mut say: impl FnMut(&str)) -> Result<()> {
+    let script = fs::read_to_string(fixtures.join("capture.sql")).context("capture.sql")?;
+    for (major, _) in crate::versions::POSTGRES_PACKAGE_VERSIONS {
+        let postgres = Postgres::builder()
+            .major(major)
+            .setting("logical_decoding_work_mem", "64kB")
+            .setting("timezone", "UTC")
+            .try_start()?;
+        let streams: Vec<_> = STREAMS.iter().filter(|stream| stream.from <= major).collect();
+        let mut client = postgres.try_client().context("connecting")?;
+        for statement in statements(&script, major) {
+            if statement == "slots" {
+                for Options { name, options, .. } in &streams {
+                    let (slot, two_phase) = (slot(name), options.contains(&TWO_PHASE));
+                    let make = format!(
+                        "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput', false, {two_phase})"
+                    );
+                    run(&mut client, &make)?;
+                }
+            } else {
+                run(&mut client, &statement)?;
+            }
+        }
+        let folder = fixtures.join(format!("pg{major}"));
+        fs::create_dir_all(&folder).context(folder.display())?;
+        let mut open = Vec::new();
+        for Options { name, options, .. } in streams {
+            let filed = peek(&mut client, &slot(name), options)?;
+            let mut stream = Stream::start(&postgres, &slot(name), options)?;
+            let mut lines = String::new();
+            for (lsn, xid, data) in &filed {
+                let (header, over_network) = stream.next()?;
+                if over_network != *data {
+                    return Err(Error(format!("{major} {name}: two roads, two messages at {lsn}")));
+                }
+                let _ = writeln!(lines, "{lsn}|{xid}|{header}|{}", tell(data));
+            }
+            write(&folder.join(format!("{name}.txt")), &lines)?;
+            say(&format!("PostgreSQL {major}, {name}: {} messages", filed.len()));
+            if options.iter().any(|(option, _)| *option == "streaming") {
+                open.push((*name, stream, String::new()));
+            }
+        }
+        abort(&mut client, &mut open)?;
+        for (name, _, lines) in open {
+            write(&folder.join(format!("{name}-aborted.txt")), &lines)?;
+        }
+    }
+    Ok(())
+}
+
+fn run(client: &mut postgres::Client, sql: &str) -> Result<()> {
+    let said =
+        |e: postgres::Error| e.as_db_error().map_or_else(|| e.to_string(), ToString::to_string);
+    client.simple_query(sql).map(drop).map_err(|e| Error(format!("{sql}: {}", said(e))))
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).context(file.display())
+}
+
+fn slot(stream: &str) -> String {
+    stream.replace('-', "_")
+}
+
+/// The statements for this version; `slots` stands where the slots are to be made.
+fn statements(script: &str, major: u32) -> Vec<String> {
+    let (mut statements, mut statement, mut from) = (Vec::new(), String::new(), 0);
+    for line in script.lines() {
+        if let Some(version) = line.strip_prefix("-- from ") {
+            from = version.parse().unwrap_or(u32::MAX);
+        } else if line == "-- slots" {
+            statements.push("slots".to_owned());
+        } else if !line.starts_with("--") {
+            statement.push_str(line);
+            if line.ends_with(';') {
+                if major >= from {
+                    statements.push(std::mem::take(&mut statement));
+                }
+                statement.clear();
+                from = 0;
+            }
+        }
+    }
+    statements
+}
+
+fn all_options<'a>(options: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    [options, &[("publication_names", "p"), ("messages", "true")]].concat()
+}
+
+/// What the SQL function says: position, transaction, message.
+fn peek(
+    client: &mut postgres::Client,
+    slot: &str,
+    options: &[(&str, &str)],
+) -> Result<Vec<(String, String, Vec<u8>)>> {
+    // Two-phase commit is the slot's; the function has no such option.
+    let options = all_options(options);
+    let options = options.iter().filter(|(name, _)| *name != "two_phase");
+    let options: Vec<_> = options.map(|(name, value)| format!("'{name}', '{value}'")).collect();
+    let query = format!(
+        "SELECT lsn::text, xid::text, data FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL, {})",
+        options.join(", ")
+    );
+    let rows = client.query(&query, &[]).context(&query)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+/// A transaction is rolled back while it is told, in all streams.
+fn abort(client: &mut postgres::Client, streams: &mut [(&str, Stream, String)]) -> Result<()> {
+    for sql in ABORTED {
+        run(client, sql)?;
+        // The walsender tells of what is written out, which an open transaction's log need not be.
+        run(client, "SELECT pg_switch_wal()")?;
+        if !sql.starts_with("INSERT") && sql != "ROLLBACK" {
+            continue;
+        }
+        for (_, stream, lines) in &mut *streams {
+            // A block at least; as many as there are in what was written.
+            let mut told = stream.next().map(Some)?;
+            while let Some((header, data)) = told {
+                let _ = writeln!(lines, "{header}|{}", tell(&data));
+                told = stream.next_within(QUIET)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A stream over the network, as it comes.
+struct Stream {
+    socket: TcpStream,
+    session: Session<Instant>,
+}
+
+impl Stream {
+    fn start(postgres: &Postgres, slot: &str, options: &[(&str, &str)]) -> Result<Self> {
+        let socket = TcpStream::connect(("127.0.0.1", postgres.port())).context("connecting")?;
+        let mut stream = Self { socket, session: Session::new(1 << 26, FeedbackPolicy::default()) };
+        let params = [("replication", "database"), ("client_encoding", "UTF8")];
+        let startup = Startup {
+            user: "postgres",
+            database: Some(crate::postgres::DATABASE),
+            params: &params,
+        };
+        let credentials = Credentials { password: None, allow: AuthMethods::default() };
+        stream.session.log_in(startup, credentials, String::new()).context("logging in")?;
+        stream.until(SILENCE_MAX, |event| matches!(event, Event::LoggedIn).then_some(()))?;
+        let command = start_logical(slot, Lsn::INVALID, &all_options(options));
+        stream.session.start_replication(&command, now()).context(&command)?;
+        stream.until(SILENCE_MAX, |event| matches!(event, Event::Started).then_some(()))?;
+        Ok(stream)
+    }
+
+    /// The next message: the position in its header, and its bytes.
+    fn next(&mut self) -> Result<(Lsn, Vec<u8>)> {
+        let found = self.next_within(SILENCE_MAX)?;
+        found.ok_or_else(|| Error("the server has nothing more to say".to_owned()))
+    }
+
+    fn next_within(&mut self, limit: Duration) -> Result<Option<(Lsn, Vec<u8>)>> {
+        self.until(limit, |event| match event {
+            Event::Data(data) => Some((data.wal_start, data.data.to_vec())),
+            _ => None,
+        })
+    }
+
+    fn until<T>(
+        &mut self,
+        limit: Duration,
+        mut found: impl FnMut(Event<'_>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let begun = Instant::now();
+        let mut chunk = [0; 65_536];
+        while begun.elapsed() < limit {
+            while let Some(event) = self.session.poll(now()).context("the stream")? {
+                if let Event::Refused(fields) = event {
+                    return Err(Error(fields.to_error().to_string()));
+                }
+                if let Some(found) = found(event) {
+                    return Ok(Some(found));
+                }
+            }
+            self.socket.write_all(self.session.send_buffer()).context("sending")?;
+            self.session.send_buffer().clear();
+            self.socket.set_read_timeout(Some(Duration::from_millis(500))).context("a timeout")?;
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return Err(Error("the server closed the connection".to_owned())),
+                Ok(len) => self.session.receive_buffer().extend_from_slice(&chunk[..len]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Error(error.to_string())),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn now() -> Now<Instant> {
+    Now { at: Instant::now(), clock: Timestamp(0) }
+}
+
+/// Hexadecimal, with long repetitions of one byte in words.
+fn tell(data: &[u8]) -> String {
+    let mut told = String::new();
+    for run in data.chunk_by(|a, b| a == b) {
+        if run.len() >= RUN_MIN {
+            let _ = write!(told, "({:02x}*{})", run[0], run.len());
+        } else {
+            run.iter().for_each(|byte| {
+                let _ = write!(told, "{byte:02x}");
+            });
+        }
+    }
+    told
+}
