@@ -58,7 +58,7 @@ pub struct Now<I> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Logged in. [`Session::parameters`] says what the server said about itself.
+    /// Logged in. [`Session::about`] says what the server said about itself.
     LoggedIn,
     /// The columns of the rows to come.
     Columns(RowDescription<'a>),
