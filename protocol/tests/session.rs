@@ -225,6 +225,9 @@ fn what_is_confirmed_is_told_and_nothing_else() {
     session.confirm(Lsn(3));
     assert_eq!(session.poll(at(1000)), Ok(None));
     assert!(said(&mut session).is_empty());
+    assert_eq!(session.poll(at(6000)), Ok(None));
+    let [status] = statuses(said(&mut session)).try_into().unwrap();
+    assert_eq!(status.flush, Lsn(7));
 }
 
 #[test]
