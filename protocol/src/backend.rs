@@ -6,6 +6,7 @@
 //! and cannot fail afterwards. Names and texts that are in the database's encoding are bytes: in a
 //! `SQL_ASCII` database, and before a session has an encoding, they are not always UTF-8.
 
+mod copy;
 mod error_fields;
 mod list;
 mod row;
@@ -14,10 +15,11 @@ mod sqlstate;
 use bytes::{BufMut, BytesMut};
 
 pub use self::{
+    copy::CopyFormats,
     error_fields::{ErrorFields, ServerError},
-    list::Strings,
+    list::{Formats, Oids, Strings},
     row::{DataRow, Field, RowDescription},
-    sqlstate::SqlState,
+    sqlstate::{SqlState, class},
 };
 use crate::{
     error::{DecodeError, EncodeError, Fault},
@@ -49,11 +51,11 @@ pub enum Message<'a> {
     /// `C`: a command has ended; its tag, such as `SELECT 1`.
     CommandComplete(&'a str),
     /// `W`: from now on both sides send `CopyData`.
-    CopyBothResponse,
+    CopyBothResponse(CopyFormats<'a>),
     /// `G`: the server waits for `CopyData`.
-    CopyInResponse,
+    CopyInResponse(CopyFormats<'a>),
     /// `H`: the server is about to send `CopyData`.
-    CopyOutResponse,
+    CopyOutResponse(CopyFormats<'a>),
     /// `d`: a piece of a copy; in a replication session, one
     /// [`replication::Message`](crate::replication::Message).
     CopyData(&'a [u8]),
@@ -63,6 +65,20 @@ pub enum Message<'a> {
     DataRow(DataRow<'a>),
     /// `T`: the columns of the rows to come.
     RowDescription(RowDescription<'a>),
+    /// `1`: the statement of a `Parse` is ready.
+    ParseComplete,
+    /// `2`: the portal of a `Bind` is ready.
+    BindComplete,
+    /// `3`: what a `Close` names is gone.
+    CloseComplete,
+    /// `n`: what a `Describe` names returns no rows.
+    NoData,
+    /// `t`: the types of a statement's parameters.
+    ParameterDescription(Oids<'a>),
+    /// `s`: an `Execute` has given as many rows as it asked for, and there are more.
+    PortalSuspended,
+    /// `V`: what a function returned, `None` for NULL.
+    FunctionCallResponse(Option<&'a [u8]>),
     /// `I`: the query was empty.
     EmptyQueryResponse,
     /// `E`: a command, or the session, has failed.
@@ -108,7 +124,8 @@ pub enum Authentication<'a> {
     SaslContinue(&'a [u8]),
     /// 12: the mechanism's last word, which may prove the server.
     SaslFinal(&'a [u8]),
-    /// Any other: Kerberos, GSSAPI, SSPI, or what later servers think of.
+    /// Any other: Kerberos V5 (2), GSSAPI (7, and 8 with its data), SSPI (9), or what later servers
+    /// think of.
     Other {
         /// The number.
         code: u32,
@@ -171,14 +188,35 @@ impl<'a> Message<'a> {
             }),
             b'C' => Reader::all(body, "CommandComplete", |r| r.str("CommandComplete.tag"))
                 .map(Self::CommandComplete),
-            b'W' => copy_formats(body, "CopyBothResponse").map(|()| Self::CopyBothResponse),
-            b'G' => copy_formats(body, "CopyInResponse").map(|()| Self::CopyInResponse),
-            b'H' => copy_formats(body, "CopyOutResponse").map(|()| Self::CopyOutResponse),
+            b'W' => {
+                Reader::all(body, "CopyBothResponse", CopyFormats::read).map(Self::CopyBothResponse)
+            }
+            b'G' => {
+                Reader::all(body, "CopyInResponse", CopyFormats::read).map(Self::CopyInResponse)
+            }
+            b'H' => {
+                Reader::all(body, "CopyOutResponse", CopyFormats::read).map(Self::CopyOutResponse)
+            }
             b'c' => Reader::all(body, "CopyDone", |_| Ok(Self::CopyDone)),
             b'D' => Reader::all(body, "DataRow", DataRow::read).map(Self::DataRow),
             b'T' => {
                 Reader::all(body, "RowDescription", RowDescription::read).map(Self::RowDescription)
             }
+            b'1' => Reader::all(body, "ParseComplete", |_| Ok(Self::ParseComplete)),
+            b'2' => Reader::all(body, "BindComplete", |_| Ok(Self::BindComplete)),
+            b'3' => Reader::all(body, "CloseComplete", |_| Ok(Self::CloseComplete)),
+            b'n' => Reader::all(body, "NoData", |_| Ok(Self::NoData)),
+            b't' => Reader::all(body, "ParameterDescription", |r| {
+                // Unsigned: a statement takes up to 65,535 parameters.
+                let count = r.u16("ParameterDescription.parameters")?;
+                Oids::read(r, count, "ParameterDescription.parameter")
+            })
+            .map(Self::ParameterDescription),
+            b's' => Reader::all(body, "PortalSuspended", |_| Ok(Self::PortalSuspended)),
+            b'V' => Reader::all(body, "FunctionCallResponse", |r| {
+                r.nullable32("FunctionCallResponse.length", "FunctionCallResponse.value")
+            })
+            .map(Self::FunctionCallResponse),
             b'I' => Reader::all(body, "EmptyQueryResponse", |_| Ok(Self::EmptyQueryResponse)),
             b'E' => Reader::all(body, "ErrorResponse", ErrorFields::read).map(Self::ErrorResponse),
             b'N' => {
@@ -229,12 +267,25 @@ impl<'a> Message<'a> {
                 Self::CommandComplete(tag) => {
                     writer::cstr(tag.as_bytes(), "CommandComplete.tag", out)?
                 }
-                // All of it is text, in no columns: what the server says before replication.
-                Self::CopyBothResponse | Self::CopyInResponse | Self::CopyOutResponse => {
-                    out.put_slice(&[0; 3])
-                }
+                Self::CopyBothResponse(formats)
+                | Self::CopyInResponse(formats)
+                | Self::CopyOutResponse(formats) => formats.encode(out)?,
                 Self::CopyData(payload) => out.put_slice(payload),
-                Self::CopyDone | Self::EmptyQueryResponse => {}
+                Self::ParseComplete
+                | Self::BindComplete
+                | Self::CloseComplete
+                | Self::NoData
+                | Self::PortalSuspended
+                | Self::CopyDone
+                | Self::EmptyQueryResponse => {}
+                Self::ParameterDescription(types) => {
+                    let count = types.iter().len();
+                    out.put_u16(writer::count16(count, "ParameterDescription.parameters")?);
+                    out.put_slice(types.as_bytes());
+                }
+                Self::FunctionCallResponse(value) => {
+                    writer::nullable32(value, "FunctionCallResponse.value", out)?;
+                }
                 Self::DataRow(row) => {
                     out.put_u16(row.count);
                     out.put_slice(row.columns);
@@ -284,13 +335,20 @@ impl<'a> Message<'a> {
             Self::BackendKeyData { .. } => (b'K', "BackendKeyData"),
             Self::NegotiateProtocolVersion { .. } => (b'v', "NegotiateProtocolVersion"),
             Self::CommandComplete(_) => (b'C', "CommandComplete"),
-            Self::CopyBothResponse => (b'W', "CopyBothResponse"),
-            Self::CopyInResponse => (b'G', "CopyInResponse"),
-            Self::CopyOutResponse => (b'H', "CopyOutResponse"),
+            Self::CopyBothResponse(_) => (b'W', "CopyBothResponse"),
+            Self::CopyInResponse(_) => (b'G', "CopyInResponse"),
+            Self::CopyOutResponse(_) => (b'H', "CopyOutResponse"),
             Self::CopyData(_) => (b'd', "CopyData"),
             Self::CopyDone => (b'c', "CopyDone"),
             Self::DataRow(_) => (b'D', "DataRow"),
             Self::RowDescription(_) => (b'T', "RowDescription"),
+            Self::ParseComplete => (b'1', "ParseComplete"),
+            Self::BindComplete => (b'2', "BindComplete"),
+            Self::CloseComplete => (b'3', "CloseComplete"),
+            Self::NoData => (b'n', "NoData"),
+            Self::ParameterDescription(_) => (b't', "ParameterDescription"),
+            Self::PortalSuspended => (b's', "PortalSuspended"),
+            Self::FunctionCallResponse(_) => (b'V', "FunctionCallResponse"),
             Self::EmptyQueryResponse => (b'I', "EmptyQueryResponse"),
             Self::ErrorResponse(_) => (b'E', "ErrorResponse"),
             Self::NoticeResponse(_) => (b'N', "NoticeResponse"),
@@ -303,15 +361,6 @@ impl<'a> Message<'a> {
 
 /// PostgreSQL 18 sends 32 bytes; the protocol allows this many.
 const SECRET_KEY_LEN_MAX: usize = 256;
-
-/// The formats of a copy's columns: checked, and of no use to a client that replicates.
-fn copy_formats(body: &[u8], message: &'static str) -> Result<(), DecodeError> {
-    Reader::all(body, message, |r| {
-        r.bool("CopyResponse.format")?;
-        let columns = r.count16("CopyResponse.columns")?;
-        r.take(usize::from(columns) * 2, "CopyResponse.column_formats").map(drop)
-    })
-}
 
 impl<'a> Authentication<'a> {
     fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
@@ -421,12 +470,22 @@ mod tests {
             },
         );
         check(b'C', b"SELECT 1\0", Message::CommandComplete("SELECT 1"));
-        check(b'W', &hex!("00 0000"), Message::CopyBothResponse);
-        check(b'G', &hex!("00 0000"), Message::CopyInResponse);
-        check(b'H', &hex!("00 0000"), Message::CopyOutResponse);
+        check(b'W', &hex!("00 0000"), Message::CopyBothResponse(CopyFormats::default()));
+        check(b'G', &hex!("00 0000"), Message::CopyInResponse(CopyFormats::default()));
+        check(b'H', &hex!("00 0000"), Message::CopyOutResponse(CopyFormats::default()));
         check(b'd', b"anything", Message::CopyData(b"anything"));
         check(b'c', b"", Message::CopyDone);
         check(b'I', b"", Message::EmptyQueryResponse);
+        check(b'1', b"", Message::ParseComplete);
+        check(b'2', b"", Message::BindComplete);
+        check(b'3', b"", Message::CloseComplete);
+        check(b'n', b"", Message::NoData);
+        check(b's', b"", Message::PortalSuspended);
+        let types = Oids::new(&[0, 0, 0, 25, 0, 0, 0, 0]).unwrap();
+        assert_eq!(types.iter().collect::<Vec<_>>(), [25, 0]);
+        check(b't', &hex!("0002 00000019 00000000"), Message::ParameterDescription(types));
+        check(b'V', &hex!("00000001 ff"), Message::FunctionCallResponse(Some(b"\xff")));
+        check(b'V', &hex!("ffffffff"), Message::FunctionCallResponse(None));
         check(
             b'S',
             b"TimeZone\0UTC\0",
@@ -443,11 +502,16 @@ mod tests {
     }
 
     #[test]
-    fn formats_of_a_copy_are_checked() {
-        let decode = |body| Message::decode(Frame { tag: b'H', body });
-        assert_eq!(decode(&hex!("01 0002 0001 0000")), Ok(Message::CopyOutResponse));
-        assert_eq!(decode(&hex!("02 0000")).unwrap_err().fault, Fault::Tag(2));
-        assert_eq!(decode(&hex!("00 0001 0000 00")).unwrap_err().fault, Fault::Trailing);
+    fn formats_of_a_copy_are_kept() {
+        let columns = Formats::new(&hex!("0001 0000")).unwrap();
+        assert_eq!(columns.iter().collect::<Vec<_>>(), [1, 0]);
+        let formats = CopyFormats { binary: true, columns };
+        check(b'H', &hex!("01 0002 0001 0000"), Message::CopyOutResponse(formats));
+        let fault = |body| Message::decode(Frame { tag: b'H', body }).unwrap_err().fault;
+        assert_eq!(fault(&hex!("02 0000")), Fault::Tag(2));
+        assert_eq!(fault(&hex!("00 0001 0000 00")), Fault::Trailing);
+        assert_eq!(Formats::new(&[0]).unwrap_err().fault, Fault::Truncated);
+        assert_eq!(Oids::new(&[0; 5]).unwrap_err().fault, Fault::Truncated);
     }
 
     #[test]
@@ -500,6 +564,41 @@ mod tests {
             assert_eq!(fields.to_error().to_string(), " (SQLSTATE ?????)");
         }
         assert_eq!(SqlState([0xff; 5]).class(), "??");
+    }
+
+    #[test]
+    fn what_an_error_is_about_can_be_asked_for() {
+        let fields: [(u8, &[u8]); 10] = [
+            (b'C', b"23505"),
+            (b'P', b"12"),
+            (b'W', b"PL/pgSQL"),
+            (b's', b"public"),
+            (b't', b"owls"),
+            (b'c', b"id"),
+            (b'n', b"owls_pkey"),
+            (b'F', b"nbtinsert.c"),
+            (b'L', b"666"),
+            (b'R', b"_bt_check_unique"),
+        ];
+        let mut out = BytesMut::new();
+        ErrorFields::encode_notice(&fields, &mut out).unwrap();
+        let frame = Frame::decode(&out, 1000).unwrap().unwrap();
+        let Ok(Message::NoticeResponse(said)) = Message::decode(frame) else { panic!() };
+        assert_eq!(said.code().class(), class::INTEGRITY_CONSTRAINT_VIOLATION);
+        assert_eq!((said.position(), said.line()), (Some(12), Some(666)));
+        let texts = [
+            said.context(),
+            said.schema(),
+            said.table(),
+            said.column(),
+            said.constraint(),
+            said.file(),
+            said.routine(),
+        ];
+        let values = fields.iter().filter(|(code, _)| !b"CPL".contains(code));
+        assert!(
+            texts.iter().flatten().map(|text| text.as_bytes()).eq(values.map(|(_, text)| *text))
+        );
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
+        self.array(field).map(u16::from_be_bytes)
+    }
+
+    #[inline]
     pub(crate) fn i16(&mut self, field: &'static str) -> Result<i16, DecodeError> {
         self.array(field).map(i16::from_be_bytes)
     }
@@ -140,6 +145,23 @@ impl<'a> Reader<'a> {
         let (taken, rest) = rest.split_at_checked(len)?;
         self.rest = rest;
         Some((tag, taken))
+    }
+
+    /// Bytes behind their 32-bit length, or nothing where that is -1: a value, or NULL.
+    #[inline]
+    pub(crate) fn nullable32(
+        &mut self,
+        length: &'static str,
+        value: &'static str,
+    ) -> Result<Option<&'a [u8]>, DecodeError> {
+        match self.i32(length)? {
+            -1 => Ok(None),
+            len => {
+                let len = usize::try_from(len)
+                    .map_err(|_| DecodeError::new(length, Fault::Length(len.into())))?;
+                self.take(len, value).map(Some)
+            }
+        }
     }
 
     /// Everything that is left.

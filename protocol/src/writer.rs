@@ -69,6 +69,22 @@ pub(crate) fn bytes32(
     Ok(())
 }
 
+/// Appends a value as [`bytes32`] does, or -1 for NULL.
+#[inline]
+pub(crate) fn nullable32(
+    value: Option<&[u8]>,
+    field: &'static str,
+    out: &mut BytesMut,
+) -> Result<(), EncodeError> {
+    match value {
+        Some(value) => bytes32(value, field, out),
+        None => {
+            out.put_i32(-1);
+            Ok(())
+        }
+    }
+}
+
 #[inline]
 pub(crate) fn len32(len: usize, field: &'static str) -> Result<i32, EncodeError> {
     i32::try_from(len).map_err(|_| EncodeError::TooLong { field, len })
@@ -77,4 +93,10 @@ pub(crate) fn len32(len: usize, field: &'static str) -> Result<i32, EncodeError>
 #[inline]
 pub(crate) fn len16(len: usize, field: &'static str) -> Result<i16, EncodeError> {
     i16::try_from(len).map_err(|_| EncodeError::TooLong { field, len })
+}
+
+/// A 16-bit count that the wire takes as unsigned.
+#[inline]
+pub(crate) fn count16(len: usize, field: &'static str) -> Result<u16, EncodeError> {
+    u16::try_from(len).map_err(|_| EncodeError::TooLong { field, len })
 }

@@ -58,10 +58,6 @@ fn server(tag: u8, body: &[u8]) -> Result<(), DecodeError> {
                 pgoutput(&Decoder::default(), piece.data)?;
             }
         }
-        // Their formats are checked and not kept.
-        backend::Message::CopyBothResponse
-        | backend::Message::CopyInResponse
-        | backend::Message::CopyOutResponse => return Ok(()),
         _ => {}
     }
     let mut out = BytesMut::new();
@@ -163,6 +159,8 @@ fn lengths_that_cannot_be_are_refused_as_such() {
         (pgoutput(b"R\0\0\0\0\0\0d\x7f\xff"), "Relation.column.flags", Fault::Truncated),
         (pgoutput(b"T\xff\xff\xff\xff\0"), "Truncate.relations", Fault::Length(-1)),
         (pgoutput(b"T\x7f\xff\xff\xff\0"), "Truncate.relation", Fault::Truncated),
+        (server(b't', b"\xff\xff"), "ParameterDescription.parameter", Fault::Truncated),
+        (server(b'V', b"\xff\xff\xff\xfe"), "FunctionCallResponse.length", Fault::Length(-2)),
         (server(b'D', b"\xff\xff"), "DataRow.columns", Fault::Length(-1)),
         (server(b'D', b"\0\x01\xff\xff\xff\xfe"), "DataRow.column.length", Fault::Length(-2)),
         (server(b'D', b"\0\x01\x7f\xff\xff\xff"), "DataRow.column.value", Fault::Truncated),

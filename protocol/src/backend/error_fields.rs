@@ -82,6 +82,64 @@ impl<'a> ErrorFields<'a> {
         self.text(b'H')
     }
 
+    /// Where in the query's text it is wrong: the number of the character, from 1.
+    #[must_use]
+    pub fn position(&self) -> Option<u32> {
+        self.number(b'P')
+    }
+
+    /// The stack of calls and commands that led to it, the innermost first; the manual's "where".
+    #[must_use]
+    pub fn context(&self) -> Option<Cow<'a, str>> {
+        self.text(b'W')
+    }
+
+    /// The schema of what it is about.
+    #[must_use]
+    pub fn schema(&self) -> Option<Cow<'a, str>> {
+        self.text(b's')
+    }
+
+    /// The table that it is about.
+    #[must_use]
+    pub fn table(&self) -> Option<Cow<'a, str>> {
+        self.text(b't')
+    }
+
+    /// The column that it is about.
+    #[must_use]
+    pub fn column(&self) -> Option<Cow<'a, str>> {
+        self.text(b'c')
+    }
+
+    /// The constraint that it is about, or the index behind it.
+    #[must_use]
+    pub fn constraint(&self) -> Option<Cow<'a, str>> {
+        self.text(b'n')
+    }
+
+    /// The file of the server's source that reports it.
+    #[must_use]
+    pub fn file(&self) -> Option<Cow<'a, str>> {
+        self.text(b'F')
+    }
+
+    /// The line in that file.
+    #[must_use]
+    pub fn line(&self) -> Option<u32> {
+        self.number(b'L')
+    }
+
+    /// The function in that file.
+    #[must_use]
+    pub fn routine(&self) -> Option<Cow<'a, str>> {
+        self.text(b'R')
+    }
+
+    fn number(&self, code: u8) -> Option<u32> {
+        core::str::from_utf8(self.field(code)?).ok()?.parse().ok()
+    }
+
     fn text(&self, code: u8) -> Option<Cow<'a, str>> {
         self.field(code).map(String::from_utf8_lossy)
     }
@@ -104,7 +162,20 @@ impl<'a> ErrorFields<'a> {
     ///
     /// If a text holds a zero byte.
     pub fn encode(fields: &[(u8, &[u8])], out: &mut BytesMut) -> Result<(), EncodeError> {
-        writer::message(Some(b'E'), "ErrorResponse", out, |out| {
+        Self::encode_as(b'E', fields, out)
+    }
+
+    /// The same for a `NoticeResponse`.
+    ///
+    /// # Errors
+    ///
+    /// If a text holds a zero byte.
+    pub fn encode_notice(fields: &[(u8, &[u8])], out: &mut BytesMut) -> Result<(), EncodeError> {
+        Self::encode_as(b'N', fields, out)
+    }
+
+    fn encode_as(tag: u8, fields: &[(u8, &[u8])], out: &mut BytesMut) -> Result<(), EncodeError> {
+        writer::message(Some(tag), "ErrorResponse", out, |out| {
             for (code, value) in fields {
                 if *code == 0 {
                     return Err(EncodeError::Nul { field: "ErrorResponse.field.code" });

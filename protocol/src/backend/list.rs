@@ -1,6 +1,7 @@
 //! Lists inside messages: checked once, and walked without failing.
 
 use crate::{
+    Oid,
     error::{DecodeError, Fault},
     reader::Reader,
 };
@@ -36,5 +37,79 @@ impl<'a> Strings<'a> {
             debug_assert!(string.is_ok(), "the list was scanned when it was decoded");
             string.ok()
         })
+    }
+}
+
+/// A list of format codes: 0 for text, 1 for binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Formats<'a>(&'a [[u8; 2]]);
+
+impl<'a> Formats<'a> {
+    /// Takes codes as they stand on the wire, two bytes each, for an encoder: `b"\0\0\0\x01"`.
+    ///
+    /// # Errors
+    ///
+    /// If the last one is cut off.
+    pub fn new(big_endian: &'a [u8]) -> Result<Self, DecodeError> {
+        chunks(big_endian, "Formats.format").map(Self)
+    }
+
+    pub(crate) fn read(
+        r: &mut Reader<'a>,
+        count: u16,
+        field: &'static str,
+    ) -> Result<Self, DecodeError> {
+        chunks(r.take(usize::from(count) * 2, field)?, field).map(Self)
+    }
+
+    /// The codes, in the order they were sent.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = i16> + Clone + use<'a> {
+        self.0.iter().map(|code| i16::from_be_bytes(*code))
+    }
+
+    pub(crate) const fn as_bytes(&self) -> &'a [u8] {
+        self.0.as_flattened()
+    }
+}
+
+/// A list of types, 0 for one that is left to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Oids<'a>(&'a [[u8; 4]]);
+
+impl<'a> Oids<'a> {
+    /// Takes numbers as they stand on the wire, four bytes each, for an encoder: `b"\0\0\0\x19"`.
+    ///
+    /// # Errors
+    ///
+    /// If the last one is cut off.
+    pub fn new(big_endian: &'a [u8]) -> Result<Self, DecodeError> {
+        chunks(big_endian, "Oids.oid").map(Self)
+    }
+
+    pub(crate) fn read(
+        r: &mut Reader<'a>,
+        count: u16,
+        field: &'static str,
+    ) -> Result<Self, DecodeError> {
+        chunks(r.take(usize::from(count) * 4, field)?, field).map(Self)
+    }
+
+    /// The numbers, in the order they were sent.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Oid> + Clone + use<'a> {
+        self.0.iter().map(|oid| Oid::from_be_bytes(*oid))
+    }
+
+    pub(crate) const fn as_bytes(&self) -> &'a [u8] {
+        self.0.as_flattened()
+    }
+}
+
+fn chunks<'a, const N: usize>(
+    bytes: &'a [u8],
+    field: &'static str,
+) -> Result<&'a [[u8; N]], DecodeError> {
+    match bytes.as_chunks() {
+        (chunks, []) => Ok(chunks),
+        _ => Err(DecodeError::new(field, Fault::Truncated)),
     }
 }

@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     Oid,
-    error::{DecodeError, EncodeError, Fault},
+    error::{DecodeError, EncodeError},
     reader::Reader,
     writer,
 };
@@ -53,27 +53,13 @@ impl<'a> DataRow<'a> {
     pub fn encode(columns: &[Option<&[u8]>], out: &mut BytesMut) -> Result<(), EncodeError> {
         writer::message(Some(b'D'), "DataRow", out, |out| {
             out.put_i16(writer::len16(columns.len(), "DataRow.columns")?);
-            columns.iter().try_for_each(|column| match column {
-                Some(value) => writer::bytes32(value, "DataRow.column", out),
-                None => {
-                    out.put_i32(-1);
-                    Ok(())
-                }
-            })
+            columns.iter().try_for_each(|column| writer::nullable32(*column, "DataRow.column", out))
         })
     }
 }
 
 fn read_column<'a>(r: &mut Reader<'a>) -> Result<Option<&'a [u8]>, DecodeError> {
-    match r.i32("DataRow.column.length")? {
-        -1 => Ok(None),
-        len => {
-            let len = usize::try_from(len).map_err(|_| {
-                DecodeError::new("DataRow.column.length", Fault::Length(len.into()))
-            })?;
-            r.take(len, "DataRow.column.value").map(Some)
-        }
-    }
+    r.nullable32("DataRow.column.length", "DataRow.column.value")
 }
 
 /// The columns of the rows to come.
