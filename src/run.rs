@@ -9,7 +9,8 @@ use crate::relay::{Input, Now, Output, Reading, Relay, Settings};
 use crate::report::Report;
 use bytes::BytesMut;
 use factlib_protocol::replication::{quote_identifier, start_logical};
-use factlib_protocol::{Lsn, Timestamp};
+use factlib_protocol::session::SessionError;
+use factlib_protocol::{EncodeError, Lsn, Timestamp};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -204,8 +205,9 @@ impl Postgres {
 
 async fn start_replication(
     mut connection: Connection,
-    command: String,
+    command: Result<String, EncodeError>,
 ) -> Result<(Connection, Instant), Failure> {
+    let command = command.map_err(SessionError::from)?;
     let asked_at = now().at;
     connection.start_replication(&command).await?;
     Ok((connection, asked_at))
@@ -213,7 +215,7 @@ async fn start_replication(
 
 /// Protocol version 1 and no streaming: inside a stream block a fact of a rolled-back savepoint
 /// cannot be told from a good one.
-fn start_command(config: &Config, start: Lsn) -> String {
+fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
     let publication = quote_identifier(&config.publication);
     let options =
         [("proto_version", "1"), ("publication_names", publication.as_str()), ("messages", "true")];

@@ -57,7 +57,8 @@ impl RawReader {
             ("publication_names", self.publication.as_str()),
             ("messages", "true"),
         ];
-        ask(&mut socket, &start_logical(&self.slot, Lsn::INVALID, &options))?;
+        let start = start_logical(&self.slot, Lsn::INVALID, &options).map_err(other)?;
+        ask(&mut socket, &start)?;
         wait_for(&mut socket, &mut buffer, |message| {
             matches!(message, Message::CopyBothResponse { .. })
         })?;

@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let publication = quote_identifier(publication);
     let options =
         [("proto_version", "1"), ("publication_names", &publication), ("messages", "true")];
-    let start = start_logical(slot, Lsn::INVALID, &options);
+    let start = start_logical(slot, Lsn::INVALID, &options)?;
 
     let mut socket = TcpStream::connect(address).await?;
     let mut session = Session::new(64 << 20, FeedbackPolicy::default());

@@ -85,6 +85,18 @@ pub enum EncodeError {
         /// Its length in bytes, or its number of entries.
         len: usize,
     },
+    /// A `"` inside a name in a replication command: what SQL doubles is a syntax error there.
+    Quote {
+        /// What the name is of.
+        field: &'static str,
+    },
+    /// Something that the server's version does not have.
+    Version {
+        /// What it is.
+        what: &'static str,
+        /// The first major version that has it.
+        since: u32,
+    },
 }
 
 impl fmt::Display for EncodeError {
@@ -95,6 +107,10 @@ impl fmt::Display for EncodeError {
             }
             Self::Empty { field } => write!(f, "{field} is empty"),
             Self::TooLong { field, len } => write!(f, "{field} is too long to be sent ({len})"),
+            Self::Quote { field } => {
+                write!(f, "{field} holds a double quote, which no replication command can say")
+            }
+            Self::Version { what, since } => write!(f, "{what} needs PostgreSQL {since} or later"),
         }
     }
 }
@@ -117,6 +133,14 @@ mod tests {
         assert_eq!(
             EncodeError::Nul { field: "Query.sql" }.to_string(),
             "Query.sql holds a zero byte, which ends it on the wire"
+        );
+        assert_eq!(
+            EncodeError::Quote { field: "slot" }.to_string(),
+            "slot holds a double quote, which no replication command can say"
+        );
+        assert_eq!(
+            EncodeError::Version { what: "failover of a slot", since: 17 }.to_string(),
+            "failover of a slot needs PostgreSQL 17 or later"
         );
     }
 }

@@ -8,13 +8,17 @@ mod command;
 use bytes::{BufMut, BytesMut};
 
 pub use self::{
-    answer::{TimelineSwitch, timeline_switches},
+    answer::{
+        CreatedSlot, IdentifySystem, NextTimeline, ReadSlot, TimelineHistory, TimelineSwitch,
+        timeline_switches,
+    },
     command::{
-        Snapshot, create_logical_slot, drop_slot, identify_system, quote_identifier, quote_literal,
-        start_logical, timeline_history,
+        SlotKind, Snapshot, alter_slot, create_slot, drop_slot, identify_system, quote_identifier,
+        quote_literal, read_slot, show, start_logical, start_physical, timeline_history,
     },
 };
 use crate::{
+    Xid,
     error::{DecodeError, EncodeError, Fault},
     lsn::{Lsn, Timestamp},
     reader::Reader,
@@ -31,12 +35,17 @@ pub enum Message<'a> {
     PrimaryKeepalive(PrimaryKeepalive),
 }
 
-/// `w`: a piece of the log; in logical replication, one message of the output plugin.
+/// `w`: a piece of the log.
+///
+/// In logical replication, one message of the output plugin. In physical replication, bytes of the log as
+/// they stand in its files, up to 128 kB of them: the first stands at `wal_start`, the next piece begins
+/// where this one ends, and a record may be cut anywhere between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XLogData<'a> {
     /// Where the piece starts. In logical replication, the position of what the message is about.
     pub wal_start: Lsn,
-    /// How far the server's log goes. In logical replication the server repeats `wal_start`.
+    /// How far the server's log goes, which is more than is sent. In logical replication the server
+    /// repeats `wal_start`.
     pub wal_end: Lsn,
     /// When it was sent.
     pub server_clock: Timestamp,
@@ -193,6 +202,84 @@ impl StandbyStatusUpdate {
     }
 }
 
+/// `h`: which rows the queries of a standby still see, so that the primary keeps them.
+///
+/// An epoch counts how often the 32 bits of transaction numbers have been used up; it is for the server to
+/// see that a number is not from a round too long ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HotStandbyFeedback {
+    /// The client's clock.
+    pub clock: Timestamp,
+    /// The oldest transaction that the standby's queries do not see as over; 0 to keep nothing more.
+    pub xmin: Xid,
+    /// Its epoch.
+    pub xmin_epoch: u32,
+    /// The same for the catalogue, which the standby's own logical slots need; 0 for none.
+    pub catalog_xmin: Xid,
+    /// Its epoch.
+    pub catalog_xmin_epoch: u32,
+}
+
+impl HotStandbyFeedback {
+    /// The length on the wire, which counts itself.
+    const LENGTH: u32 = 4 + 1 + 8 + 4 * 4;
+    /// The whole `CopyData`, in bytes.
+    pub const ENCODED_LEN: usize = 1 + Self::LENGTH as usize;
+
+    /// Appends the whole `CopyData`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(b'd');
+        out.put_u32(Self::LENGTH);
+        out.put_u8(b'h');
+        out.put_i64(self.clock.0);
+        out.put_u32(self.xmin);
+        out.put_u32(self.xmin_epoch);
+        out.put_u32(self.catalog_xmin);
+        out.put_u32(self.catalog_xmin_epoch);
+    }
+}
+
+/// What a client sends inside `CopyData`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StandbyMessage {
+    /// `r`: how far it has come.
+    StatusUpdate(StandbyStatusUpdate),
+    /// `h`: which rows its queries see.
+    HotStandbyFeedback(HotStandbyFeedback),
+}
+
+impl StandbyMessage {
+    /// Reads the payload of one `CopyData`, for a server made of this crate.
+    ///
+    /// # Errors
+    ///
+    /// If it is neither message, or too short or too long for it.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        match payload.first() {
+            Some(b'h') => Reader::all(payload, "HotStandbyFeedback", |r| {
+                r.u8("CopyData.tag")?;
+                Ok(Self::HotStandbyFeedback(HotStandbyFeedback {
+                    clock: Timestamp(r.i64("HotStandbyFeedback.clock")?),
+                    xmin: r.u32("HotStandbyFeedback.xmin")?,
+                    xmin_epoch: r.u32("HotStandbyFeedback.xmin_epoch")?,
+                    catalog_xmin: r.u32("HotStandbyFeedback.catalog_xmin")?,
+                    catalog_xmin_epoch: r.u32("HotStandbyFeedback.catalog_xmin_epoch")?,
+                }))
+            }),
+            _ => StandbyStatusUpdate::decode(payload).map(Self::StatusUpdate),
+        }
+    }
+
+    /// Appends the whole `CopyData`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::StatusUpdate(status) => status.encode(out),
+            Self::HotStandbyFeedback(feedback) => feedback.encode(out),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use hex_literal::hex;
@@ -246,10 +333,32 @@ mod tests {
             )
         );
         assert_eq!(StandbyStatusUpdate::decode(&out[5..]), Ok(status));
+        assert_eq!(StandbyMessage::decode(&out[5..]), Ok(StandbyMessage::StatusUpdate(status)));
         assert_eq!(out.len(), StandbyStatusUpdate::ENCODED_LEN);
         out.clear();
         keepalive.encode(&mut out);
         assert_eq!(out.len(), PrimaryKeepalive::ENCODED_LEN);
+    }
+
+    #[test]
+    fn feedback_is_as_the_manual_draws_it() {
+        let feedback = HotStandbyFeedback {
+            clock: Timestamp(1),
+            xmin: 2,
+            xmin_epoch: 3,
+            catalog_xmin: 4,
+            catalog_xmin_epoch: 5,
+        };
+        let mut out = BytesMut::new();
+        feedback.encode(&mut out);
+        let expected = hex!("64 0000001d 68 0000000000000001 00000002 00000003 00000004 00000005");
+        assert_eq!(out[..], expected);
+        assert_eq!(out.len(), HotStandbyFeedback::ENCODED_LEN);
+        let message = StandbyMessage::HotStandbyFeedback(feedback);
+        assert_eq!(StandbyMessage::decode(&out[5..]), Ok(message));
+        assert_eq!(StandbyMessage::decode(&out[5..20]).unwrap_err().fault, Fault::Truncated);
+        assert_eq!(StandbyMessage::decode(b"x").unwrap_err().fault, Fault::Tag(b'x'));
+        assert_eq!(StandbyMessage::decode(b"").unwrap_err().fault, Fault::Truncated);
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn a_stream_is_opened_and_read_as_pg_recvlogical_does() {
     let mut commands = BytesMut::new();
     frontend::query(replication::identify_system(), &mut commands).unwrap();
     let options = [("proto_version", "1"), ("publication_names", "facts"), ("messages", "true")];
-    let start = replication::start_logical("recorded", Lsn::INVALID, &options);
+    let start = replication::start_logical("recorded", Lsn::INVALID, &options).unwrap();
     frontend::query(&start, &mut commands).unwrap();
     let queries: Vec<&[u8]> = said(Speaker::Client).filter(|message| message[0] == b'Q').collect();
     assert_eq!(queries[queries.len() - 2..].concat(), commands);

@@ -171,7 +171,7 @@ fn a_recorded_session_is_held_as_pg_recvlogical_held_it() {
 /// A session that streams, and has told the server so and been answered.
 fn streaming() -> Session<Duration> {
     let mut session = ready();
-    session.start_replication(&start_logical("s", Lsn::INVALID, &[]), at(0)).unwrap();
+    session.start_replication(&start_logical("s", Lsn::INVALID, &[]).unwrap(), at(0)).unwrap();
     said(&mut session);
     assert_eq!(hear(&mut session, b"W\0\0\0\x07\0\0\0", 8, at(0)).unwrap(), ["Started"]);
     let [status] = statuses(said(&mut session)).try_into().unwrap();

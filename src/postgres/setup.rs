@@ -10,8 +10,9 @@ use crate::relay::gone::ExitKind;
 use factlib_protocol::Lsn;
 use factlib_protocol::backend::SqlState;
 use factlib_protocol::replication::{
-    Snapshot, create_logical_slot, quote_identifier, quote_literal,
+    SlotKind, Snapshot, create_slot, quote_identifier, quote_literal,
 };
+use factlib_protocol::session::SessionError;
 
 const COMMENT: &str = "owlpost: ";
 const INITIALISING: &str = "initialising";
@@ -239,7 +240,14 @@ pub async fn set_up(
                     "the slot waits for a transaction that is open: {blocker}"
                 );
             }
-            let command = create_logical_slot(names.slot, "pgoutput", false, Snapshot::Nothing);
+            let kind = SlotKind::Logical {
+                plugin: "pgoutput",
+                snapshot: Snapshot::Nothing,
+                two_phase: false,
+                failover: false,
+            };
+            let command = create_slot(names.slot, false, kind, found.version / 10_000);
+            let command = command.map_err(SessionError::from)?;
             let rows = connection.query(&command).await?;
             let point = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
             point.ok_or(Failure::Answer { command: "CREATE_REPLICATION_SLOT" })?
