@@ -17,7 +17,7 @@ use bytes::{BufMut, BytesMut};
 pub use self::{
     copy::CopyFormats,
     error_fields::{ErrorFields, ServerError},
-    list::{Formats, Oids, Strings},
+    list::{Formats, Oids, Strings, Values},
     row::{DataRow, Field, RowDescription},
     sqlstate::{SqlState, class},
 };
@@ -167,15 +167,8 @@ impl<'a> Message<'a> {
             }
             b'K' => Reader::all(body, "BackendKeyData", |r| {
                 let process_id = r.u32("BackendKeyData.process_id")?;
-                let secret_key = r.rest();
-                let fault = match secret_key.len() {
-                    0..4 => Fault::Truncated,
-                    4..=SECRET_KEY_LEN_MAX => {
-                        return Ok(Self::BackendKeyData { process_id, secret_key });
-                    }
-                    len => Fault::Length(i64::try_from(len).unwrap_or(i64::MAX)),
-                };
-                Err(DecodeError::new("BackendKeyData.secret_key", fault))
+                let secret_key = secret_key(r, "BackendKeyData.secret_key")?;
+                Ok(Self::BackendKeyData { process_id, secret_key })
             }),
             b'v' => Reader::all(body, "NegotiateProtocolVersion", |r| {
                 let version = r.u32("NegotiateProtocolVersion.version")?;
@@ -286,10 +279,7 @@ impl<'a> Message<'a> {
                 Self::FunctionCallResponse(value) => {
                     writer::nullable32(value, "FunctionCallResponse.value", out)?;
                 }
-                Self::DataRow(row) => {
-                    out.put_u16(row.count);
-                    out.put_slice(row.columns);
-                }
+                Self::DataRow(row) => row.0.encode(out),
                 Self::RowDescription(description) => {
                     out.put_u16(description.count);
                     out.put_slice(description.fields);
@@ -361,6 +351,20 @@ impl<'a> Message<'a> {
 
 /// PostgreSQL 18 sends 32 bytes; the protocol allows this many.
 const SECRET_KEY_LEN_MAX: usize = 256;
+
+/// What a cancel request presents, to the end of the message.
+pub(crate) fn secret_key<'a>(
+    r: &mut Reader<'a>,
+    field: &'static str,
+) -> Result<&'a [u8], DecodeError> {
+    let secret_key = r.rest();
+    let fault = match secret_key.len() {
+        0..4 => Fault::Truncated,
+        4..=SECRET_KEY_LEN_MAX => return Ok(secret_key),
+        len => Fault::Length(i64::try_from(len).unwrap_or(i64::MAX)),
+    };
+    Err(DecodeError::new(field, fault))
+}
 
 impl<'a> Authentication<'a> {
     fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {

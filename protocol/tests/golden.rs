@@ -46,6 +46,43 @@ fn every_message_of_the_server_can_be_said_again_byte_for_byte() {
 }
 
 #[test]
+fn every_message_of_the_client_can_be_said_again_byte_for_byte() {
+    let mut tags = std::collections::BTreeSet::new();
+    for message in fixtures::client_messages() {
+        let frame = Frame::decode(&message, 30_000).unwrap().unwrap();
+        let decoded = frontend::Message::decode(frame).unwrap();
+        let mut out = BytesMut::new();
+        decoded.encode(&mut out).unwrap();
+        assert_eq!(out[..], message, "{decoded:?}");
+        assert_eq!(decoded.tag(), frame.tag);
+        tags.insert(char::from(frame.tag));
+    }
+    assert_eq!(tags.iter().collect::<String>(), "QXcdp");
+    for message in fixtures::first_messages() {
+        let first = frontend::FirstMessage::decode(&message, frontend::STARTUP_LEN_MAX).unwrap();
+        let (first, len) = first.unwrap();
+        assert_eq!(len, message.len());
+        let frontend::FirstMessage::StartupMessage(startup) = first else { panic!("{first:?}") };
+        assert_eq!(startup.param("database"), Some(&b"owl"[..]));
+        let mut out = BytesMut::new();
+        first.encode(&mut out).unwrap();
+        assert_eq!(out[..], message, "{first:?}");
+    }
+}
+
+#[test]
+fn the_first_words_of_scram_are_found_in_a_recorded_login() {
+    let message = fixtures::session(fixtures::LOGIN_SCRAM).swap_remove(2).1;
+    let frame = Frame::decode(&message, 30_000).unwrap().unwrap();
+    let frontend::Message::Password(body) = frontend::Message::decode(frame).unwrap() else {
+        panic!()
+    };
+    let said = body.sasl_initial_response().unwrap();
+    assert_eq!(said.mechanism, "SCRAM-SHA-256");
+    assert!(said.data.unwrap().starts_with(b"n,,n=,r="));
+}
+
+#[test]
 fn a_stream_is_opened_and_read_as_pg_recvlogical_does() {
     let session = fixtures::session(fixtures::STREAM);
     let said = |speaker| {

@@ -6,7 +6,7 @@ mod fixtures;
 
 use bytes::BytesMut;
 use factlib_protocol::{
-    DecodeError, Fault, Frame, backend,
+    DecodeError, EncodeError, Fault, Frame, backend, frontend,
     pgoutput::{Columns, Decoder, Message, Tuple},
     replication,
 };
@@ -66,6 +66,58 @@ fn server(tag: u8, body: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
+/// The same for a message of a client.
+fn client(tag: u8, body: &[u8]) -> Result<(), DecodeError> {
+    let message = frontend::Message::decode(Frame { tag, body })?;
+    match message {
+        frontend::Message::Bind(bind) => assert_eq!(bind.values.iter().count(), bind.values.len()),
+        frontend::Message::Password(body) => {
+            let _ = (body.password(), body.sasl_initial_response());
+        }
+        frontend::Message::CopyData(payload) => {
+            let message = replication::StandbyMessage::decode(payload)?;
+            let mut out = BytesMut::new();
+            message.encode(&mut out);
+            assert_eq!(out[5..], *payload);
+        }
+        _ => {}
+    }
+    let mut out = BytesMut::new();
+    message.encode(&mut out).unwrap();
+    assert_eq!(out[5..], *body);
+    Ok(())
+}
+
+/// The same for the first message, which says how long it is.
+fn first(buf: &[u8]) -> Result<(), DecodeError> {
+    let Some((message, len)) = frontend::FirstMessage::decode(buf, 10_000)? else { return Ok(()) };
+    if let frontend::FirstMessage::StartupMessage(startup) = message {
+        assert!(startup.params().all(|(name, _)| startup.param(name).is_some()));
+    }
+    let mut out = BytesMut::new();
+    message.encode(&mut out).unwrap();
+    assert_eq!(out[..], buf[..len]);
+    Ok(())
+}
+
+/// One of each that no recording has.
+fn extended_messages() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut add = |write: &dyn Fn(&mut BytesMut) -> Result<(), EncodeError>| {
+        let mut out = BytesMut::new();
+        write(&mut out).unwrap();
+        all.push(out.to_vec());
+    };
+    add(&|out| frontend::parse("s", "SELECT $1", &[25, 0], out));
+    add(&|out| frontend::bind("p", "s", &[0, 1], &[Some(b"owl"), None], &[1], out));
+    add(&|out| frontend::describe(frontend::Target::Statement, "s", out));
+    add(&|out| frontend::close(frontend::Target::Portal, "p", out));
+    add(&|out| frontend::execute("p", 7, out));
+    add(&|out| frontend::function_call(7, &[1], &[Some(b"owl"), None], 1, out));
+    add(&|out| frontend::copy_fail("tired", out));
+    all
+}
+
 fn parts(message: &[u8]) -> (u8, &[u8]) {
     let frame = Frame::decode(message, usize::MAX).unwrap().unwrap();
     (frame.tag, frame.body)
@@ -105,6 +157,50 @@ fn every_prefix_is_truncated_and_one_byte_more_is_trailing() {
             }
         }
     }
+}
+
+#[test]
+fn what_a_client_says_is_cut_short_or_made_longer_in_vain() {
+    let fault = |result: Result<(), DecodeError>| result.map_err(|error| error.fault);
+    for message in fixtures::client_messages().into_iter().chain(extended_messages()) {
+        let (tag, body) = parts(&message);
+        // What a `p` holds is the business of whoever asked.
+        if tag == b'p' {
+            continue;
+        }
+        for cut in 0..body.len() {
+            assert_eq!(fault(client(tag, &body[..cut])), Err(Fault::Truncated), "{message:?}");
+        }
+        let longer = [body, &[0]].concat();
+        assert_eq!(fault(client(tag, &longer)), Err(Fault::Trailing), "{message:?}");
+    }
+}
+
+#[test]
+fn no_byte_of_a_client_in_any_place_causes_a_panic_or_is_misread() {
+    let mut refused = 0;
+    for mut message in fixtures::client_messages().into_iter().chain(extended_messages()) {
+        for at in 5..message.len() {
+            let before = message[at];
+            for byte in 0..=255 {
+                message[at] = byte;
+                let (tag, body) = parts(&message);
+                refused += u32::from(client(tag, body).is_err());
+            }
+            message[at] = before;
+        }
+    }
+    for mut message in fixtures::first_messages() {
+        for at in 0..message.len() {
+            let before = message[at];
+            for byte in 0..=255 {
+                message[at] = byte;
+                refused += u32::from(first(&message).is_err());
+            }
+            message[at] = before;
+        }
+    }
+    assert!(refused > 10_000, "{refused}");
 }
 
 /// All of them: 256 values at every place of every message, but for the insides of long texts.
@@ -201,7 +297,9 @@ proptest! {
     fn chance_is_survived(tag in any::<u8>(), body in prop::collection::vec(any::<u8>(), 0..64)) {
         let _ = server(tag, &body);
         let _ = pgoutput(&Decoder::default(), &[&[tag][..], &body].concat());
-        let _ = replication::StandbyStatusUpdate::decode(&body);
+        let _ = client(tag, &body);
+        let _ = first(&[&[0, 0, 0, 40, 0, 3, 0, 0][..], &body].concat());
+        let _ = replication::StandbyMessage::decode(&body);
         let _ = replication::timeline_switches(&body);
         let _ = Tuple::decode(&body).map(walk);
         let _ = Columns::decode(&body).map(|columns| columns.iter().count());

@@ -1,5 +1,7 @@
 //! Lists inside messages: checked once, and walked without failing.
 
+use bytes::{BufMut, BytesMut};
+
 use crate::{
     Oid,
     error::{DecodeError, Fault},
@@ -101,6 +103,56 @@ impl<'a> Oids<'a> {
 
     pub(crate) const fn as_bytes(&self) -> &'a [u8] {
         self.0.as_flattened()
+    }
+}
+
+/// A list of values, some of them NULL: the columns of a row, or the parameters of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Values<'a> {
+    count: u16,
+    values: &'a [u8],
+}
+
+impl<'a> Values<'a> {
+    /// Reads `count` values; the names are those of a value's length and of its bytes.
+    #[inline]
+    pub(crate) fn read(
+        r: &mut Reader<'a>,
+        count: u16,
+        length: &'static str,
+        value: &'static str,
+    ) -> Result<Self, DecodeError> {
+        let values =
+            r.scan(|r| (0..count).try_for_each(|_| r.nullable32(length, value).map(drop)))?;
+        Ok(Self { count, values })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The values in the order they were sent, `None` for NULL.
+    pub fn iter(&self) -> impl Iterator<Item = Option<&'a [u8]>> + Clone + use<'a> {
+        let mut r = Reader::new(self.values);
+        (0..self.count).map(move |_| {
+            let value = r.nullable32("Values.length", "Values.value");
+            debug_assert!(value.is_ok(), "the list was scanned when it was decoded");
+            value.ok().flatten()
+        })
+    }
+
+    /// Count and values as they stand on the wire.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        out.put_u16(self.count);
+        out.put_slice(self.values);
     }
 }
 

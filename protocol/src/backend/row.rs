@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::Values;
 use crate::{
     Oid,
     error::{DecodeError, EncodeError},
@@ -11,38 +12,29 @@ use crate::{
 
 /// A row of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DataRow<'a> {
-    pub(super) count: u16,
-    pub(super) columns: &'a [u8],
-}
+pub struct DataRow<'a>(pub(super) Values<'a>);
 
 impl<'a> DataRow<'a> {
     pub(super) fn read(r: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let count = r.count16("DataRow.columns")?;
-        let columns = r.scan(|r| (0..count).try_for_each(|_| read_column(r).map(drop)))?;
-        Ok(Self { count, columns })
+        Values::read(r, count, "DataRow.column.length", "DataRow.column.value").map(Self)
     }
 
     /// How many columns there are.
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.count as usize
+        self.0.len()
     }
 
     /// Whether there is no column, as in the result of `SELECT`.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.count == 0
+        self.0.is_empty()
     }
 
     /// The values, `None` for NULL. In a simple query they are text in the client's encoding.
     pub fn columns(&self) -> impl Iterator<Item = Option<&'a [u8]>> + Clone + use<'a> {
-        let mut r = Reader::new(self.columns);
-        (0..self.count).map(move |_| {
-            let column = read_column(&mut r);
-            debug_assert!(column.is_ok(), "the row was scanned when it was decoded");
-            column.ok().flatten()
-        })
+        self.0.iter()
     }
 
     /// Appends a whole message with these values, for a server made of this crate.
@@ -56,10 +48,6 @@ impl<'a> DataRow<'a> {
             columns.iter().try_for_each(|column| writer::nullable32(*column, "DataRow.column", out))
         })
     }
-}
-
-fn read_column<'a>(r: &mut Reader<'a>) -> Result<Option<&'a [u8]>, DecodeError> {
-    r.nullable32("DataRow.column.length", "DataRow.column.value")
 }
 
 /// The columns of the rows to come.
