@@ -262,7 +262,7 @@ mod tests {
             let expected = ReadSlot { slot_type: "physical", restart_lsn, restart_tli };
             assert_eq!(ReadSlot::read(row), Ok(Some(expected)));
         });
-        assert_eq!(read(&[None; 3], |row| ReadSlot::read(row).unwrap().is_none()), true);
+        assert!(read(&[None; 3], |row| ReadSlot::read(row).unwrap().is_none()));
         read(&[Some("00000002.history"), Some("1\t0/A0\t")], |row| {
             let history = TimelineHistory::read(row).unwrap();
             assert_eq!(history.filename, "00000002.history");

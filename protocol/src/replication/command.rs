@@ -40,7 +40,8 @@ pub enum Snapshot {
     Export,
     /// Nothing.
     Nothing,
-    /// The transaction of this session goes on in it.
+    /// The transaction of this session goes on in it. It must be new, `REPEATABLE READ` and, since
+    /// PostgreSQL 16, `READ ONLY`.
     Use,
 }
 
@@ -60,7 +61,8 @@ pub enum SlotKind<'a> {
         snapshot: Snapshot,
         /// Decode transactions when they are prepared, not when they are committed. Since PostgreSQL 15.
         two_phase: bool,
-        /// Standbys keep a copy of the slot, to go on with after a failover. Since PostgreSQL 17.
+        /// Standbys keep a copy of the slot, to go on with after a failover; not of a temporary one. Since
+        /// PostgreSQL 17.
         failover: bool,
     },
 }
