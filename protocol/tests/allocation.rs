@@ -7,7 +7,7 @@ mod fixtures;
 use allocation_counter::measure;
 use bytes::BytesMut;
 use factlib_protocol::{
-    Frame, Lsn, Timestamp, backend,
+    Frame, Lsn, Timestamp, backend, frontend,
     pgoutput::{Decoder, Message},
     replication::{self, StandbyStatusUpdate},
 };
@@ -73,6 +73,35 @@ fn what_the_server_sends_is_decoded_without_allocating() {
             + messages.iter_mut().map(|(decoder, data)| pgoutput(decoder, data)).sum::<usize>()
     });
     assert!(seen > 1000);
+}
+
+#[test]
+fn what_a_client_sends_is_decoded_without_allocating() {
+    let mut out = BytesMut::new();
+    frontend::parse("s", "SELECT $1", &[25], &mut out).unwrap();
+    frontend::bind("p", "s", &[0], &[Some(b"owl"), None], &[], &mut out).unwrap();
+    out.extend_from_slice(&fixtures::client_messages().concat());
+    let first = fixtures::first_messages();
+    let mut seen = 0;
+    allocates_nothing(|| {
+        let mut rest = &out[..];
+        while let Ok(Some(frame)) = Frame::decode(rest, 1 << 20) {
+            rest = &rest[frame.encoded_len()..];
+            seen += match frontend::Message::decode(frame) {
+                Ok(frontend::Message::Bind(bind)) => bind.values.iter().count(),
+                Ok(frontend::Message::Parse(parse)) => parse.types.iter().count(),
+                other => usize::from(other.is_ok()),
+            };
+        }
+        for first in &first {
+            if let Ok(Some((frontend::FirstMessage::StartupMessage(startup), _))) =
+                frontend::FirstMessage::decode(first, 1 << 20)
+            {
+                seen += startup.params().count();
+            }
+        }
+    });
+    assert!(seen > 30, "{seen}");
 }
 
 #[test]

@@ -225,7 +225,7 @@ impl Stream {
         let credentials = Credentials { password: None, allow: AuthMethods::default() };
         stream.session.log_in(startup, credentials, String::new()).context("logging in")?;
         stream.until(SILENCE_MAX, |event| matches!(event, Event::LoggedIn).then_some(()))?;
-        let command = start_logical(slot, Lsn::INVALID, &all_options(options));
+        let command = start_logical(slot, Lsn::INVALID, &all_options(options)).context(slot)?;
         stream.session.start_replication(&command, now()).context(&command)?;
         stream.until(SILENCE_MAX, |event| matches!(event, Event::Started).then_some(()))?;
         Ok(stream)
