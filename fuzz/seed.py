@@ -18,15 +18,15 @@ def put(target, data, name=None):
     (folder / (name or hashlib.sha1(data).hexdigest()[:12])).write_bytes(data)
 
 
-def server(file):
-    """What the server said in a recorded session, message by message."""
-    return [bytes.fromhex(line[2:]) for line in file.read_text().splitlines() if line.startswith("<")]
+def said(file, mark):
+    """What the server (<) or the client (>) said in a recorded session, message by message."""
+    return [bytes.fromhex(line[2:]) for line in file.read_text().splitlines() if line.startswith(mark)]
 
 
 sessions = sorted(FIXTURES.glob("pg15/login-*.txt")) + [FIXTURES / "pg15/stream.txt"]
 kinds = set()
 for file in sessions:
-    messages = server(file)
+    messages = said(file, "<")
     put("frame", b"".join(messages)[:1500], file.stem)
     for message in messages:
         tag, body = message[:1], message[5:]
@@ -35,6 +35,15 @@ for file in sessions:
             put("backend", tag + body)
         if tag == b"d":
             put("replication", body)
+for file in sessions:
+    first, *messages = said(file, ">")
+    put("frontend", first, f"first-{file.stem}")
+    for message in messages:
+        put("frontend", message[:1] + message[5:])
+put("frontend", b"B\0s\0\0\1\0\1\0\2\0\0\0\1x\xff\xff\xff\xff\0\0", "bind")
+put("frontend", b"Ps\0select $1\0\0\1\0\0\0\x17", "parse")
+put("frontend", b"F\0\0\0\7\0\0\0\1\0\0\0\1x\0\1", "function-call")
+put("frontend", b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\7key!", "cancel")
 put("replication", b"r" + bytes(33), "status")
 put("replication", (FIXTURES / "pg15/00000003.history").read_bytes(), "history")
 
@@ -43,7 +52,7 @@ put("scram", b"r=nonceX,s=QSXCR+Q6sek8bf92,i=9\0v=6rriTRBi23WpRR/wtup+mMhUZUn/dB
 put("scram", b"r=nonceX,s=QSXCR+Q6sek8bf92,i=9\0e=invalid-proof", "refused")
 
 # A log-in that is trusted, IDENTIFY_SYSTEM, and a stream; the first byte says how it is cut.
-stream = server(FIXTURES / "pg15/stream.txt")
+stream = said(FIXTURES / "pg15/stream.txt", "<")
 start = next(at for at, message in enumerate(stream) if message[:1] == b"W")
 trusted = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I" + b"".join(stream[start - 4 :])
 for how in (1, 3, 255):
@@ -60,8 +69,8 @@ def told(options, messages):
 
 def runs(text):
     """Hexadecimal, in which (78*1000) is a thousand times the same byte."""
-    said = re.sub(r"\((..)\*(\d+)\)", lambda run: run[1] * int(run[2]), text)
-    return bytes.fromhex(said)
+    plain = re.sub(r"\((..)\*(\d+)\)", lambda run: run[1] * int(run[2]), text)
+    return bytes.fromhex(plain)
 
 
 VERSION = {"v1": 0, "v2": 1, "v3": 2, "v4": 3}

@@ -43,6 +43,11 @@ fn messages_of_a_server_say_the_same_again() {
 }
 
 #[test]
+fn messages_of_a_client_say_the_same_again() {
+    replay("frontend", targets::frontend);
+}
+
+#[test]
 fn payloads_of_a_stream_say_the_same_again() {
     replay("replication", targets::replication);
 }

@@ -14,6 +14,7 @@ use factlib_protocol::{
     auth::scram::ClientFirst,
     backend,
     feedback::FeedbackPolicy,
+    frontend::{self, FirstMessage, STARTUP_LEN_MAX},
     handshake::{AuthMethods, BODY_LEN_MAX, Credentials, Startup},
     pgoutput::{Decoder, Message, ProtoVersion, Streaming, Tuple},
     replication::{self, StandbyStatusUpdate},
@@ -57,6 +58,24 @@ pub fn backend(data: &[u8]) {
     }
 }
 
+/// The same for a message of a client, first with its tag and then as the untagged one that opens a
+/// connection.
+pub fn frontend(data: &[u8]) {
+    let Some((&tag, body)) = data.split_first() else { return };
+    if let Ok(message) = frontend::Message::decode(Frame { tag, body }) {
+        let mut out = BytesMut::new();
+        message.encode(&mut out).expect("what was read can be said");
+        let again = Frame::decode(&out, usize::MAX).unwrap().expect("a whole frame");
+        assert_eq!((again.tag, again.body), (tag, body));
+    }
+    if let Ok(Some((message, len))) = FirstMessage::decode(data, STARTUP_LEN_MAX) {
+        let mut out = BytesMut::new();
+        message.encode(&mut out).expect("what was read can be said");
+        assert_eq!(out[..], data[..len]);
+        assert_eq!(FirstMessage::decode(&data[..len - 1], STARTUP_LEN_MAX), Ok(None));
+    }
+}
+
 /// What the two sides say inside `CopyData`, and a history of timelines.
 pub fn replication(data: &[u8]) {
     if let Ok(message) = replication::Message::decode(data) {
@@ -64,9 +83,9 @@ pub fn replication(data: &[u8]) {
         message.encode(&mut out).expect("what was read can be said");
         assert_eq!(out[5..], *data);
     }
-    if let Ok(status) = StandbyStatusUpdate::decode(data) {
+    if let Ok(message) = replication::StandbyMessage::decode(data) {
         let mut out = BytesMut::new();
-        status.encode(&mut out);
+        message.encode(&mut out);
         assert_eq!(out[5..], *data);
     }
     if let Ok(switches) = replication::timeline_switches(data) {
