@@ -42,7 +42,9 @@ pub enum Message<'a> {
 /// where this one ends, and a record may be cut anywhere between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XLogData<'a> {
-    /// Where the piece starts. In logical replication, the position of what the message is about.
+    /// Where the piece starts. In logical replication, the position of what the message is about, which goes
+    /// up and down; `0/0` for a message that only prepares another one (a `Relation`, a `Type`, a `Begin`
+    /// with an `Origin` behind it; seen on 14 to 18).
     pub wal_start: Lsn,
     /// How far the server's log goes, which is more than is sent. In logical replication the server
     /// repeats `wal_start`.
