@@ -17,6 +17,7 @@ pub mod frontend;
 
 pub mod auth;
 pub mod handshake;
+pub mod tls;
 
 pub mod pgoutput;
 pub mod replication;
