@@ -13,7 +13,7 @@ mod postgres;
 mod raw;
 mod secret;
 
-pub use postgres::{AllowedAuth, Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs};
+pub use postgres::{Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs};
 pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
 

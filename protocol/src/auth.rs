@@ -2,7 +2,10 @@
 //!
 //! <https://www.postgresql.org/docs/current/auth-password.html>
 
+mod methods;
 pub mod scram;
+
+pub use methods::{AuthMethod, AuthMethods, RequireAuthError};
 
 use alloc::string::String;
 use core::fmt::Write;

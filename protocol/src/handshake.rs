@@ -29,6 +29,9 @@ use crate::{
     frontend,
 };
 
+#[doc(no_inline)]
+pub use crate::auth::{AuthMethod, AuthMethods};
+
 /// The longest body, in bytes, that a server has reason to send during a handshake, for
 /// [`Frame::decode`](crate::Frame::decode). It is libpq's limit for an error message; whoever is at the
 /// other end has not proven anything yet, and must not choose how much we buffer.
@@ -60,52 +63,6 @@ pub struct Credentials<'a> {
 impl fmt::Debug for Credentials<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("allow", &self.allow).finish_non_exhaustive()
-    }
-}
-
-/// The methods of authentication that a client goes along with.
-///
-/// The server chooses, so whatever is allowed here can be asked for by anybody who answers in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuthMethods {
-    /// Nothing is asked (`trust`, `peer`, `cert`): the server proves nothing either.
-    pub trust: bool,
-    /// The password as it is. Only over verified TLS, or where the operator says so.
-    pub cleartext: bool,
-    /// A hash that is as good as the password to whoever records it. As for cleartext.
-    pub md5: bool,
-    /// SCRAM-SHA-256.
-    pub scram: bool,
-}
-
-/// Trust and SCRAM: what shows the password to nobody.
-impl Default for AuthMethods {
-    fn default() -> Self {
-        Self { trust: true, cleartext: false, md5: false, scram: true }
-    }
-}
-
-/// One method, for messages. Displays as its name in `require_auth`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthMethod {
-    /// Nothing was asked.
-    Trust,
-    /// The password as it is.
-    Cleartext,
-    /// The password hashed with MD5.
-    Md5,
-    /// SCRAM-SHA-256.
-    Scram,
-}
-
-impl fmt::Display for AuthMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Trust => "none",
-            Self::Cleartext => "password",
-            Self::Md5 => "md5",
-            Self::Scram => "scram-sha-256",
-        })
     }
 }
 

@@ -10,6 +10,7 @@
 //! without `target_session_attrs` mean the primary among them (libpq: any).
 
 use super::{Problems, Secret, conninfo};
+use factlib_protocol::auth::AuthMethods;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -22,9 +23,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SOCKET_DIR: &str = "/var/run/postgresql";
 
 const PORT: u16 = 5432;
-
-/// What a `require_auth` that cannot be is told.
-const USE_METHODS: &str = "use scram-sha-256, md5, password or none";
 
 /// The setting that all problems here belong to.
 const SETTING: &str = "MASTER_DATABASE_URL";
@@ -102,8 +100,9 @@ pub struct PostgresConfig {
     pub application_name: String,
     /// Command-line options for the session, passed on as they are.
     pub options: Option<String>,
-    /// How the server may let us in.
-    pub auth: AllowedAuth,
+    /// How the server may let us in (`require_auth`). Without it, by SCRAM and without a password: libpq
+    /// would also hand out the password in clear text or as md5 to whoever asks.
+    pub auth: AuthMethods,
     /// `disable`, `allow` or `prefer`; all three mean clear text in this version.
     pub sslmode: SslMode,
     /// Which of several hosts will do.
@@ -171,67 +170,6 @@ impl fmt::Display for Host {
             }
             Self::Unix { dir, port } => write!(f, "{dir}/.s.PGSQL.{port}"),
         }
-    }
-}
-
-/// The ways in which the server may let us in (`require_auth`).
-///
-/// Without `require_auth`: SCRAM and no password at all. libpq would also hand out the password in
-/// clear text or as md5 to whoever asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AllowedAuth {
-    /// No password asked for: trust, peer, certificates.
-    pub none: bool,
-    /// SCRAM-SHA-256.
-    pub scram_sha_256: bool,
-    /// The md5 challenge.
-    pub md5: bool,
-    /// The password in clear text.
-    pub password: bool,
-}
-
-impl Default for AllowedAuth {
-    fn default() -> Self {
-        Self { none: true, scram_sha_256: true, md5: false, password: false }
-    }
-}
-
-impl AllowedAuth {
-    /// Reads libpq's list: `scram-sha-256,md5` allows only these, `!none` all but these.
-    fn parse(list: &str) -> Result<Self, String> {
-        let names: Vec<_> = list.split(',').map(str::trim).collect();
-        let refusing = names.iter().filter(|name| name.starts_with('!')).count();
-        if refusing != 0 && refusing != names.len() {
-            return Err("require_auth mixes methods with and without !; write one kind only".into());
-        }
-        // A refusal takes away from the default and never brings in md5 or clear text: those must
-        // be asked for by name.
-        let mut auth = if refusing == 0 {
-            Self { none: false, scram_sha_256: false, md5: false, password: false }
-        } else {
-            Self::default()
-        };
-        for name in names {
-            let method = name.trim_start_matches('!');
-            let allowed = refusing == 0;
-            match method {
-                "none" => auth.none = allowed,
-                "scram-sha-256" => auth.scram_sha_256 = allowed,
-                "md5" => auth.md5 = allowed,
-                "password" => auth.password = allowed,
-                // Known to libpq; we never do these, so refusing them changes nothing.
-                "gss" | "sspi" | "oauth" => {}
-                _ => {
-                    return Err(format!("require_auth has no method {method:?}; {USE_METHODS}"));
-                }
-            }
-        }
-        if auth == (Self { none: false, scram_sha_256: false, md5: false, password: false }) {
-            return Err(format!(
-                "require_auth leaves no method that this version has; {USE_METHODS}"
-            ));
-        }
-        Ok(auth)
     }
 }
 
@@ -352,13 +290,7 @@ pub(super) fn read(
     refuse_what_is_not_here(&mut r, sslmode);
     let hosts = hosts(&mut r);
     let target_session_attrs = target_session_attrs(&mut r, hosts.len());
-    let auth = match r.find("require_auth") {
-        None => AllowedAuth::default(),
-        Some(found) => AllowedAuth::parse(&found.text).unwrap_or_else(|error| {
-            r.problems.add(found.setting, error);
-            AllowedAuth::default()
-        }),
-    };
+    let auth = auth(&mut r);
     let user = r.text("user").unwrap_or_else(|| {
         r.problems.add(SETTING, "names no role; write postgres://ROLE@HOST/DATABASE or set PGUSER");
         String::new()
@@ -407,6 +339,20 @@ pub(super) fn read(
         keepalives,
     };
     (problems.len() == problems_before).then_some(config)
+}
+
+fn auth<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> AuthMethods {
+    let Some(found) = r.find("require_auth") else { return AuthMethods::default() };
+    // A refusal takes away from our default and never brings in md5 or clear text.
+    let problem = match AuthMethods::default().require(&found.text) {
+        Ok(AuthMethods::NONE) => "require_auth leaves no method that this version has; \
+             use scram-sha-256, md5, password or none"
+            .to_owned(),
+        Ok(methods) => return methods,
+        Err(error) => error.to_string(),
+    };
+    r.problems.add(found.setting, problem);
+    AuthMethods::default()
 }
 
 fn sslmode<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> SslMode {

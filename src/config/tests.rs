@@ -1,4 +1,5 @@
 use super::*;
+use factlib_protocol::auth::AuthMethods;
 use std::collections::HashMap;
 
 /// The least that a relay needs.
@@ -47,7 +48,7 @@ fn three_settings_are_enough() {
                 password: None,
                 application_name: "owlpost".into(),
                 options: None,
-                auth: AllowedAuth { none: true, scram_sha_256: true, md5: false, password: false },
+                auth: AuthMethods { trust: true, scram: true, md5: false, cleartext: false },
                 sslmode: SslMode::Prefer,
                 target_session_attrs: TargetSessionAttrs::Any,
                 connect_timeout: Some(ms(10_000)),
@@ -421,8 +422,7 @@ fn parameters_mean_what_libpq_says() {
 fn md5_and_clear_text_must_be_asked_for_by_name() {
     let auth =
         |list: &str| with_url(&format!("user=u host=h require_auth='{list}'"), &[]).unwrap().auth;
-    let only =
-        |none, scram_sha_256, md5, password| AllowedAuth { none, scram_sha_256, md5, password };
+    let only = |trust, scram, md5, cleartext| AuthMethods { trust, scram, md5, cleartext };
     assert_eq!(auth(""), only(true, true, false, false));
     assert_eq!(auth("scram-sha-256"), only(false, true, false, false));
     assert_eq!(auth("md5"), only(false, false, true, false));
@@ -453,7 +453,7 @@ fn variables_stand_in_for_what_the_string_leaves_out() {
     assert_eq!(config.application_name, "envapp");
     assert_eq!(config.connect_timeout, Some(ms(7000)));
     assert_eq!(config.sslmode, SslMode::Disable);
-    assert!(config.auth.md5 && !config.auth.scram_sha_256);
+    assert!(config.auth.md5 && !config.auth.scram);
     assert_eq!(config.options.as_deref(), Some("-c a=b"));
 
     // The string wins; given but empty is libpq's default, not the variable.

@@ -7,7 +7,7 @@ use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
 use factlib_protocol::backend::ServerError;
 use factlib_protocol::feedback::FeedbackPolicy;
-use factlib_protocol::handshake::{AuthMethods, Credentials, HandshakeError, Startup};
+use factlib_protocol::handshake::{Credentials, HandshakeError, Startup};
 use factlib_protocol::session::{Event, Now, Session, SessionError};
 use factlib_protocol::{DecodeError, Timestamp};
 use std::borrow::Cow;
@@ -212,15 +212,7 @@ impl Connection {
             parameters.push(("options", options));
         }
         let password = config.password.as_ref().map(|password| prepared(password.expose()));
-        let credentials = Credentials {
-            password: password.as_deref(),
-            allow: AuthMethods {
-                trust: config.auth.none,
-                cleartext: config.auth.password,
-                md5: config.auth.md5,
-                scram: config.auth.scram_sha_256,
-            },
-        };
+        let credentials = Credentials { password: password.as_deref(), allow: config.auth };
         let startup =
             Startup { user: &config.user, database: Some(&config.database), params: &parameters };
         self.session.log_in(startup, credentials, nonce()?)?;
