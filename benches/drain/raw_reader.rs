@@ -123,7 +123,7 @@ impl RawReader {
         let mut out = BytesMut::new();
         let params = [("replication", "database"), ("application_name", "raw-reader")];
         let startup = Startup { user: "postgres", database: Some(&self.database), params: &params };
-        let credentials = Credentials { password: None, allow: Default::default() };
+        let credentials = Credentials::default();
         let mut handshake =
             Handshake::start(startup, credentials, String::new(), &mut out).map_err(other)?;
         socket.write_all(&out)?;

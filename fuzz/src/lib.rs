@@ -188,7 +188,7 @@ fn live(trust: bool, bytes: &[u8], piece: usize) -> (Vec<String>, BytesMut) {
     let params = [("replication", "database")];
     let startup = Startup { user: "owl", database: None, params: &params };
     let allow = AuthMethods { trust, scram: true, ..AuthMethods::default() };
-    let credentials = Credentials { password: Some(b"pencil"), allow };
+    let credentials = Credentials { password: Some(b"pencil"), allow, ..Credentials::default() };
     session.log_in(startup, credentials, "nonce".into()).unwrap();
     // The start-up message is the only one without a tag.
     let mut said = session.send_buffer().split();

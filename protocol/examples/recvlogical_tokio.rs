@@ -51,8 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let params = [("replication", "database"), ("application_name", "recvlogical_tokio")];
     let startup = Startup { user, database: Some(database), params: &params };
     let password = std::env::var("PGPASSWORD").unwrap_or_default();
-    let credentials =
-        Credentials { password: Some(password.as_bytes()), allow: Default::default() };
+    let credentials = Credentials { password: Some(password.as_bytes()), ..Credentials::default() };
     let mut nonce = [0; 18];
     getrandom::fill(&mut nonce)?;
     session.log_in(startup, credentials, BASE64_STANDARD.encode(nonce))?;

@@ -2,6 +2,7 @@
 //!
 //! <https://www.postgresql.org/docs/current/auth-password.html>
 
+pub mod channel_binding;
 mod methods;
 pub mod scram;
 

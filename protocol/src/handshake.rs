@@ -21,10 +21,11 @@ use bytes::BytesMut;
 
 use crate::{
     auth::{
+        channel_binding::{Channel, ChannelBinding},
         md5_password,
-        scram::{self, ClientFinal, ClientFirst, ScramError, ServerVerified},
+        scram::{self, Binding, ClientFinal, ClientFirst, ScramError, ServerVerified},
     },
-    backend::{Authentication, Message, ServerError},
+    backend::{Authentication, Message, ServerError, Strings},
     error::EncodeError,
     frontend,
 };
@@ -40,8 +41,15 @@ pub const BODY_LEN_MAX: usize = 30_000;
 /// A server reports 15 or so settings; more distinct ones than this are an attack on our memory.
 const PARAMETERS_MAX: usize = 100;
 
+/// A server offers one to three SASL mechanisms; no more than this many are shown in an error.
+const MECHANISMS_SHOWN_MAX: usize = 5;
+
+/// The longest name from a server that has proven nothing, in bytes, that is shown in an error. SASL's
+/// have up to 20.
+const NAME_SHOWN_MAX: usize = 64;
+
 /// Who wants which session.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Startup<'a> {
     /// The role.
     pub user: &'a str,
@@ -52,17 +60,26 @@ pub struct Startup<'a> {
 }
 
 /// What the client is able and willing to show.
-#[derive(Clone, Copy)]
+///
+/// By default: no password, trust and SCRAM, and a binding where one is possible; on a socket without TLS.
+#[derive(Clone, Copy, Default)]
 pub struct Credentials<'a> {
     /// The password, prepared by SASLprep (RFC 4013) where that accepts it.
     pub password: Option<&'a [u8]>,
     /// The methods that the server may choose from.
     pub allow: AuthMethods,
+    /// Whether the log-in must be bound to the TLS connection.
+    pub channel_binding: ChannelBinding,
+    /// What carries the session.
+    pub channel: Channel<'a>,
 }
 
 impl fmt::Debug for Credentials<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("allow", &self.allow).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("allow", &self.allow)
+            .field("channel_binding", &self.channel_binding)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,6 +102,8 @@ pub struct Session {
     pub backend_key: Option<BackendKey>,
     /// How many rounds of hashing SCRAM took, if it was used. Fewer than 4,096 are worth a warning.
     pub scram_iterations: Option<u32>,
+    /// Whether both sides have proven that they see the same certificate.
+    pub channel_bound: bool,
 }
 
 /// What a [cancel request](frontend::cancel_request) must present.
@@ -139,6 +158,9 @@ struct Secrets {
     password: Option<Vec<u8>>,
     allow: AuthMethods,
     nonce: String,
+    channel_binding: ChannelBinding,
+    tls: bool,
+    server_end_point: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for State {
@@ -170,7 +192,8 @@ impl Handshake {
     ///
     /// # Errors
     ///
-    /// [`HandshakeError::Encode`] if a name or value holds a zero byte.
+    /// [`HandshakeError::Encode`] if a name or value holds a zero byte, and [`HandshakeError::Unbound`] if
+    /// a binding is required that this connection cannot have. Nothing has been sent.
     pub fn start(
         startup: Startup<'_>,
         credentials: Credentials<'_>,
@@ -178,14 +201,26 @@ impl Handshake {
         out: &mut BytesMut,
     ) -> Result<Self, HandshakeError> {
         let Startup { user, database, params } = startup;
+        let Credentials { password, allow, channel_binding, channel } = credentials;
+        let (tls, server_end_point) = match channel {
+            Channel::Plain => (false, None),
+            Channel::Tls { server_end_point } => (true, server_end_point.map(<[u8]>::to_owned)),
+        };
+        if channel_binding == ChannelBinding::Require && server_end_point.is_none() {
+            let why = if tls { Unbound::NoHash } else { Unbound::NoTls };
+            return Err(HandshakeError::Unbound(why));
+        }
         let database = database.map(|name| ("database", name));
         let who = core::iter::once(("user", user)).chain(database);
         frontend::startup(who.chain(params.iter().copied()), out)?;
         let secrets = Secrets {
             user: user.to_owned(),
-            password: credentials.password.map(<[u8]>::to_owned),
-            allow: credentials.allow,
+            password: password.map(<[u8]>::to_owned),
+            allow,
             nonce,
+            channel_binding,
+            tls,
+            server_end_point,
         };
         Ok(Self { state: State::Asking(secrets), session: Session::default() })
     }
@@ -235,7 +270,10 @@ impl Handshake {
                 State::ScramFinal(step)
             }
             (State::ScramFinal(step), Message::Authentication(Authentication::SaslFinal(data))) => {
-                State::ServerVerified(step.server_final(data)?)
+                let bound = step.is_bound();
+                let verified = step.server_final(data)?;
+                self.session.channel_bound = bound;
+                State::ServerVerified(verified)
             }
             (State::ServerVerified(_), Message::Authentication(Authentication::Ok)) => {
                 State::Authenticated
@@ -269,12 +307,11 @@ impl Handshake {
 impl Secrets {
     /// Gives the server what it asks for, if it may have it.
     fn answer(self, step: Authentication<'_>, out: &mut BytesMut) -> Result<State, HandshakeError> {
-        let Self { user, password, allow, nonce } = self;
         let (method, allowed) = match step {
-            Authentication::Ok => (AuthMethod::Trust, allow.trust),
-            Authentication::CleartextPassword => (AuthMethod::Cleartext, allow.cleartext),
-            Authentication::Md5Password { .. } => (AuthMethod::Md5, allow.md5),
-            Authentication::Sasl(_) => (AuthMethod::Scram, allow.scram),
+            Authentication::Ok => (AuthMethod::Trust, self.allow.trust),
+            Authentication::CleartextPassword => (AuthMethod::Cleartext, self.allow.cleartext),
+            Authentication::Md5Password { .. } => (AuthMethod::Md5, self.allow.md5),
+            Authentication::Sasl(_) => (AuthMethod::Scram, self.allow.scram),
             Authentication::Other { code, .. } => {
                 return Err(HandshakeError::MethodUnknown { code });
             }
@@ -288,29 +325,65 @@ impl Secrets {
         if !allowed {
             return Err(HandshakeError::MethodRefused { method });
         }
-        let password = || password.as_deref().ok_or(HandshakeError::PasswordNeeded { method });
+        if method != AuthMethod::Scram && self.channel_binding == ChannelBinding::Require {
+            return Err(HandshakeError::Unbound(Unbound::Method(method)));
+        }
+        let password = || self.password.as_deref().ok_or(HandshakeError::PasswordNeeded { method });
         match step {
             Authentication::CleartextPassword => {
                 frontend::password(password()?, out)?;
                 Ok(State::PasswordSent)
             }
             Authentication::Md5Password { salt } => {
-                let answer = md5_password(user.as_bytes(), password()?, salt);
+                let answer = md5_password(self.user.as_bytes(), password()?, salt);
                 frontend::password(answer.as_bytes(), out)?;
                 Ok(State::PasswordSent)
             }
             Authentication::Sasl(mechanisms) => {
-                if !mechanisms.iter().any(|offered| offered == scram::MECHANISM) {
-                    let offered = mechanisms.iter().collect::<Vec<_>>().join(", ");
-                    return Err(HandshakeError::MechanismsUnknown { offered });
-                }
-                let first = ClientFirst::new(password()?, &nonce)?;
-                frontend::sasl_initial_response(scram::MECHANISM, first.message(), out)?;
+                let binding = self.binding(mechanisms)?;
+                let password = password()?;
+                let first = ClientFirst::bound(password, &self.nonce, binding)?;
+                frontend::sasl_initial_response(first.mechanism(), first.message(), out)?;
                 Ok(State::ScramFirst(first))
             }
             _ => Ok(State::Authenticated),
         }
     }
+
+    /// What to say of channel binding to a server that offers these mechanisms.
+    fn binding(&self, mechanisms: Strings<'_>) -> Result<Binding<'_>, HandshakeError> {
+        let offers = |mechanism| mechanisms.iter().any(|offered| offered == mechanism);
+        // It cannot be: a server offers PLUS only over TLS. Somebody in between has taken TLS away.
+        if offers(scram::MECHANISM_PLUS) && !self.tls {
+            return Err(HandshakeError::PlusWithoutTls);
+        }
+        let end_point = self.server_end_point.as_deref();
+        let binding = match end_point.filter(|_| self.channel_binding != ChannelBinding::Disable) {
+            Some(hash) if offers(scram::MECHANISM_PLUS) => Binding::ServerEndPoint(hash),
+            Some(_) => Binding::NotOffered,
+            // Never `y`, although there is TLS: a server that offers PLUS refuses it.
+            None => Binding::None,
+        };
+        match binding {
+            Binding::ServerEndPoint(_) => Ok(binding),
+            _ if !offers(scram::MECHANISM) => {
+                Err(HandshakeError::MechanismsUnknown { offered: names(mechanisms) })
+            }
+            _ if self.channel_binding == ChannelBinding::Require => {
+                Err(HandshakeError::Unbound(Unbound::Method(AuthMethod::Scram)))
+            }
+            _ => Ok(binding),
+        }
+    }
+}
+
+/// The mechanisms as an error may show them: few, and as RFC 4422 spells them, whatever they are.
+fn names(mechanisms: Strings<'_>) -> String {
+    let is_name = |name: &&str| {
+        name.len() <= NAME_SHOWN_MAX && name.bytes().all(|c| c.is_ascii_graphic() && c != b',')
+    };
+    let names: Vec<_> = mechanisms.iter().filter(is_name).take(MECHANISMS_SHOWN_MAX).collect();
+    names.join(", ")
 }
 
 impl Session {
@@ -349,7 +422,7 @@ pub enum HandshakeError {
     },
     /// The server offers no SASL mechanism that this crate has.
     MechanismsUnknown {
-        /// What it offers.
+        /// What it offers: the first few that are names.
         offered: String,
     },
     /// The server asks for a password and there is none.
@@ -361,6 +434,10 @@ pub enum HandshakeError {
     Scram(ScramError),
     /// The server ended SCRAM without proving that it knows the password.
     ProofSkipped,
+    /// The log-in would not be bound to its TLS connection, and must be.
+    Unbound(Unbound),
+    /// The server offers SCRAM-SHA-256-PLUS and there is no TLS.
+    PlusWithoutTls,
     /// The server speaks another version of the protocol.
     ProtocolVersion {
         /// The newest it speaks, with the major version in the upper 16 bits.
@@ -421,6 +498,11 @@ impl fmt::Display for HandshakeError {
                 "the server ended authentication without proving that it knows the password; \
                  it may be an impostor: check host and TLS",
             ),
+            Self::Unbound(unbound) => write!(f, "channel binding is required, and {unbound}"),
+            Self::PlusWithoutTls => f.write_str(
+                "the server offers SCRAM-SHA-256-PLUS, which it does only over TLS, and this connection has \
+                 none; somebody may be in between: check host and TLS",
+            ),
             Self::ProtocolVersion { version } => write!(
                 f,
                 "the server does not speak protocol 3.0 but {}.{}: PostgreSQL 7.4 or later is needed",
@@ -437,6 +519,37 @@ impl fmt::Display for HandshakeError {
                 write!(f, "the server sent {message} while {state}: is this PostgreSQL?")
             }
             Self::Encode(_) => f.write_str("the login cannot be sent"),
+        }
+    }
+}
+
+/// Why a log-in would not be bound to its TLS connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unbound {
+    /// The connection has no TLS.
+    NoTls,
+    /// No hash is defined for the server's certificate.
+    NoHash,
+    /// The server chooses this method; if it is SCRAM, it does not offer SCRAM-SHA-256-PLUS.
+    Method(AuthMethod),
+}
+
+impl fmt::Display for Unbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTls => f.write_str("this connection has no TLS: let sslmode require it"),
+            Self::NoHash => f.write_str(
+                "no hash is defined for the server's certificate (Ed25519 and Ed448 have none): \
+                 give it one with ECDSA or RSA",
+            ),
+            Self::Method(AuthMethod::Scram) => f.write_str(
+                "the server does not offer SCRAM-SHA-256-PLUS; somebody may be in between: check host and TLS",
+            ),
+            Self::Method(method) => write!(
+                f,
+                "the server asks for the method {method}, which has none: let pg_hba.conf say scram-sha-256"
+            ),
         }
     }
 }

@@ -17,10 +17,8 @@ use factlib_protocol::{
 };
 use fixtures::Speaker;
 
-const SCRAM_ONLY: AuthMethods =
-    AuthMethods { trust: false, cleartext: false, md5: false, scram: true };
-const EVERYTHING: AuthMethods =
-    AuthMethods { trust: true, cleartext: true, md5: true, scram: true };
+const SCRAM_ONLY: AuthMethods = AuthMethods { scram: true, ..AuthMethods::NONE };
+const EVERYTHING: AuthMethods = AuthMethods::ALL;
 const NONCE: &str = "rOprNGfwEbeRWgbNEkqO";
 
 fn start(
@@ -31,7 +29,8 @@ fn start(
 ) -> (Handshake, BytesMut) {
     let startup =
         Startup { user, database: Some("owl"), params: &[("application_name", "owlpost")] };
-    let credentials = Credentials { password: password.map(str::as_bytes), allow };
+    let password = password.map(str::as_bytes);
+    let credentials = Credentials { password, allow, ..Credentials::default() };
     let mut out = BytesMut::new();
     let handshake = Handshake::start(startup, credentials, nonce.into(), &mut out).unwrap();
     (handshake, out)
@@ -174,17 +173,35 @@ fn what_this_crate_cannot_do_is_named() {
         authentication(&mut owl(EVERYTHING), Authentication::Other { code: 7, data: b"" }),
         Err(HandshakeError::MethodUnknown { code: 7 })
     );
-    let error = authentication(
-        &mut owl(EVERYTHING),
-        Authentication::Sasl(Strings::new(b"SCRAM-SHA-256-PLUS\0OAUTHBEARER\0").unwrap()),
-    );
-    let offered = "SCRAM-SHA-256-PLUS, OAUTHBEARER".into();
+    let error = authentication(&mut owl(EVERYTHING), offer(b"OAUTHBEARER\0SCRAM-SHA-1\0"));
+    let offered = "OAUTHBEARER, SCRAM-SHA-1".into();
     assert_eq!(error, Err(HandshakeError::MechanismsUnknown { offered }));
+}
+
+#[test]
+fn a_version_that_a_server_cannot_mean_ends_the_login() {
     let unrecognized = Strings::default();
     let negotiate = Message::NegotiateProtocolVersion { version: 2 << 16, unrecognized };
     let error = handle(&mut owl(EVERYTHING), negotiate).unwrap_err();
     assert_eq!(error, HandshakeError::ProtocolVersion { version: 2 << 16 });
     assert!(error.to_string().contains("2.0"));
+}
+
+fn offer(mechanisms: &[u8]) -> Authentication<'_> {
+    Authentication::Sasl(Strings::new(mechanisms).unwrap())
+}
+
+#[test]
+fn of_mechanisms_without_end_an_error_shows_a_few() {
+    let names = b"A\0".repeat(10_000);
+    let error = authentication(&mut owl(EVERYTHING), offer(&names)).unwrap_err();
+    assert_eq!(error, HandshakeError::MechanismsUnknown { offered: "A, A, A, A, A".into() });
+
+    let names = [b"\x1b[2J\0B,\0B\n\0".to_vec(), b"C".repeat(20_000), b"\0D\0".to_vec()].concat();
+    let error = authentication(&mut owl(EVERYTHING), offer(&names)).unwrap_err();
+    assert_eq!(error, HandshakeError::MechanismsUnknown { offered: "D".into() });
+    let error = authentication(&mut owl(EVERYTHING), offer(b"")).unwrap_err();
+    assert_eq!(error, HandshakeError::MechanismsUnknown { offered: "".into() });
 }
 
 /// A login as far as the given number of recorded messages of the server.
@@ -246,6 +263,9 @@ fn a_server_that_does_not_know_the_password_is_found_out() {
     assert_eq!(proof("v=!"), ScramError::Malformed("server signature").into());
     assert_eq!(proof(""), ScramError::Malformed("server signature").into());
     assert_eq!(proof("e=other-error"), ScramError::Server("other-error".into()).into());
+    for text in ["e=", "e=two words", "e=\x1b[2J", &("e=".to_owned() + &"x".repeat(20_000))] {
+        assert_eq!(proof(text), ScramError::Malformed("refusal").into());
+    }
 
     let (mut handshake, _) = scram(2);
     assert_eq!(
@@ -258,9 +278,8 @@ fn a_server_that_does_not_know_the_password_is_found_out() {
 fn a_challenge_that_cannot_be_is_refused_before_any_hashing() {
     let challenge = |text: String| {
         let mut handshake = owl(SCRAM_ONLY);
-        let offer = Strings::new(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0").unwrap();
         assert_eq!(
-            authentication(&mut handshake, Authentication::Sasl(offer)),
+            authentication(&mut handshake, offer(b"SCRAM-SHA-256\0")),
             Ok(Progress::Waiting)
         );
         authentication(&mut handshake, Authentication::SaslContinue(text.as_bytes()))
@@ -329,7 +348,10 @@ fn what_has_no_place_in_a_login_ends_it() {
         (1, Message::ReadyForQuery(TransactionStatus::Idle)),
         (2, key),
         (3, Message::ReadyForQuery(TransactionStatus::Idle)),
+        (2, Message::Authentication(Authentication::SaslContinue(b"r=x,s=,i=1"))),
+        (2, Message::Authentication(offer(b"SCRAM-SHA-256\0"))),
         (3, Message::Authentication(Authentication::CleartextPassword)),
+        (3, Message::Authentication(Authentication::SaslFinal(b"v="))),
         (4, Message::Authentication(Authentication::Ok)),
         (4, Message::CopyData(b"")),
         (
@@ -362,8 +384,9 @@ fn settings_without_end_are_refused() {
 #[test]
 fn what_cannot_be_sent_is_not() {
     let mut out = BytesMut::new();
-    let credentials = Credentials { password: Some(b"pen\0cil"), allow: EVERYTHING };
-    let startup = Startup { user: "o\0wl", database: None, params: &[] };
+    let credentials =
+        Credentials { password: Some(b"pen\0cil"), allow: EVERYTHING, ..Credentials::default() };
+    let startup = Startup { user: "o\0wl", ..Startup::default() };
     assert!(matches!(
         Handshake::start(startup, credentials, NONCE.into(), &mut out),
         Err(HandshakeError::Encode(_))
@@ -389,7 +412,7 @@ fn what_cannot_be_sent_is_not() {
 #[test]
 fn secrets_are_in_no_debug_text() {
     let (handshake, _) = scram(0);
-    let credentials = Credentials { password: Some(b"pencil"), allow: EVERYTHING };
+    let credentials = Credentials { password: Some(b"pencil"), ..Credentials::default() };
     for shown in [format!("{handshake:?}"), format!("{credentials:?}"), format!("{:?}", scram(1).0)]
     {
         assert!(!shown.contains("pencil") && !shown.contains("112"), "{shown}");

@@ -212,7 +212,11 @@ impl Connection {
             parameters.push(("options", options));
         }
         let password = config.password.as_ref().map(|password| prepared(password.expose()));
-        let credentials = Credentials { password: password.as_deref(), allow: config.auth };
+        let credentials = Credentials {
+            password: password.as_deref(),
+            allow: config.auth,
+            ..Credentials::default()
+        };
         let startup =
             Startup { user: &config.user, database: Some(&config.database), params: &parameters };
         self.session.log_in(startup, credentials, nonce()?)?;

@@ -13,7 +13,7 @@
 use crate::Postgres;
 use crate::error::{Context as _, Error, Result};
 use factlib_protocol::feedback::FeedbackPolicy;
-use factlib_protocol::handshake::{AuthMethods, Credentials, Startup};
+use factlib_protocol::handshake::{Credentials, Startup};
 use factlib_protocol::replication::start_logical;
 use factlib_protocol::session::{Event, Now, Session};
 use factlib_protocol::{Lsn, Timestamp};
@@ -222,7 +222,7 @@ impl Stream {
             database: Some(crate::postgres::DATABASE),
             params: &params,
         };
-        let credentials = Credentials { password: None, allow: AuthMethods::default() };
+        let credentials = Credentials::default();
         stream.session.log_in(startup, credentials, String::new()).context("logging in")?;
         stream.until(SILENCE_MAX, |event| matches!(event, Event::LoggedIn).then_some(()))?;
         let command = start_logical(slot, Lsn::INVALID, &all_options(options)).context(slot)?;

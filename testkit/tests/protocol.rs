@@ -39,7 +39,7 @@ impl Client {
         let (received, mut out) = (BytesMut::new(), BytesMut::new());
         let params: Vec<_> = replication.map(|value| ("replication", value)).into_iter().collect();
         let startup = Startup { user: "postgres", database: Some("app"), params: &params };
-        let credentials = Credentials { password: None, allow: AuthMethods::default() };
+        let credentials = Credentials::default();
         let mut handshake =
             Handshake::start(startup, credentials, "nonce".into(), &mut out).unwrap();
         let mut client = Self { socket, received, out };

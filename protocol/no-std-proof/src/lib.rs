@@ -18,7 +18,7 @@ use core::{
 use bytes::BytesMut;
 use factlib_protocol::{
     Frame, Lsn, Timestamp, backend,
-    handshake::{AuthMethods, BODY_LEN_MAX, Credentials, Handshake, Progress, Startup},
+    handshake::{BODY_LEN_MAX, Credentials, Handshake, Progress, Startup},
     pgoutput, replication,
 };
 
@@ -43,9 +43,10 @@ fn log_in() -> Option<()> {
     let (_, nonce) = core::str::from_utf8(&first).ok()?.split_once("n,,n=,r=")?;
     let startup =
         Startup { user: "owl", database: Some("owl"), params: &[("application_name", "owlpost")] };
-    let credentials = Credentials { password: Some(b"pencil"), allow: AuthMethods::default() };
+    let credentials = Credentials { password: Some(b"pencil"), ..Credentials::default() };
     let mut out = BytesMut::new();
-    let mut handshake = Handshake::start(startup, credentials, String::from(nonce), &mut out).ok()?;
+    let mut handshake =
+        Handshake::start(startup, credentials, String::from(nonce), &mut out).ok()?;
     for line in LOGIN.lines() {
         let message = hex(line);
         if line.starts_with('>') {
@@ -69,7 +70,9 @@ fn read_stream() -> Option<Lsn> {
     for line in STREAM.lines().filter(|line| line.starts_with('<')) {
         let message = hex(line);
         let frame = Frame::decode(&message, BODY_LEN_MAX).ok()??;
-        let backend::Message::CopyData(payload) = backend::Message::decode(frame).ok()? else { continue };
+        let backend::Message::CopyData(payload) = backend::Message::decode(frame).ok()? else {
+            continue;
+        };
         if let replication::Message::XLogData(piece) = replication::Message::decode(payload).ok()?
             && let pgoutput::Message::Commit(commit) = decoder.decode(piece.data).ok()?
         {
@@ -90,7 +93,12 @@ fn read_stream() -> Option<Lsn> {
 
 fn hex(line: &str) -> Vec<u8> {
     let digit = |c: &u8| char::from(*c).to_digit(16).unwrap_or_default() as u8;
-    line.as_bytes()[2..].as_chunks().0.iter().map(|[high, low]| digit(high) << 4 | digit(low)).collect()
+    line.as_bytes()[2..]
+        .as_chunks()
+        .0
+        .iter()
+        .map(|[high, low]| digit(high) << 4 | digit(low))
+        .collect()
 }
 
 #[panic_handler]

@@ -14,7 +14,7 @@ pub struct AuthMethods {
     pub cleartext: bool,
     /// A hash that is as good as the password to whoever records it. As for cleartext.
     pub md5: bool,
-    /// SCRAM-SHA-256.
+    /// SCRAM-SHA-256, and SCRAM-SHA-256-PLUS over TLS.
     pub scram: bool,
 }
 
