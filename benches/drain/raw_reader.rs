@@ -122,7 +122,12 @@ impl RawReader {
 
         let mut out = BytesMut::new();
         let params = [("replication", "database"), ("application_name", "raw-reader")];
-        let startup = Startup { user: "postgres", database: Some(&self.database), params: &params };
+        let startup = Startup {
+            user: "postgres",
+            database: Some(&self.database),
+            params: &params,
+            ..Startup::default()
+        };
         let credentials = Credentials::default();
         let mut handshake =
             Handshake::start(startup, credentials, String::new(), &mut out).map_err(other)?;

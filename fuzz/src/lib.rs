@@ -186,7 +186,7 @@ fn live(trust: bool, bytes: &[u8], piece: usize) -> (Vec<String>, BytesMut) {
     let now = Now { at: Duration::ZERO, clock: Timestamp(0) };
     let mut session: Session<Duration> = Session::new(1 << 16, FeedbackPolicy::default());
     let params = [("replication", "database")];
-    let startup = Startup { user: "owl", database: None, params: &params };
+    let startup = Startup { user: "owl", database: None, params: &params, ..Startup::default() };
     let allow = AuthMethods { trust, scram: true, ..AuthMethods::default() };
     let credentials = Credentials { password: Some(b"pencil"), allow, ..Credentials::default() };
     session.log_in(startup, credentials, "nonce".into()).unwrap();

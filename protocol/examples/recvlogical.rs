@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut socket = TcpStream::connect(address)?;
     let mut session = Session::new(64 << 20, FeedbackPolicy::default());
     let params = [("replication", "database"), ("application_name", "recvlogical")];
-    let startup = Startup { user, database: Some(database), params: &params };
+    let startup = Startup { user, database: Some(database), params: &params, ..Startup::default() };
     let password = std::env::var("PGPASSWORD").unwrap_or_default();
     let credentials = Credentials { password: Some(password.as_bytes()), ..Credentials::default() };
     let mut nonce = [0; 18];

@@ -17,10 +17,9 @@ pub use self::{
 };
 use crate::{Oid, error::EncodeError, writer};
 
-/// Protocol 3.0. Later minor versions add nothing that replication needs, and old servers and proxies
-/// stumble over them.
+/// Protocol 3.0, which every server since 7.4 speaks.
 pub const PROTOCOL_3_0: u32 = 3 << 16;
-/// Protocol 3.2 of PostgreSQL 18: keys of up to 256 bytes for [`cancel_request`].
+/// Protocol 3.2, which PostgreSQL 18 and later speak: keys of up to 256 bytes for [`cancel_request`].
 pub const PROTOCOL_3_2: u32 = 3 << 16 | 2;
 /// Numbers in the place of a version that ask for something else.
 const CANCEL_REQUEST: u32 = 1234 << 16 | 5678;

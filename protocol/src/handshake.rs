@@ -12,7 +12,8 @@
 //!           ErrorResponse, or anything that no arrow shows: Failed                             Ready
 //! ```
 //!
-//! `NoticeResponse` and `ParameterStatus` may come anywhere and change nothing.
+//! `NoticeResponse` and `ParameterStatus` may come anywhere and change nothing. `NegotiateProtocolVersion`
+//! may come once, while asking.
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 use core::{fmt, mem};
@@ -45,8 +46,32 @@ const PARAMETERS_MAX: usize = 100;
 const MECHANISMS_SHOWN_MAX: usize = 5;
 
 /// The longest name from a server that has proven nothing, in bytes, that is shown in an error. SASL's
-/// have up to 20.
+/// have up to 20, options' a few more.
 const NAME_SHOWN_MAX: usize = 64;
+
+/// The protocol to ask for.
+///
+/// Each version includes the one before. PostgreSQL before 18 answers a request for 3.2 with 3.0; some
+/// poolers and proxies end the connection instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum ProtocolVersion {
+    /// What every server since 7.4 speaks.
+    #[default]
+    V3_0,
+    /// From PostgreSQL 18 on: [keys for cancelling](BackendKey) that cannot be guessed.
+    V3_2,
+}
+
+impl ProtocolVersion {
+    /// As it stands on the wire, with the major version in the upper 16 bits.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::V3_0 => frontend::PROTOCOL_3_0,
+            Self::V3_2 => frontend::PROTOCOL_3_2,
+        }
+    }
+}
 
 /// Who wants which session.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,6 +82,8 @@ pub struct Startup<'a> {
     pub database: Option<&'a str>,
     /// Settings for the session, such as `("replication", "database")`.
     pub params: &'a [(&'a str, &'a str)],
+    /// The protocol to ask for; [`Session::protocol`] is what the server agreed to.
+    pub protocol: ProtocolVersion,
 }
 
 /// What the client is able and willing to show.
@@ -104,6 +131,8 @@ pub struct Session {
     pub scram_iterations: Option<u32>,
     /// Whether both sides have proven that they see the same certificate.
     pub channel_bound: bool,
+    /// The protocol that the session is in.
+    pub protocol: ProtocolVersion,
 }
 
 /// What a [cancel request](frontend::cancel_request) must present.
@@ -111,7 +140,8 @@ pub struct Session {
 pub struct BackendKey {
     /// The process that serves the session.
     pub process_id: u32,
-    /// Whoever knows it can interrupt the session.
+    /// Whoever knows it can interrupt the session. 4 bytes from PostgreSQL in protocol 3.0, 32 in 3.2, and
+    /// up to 256 from others.
     pub secret_key: Vec<u8>,
 }
 
@@ -161,6 +191,7 @@ struct Secrets {
     channel_binding: ChannelBinding,
     tls: bool,
     server_end_point: Option<Vec<u8>>,
+    negotiated: bool,
 }
 
 impl fmt::Debug for State {
@@ -200,7 +231,7 @@ impl Handshake {
         nonce: String,
         out: &mut BytesMut,
     ) -> Result<Self, HandshakeError> {
-        let Startup { user, database, params } = startup;
+        let Startup { user, database, params, protocol } = startup;
         let Credentials { password, allow, channel_binding, channel } = credentials;
         let (tls, server_end_point) = match channel {
             Channel::Plain => (false, None),
@@ -212,7 +243,7 @@ impl Handshake {
         }
         let database = database.map(|name| ("database", name));
         let who = core::iter::once(("user", user)).chain(database);
-        frontend::startup(who.chain(params.iter().copied()), out)?;
+        frontend::startup_at(protocol.number(), who.chain(params.iter().copied()), out)?;
         let secrets = Secrets {
             user: user.to_owned(),
             password: password.map(<[u8]>::to_owned),
@@ -221,8 +252,10 @@ impl Handshake {
             channel_binding,
             tls,
             server_end_point,
+            negotiated: false,
         };
-        Ok(Self { state: State::Asking(secrets), session: Session::default() })
+        let session = Session { protocol, ..Session::default() };
+        Ok(Self { state: State::Asking(secrets), session })
     }
 
     /// Takes one message of the server and appends the answer, if there is one, to `out`.
@@ -250,10 +283,12 @@ impl Handshake {
                 self.session.set_parameter(name, value)?;
                 state
             }
-            // We ask for 3.0 without options, which every server since 7.4 speaks: there is nothing to
-            // negotiate, and what is below 3.0 is not this protocol.
-            (State::Asking(_), Message::NegotiateProtocolVersion { version, .. }) => {
-                return Err(HandshakeError::ProtocolVersion { version });
+            (
+                State::Asking(secrets),
+                Message::NegotiateProtocolVersion { version, unrecognized },
+            ) if !secrets.negotiated => {
+                self.session.protocol = agree(self.session.protocol, version, unrecognized)?;
+                State::Asking(Secrets { negotiated: true, ..secrets })
             }
 
             (State::Asking(secrets), Message::Authentication(step)) => secrets.answer(step, out)?,
@@ -377,6 +412,23 @@ impl Secrets {
     }
 }
 
+/// The protocol of a session for which `asked` was asked and this was the answer.
+fn agree(
+    asked: ProtocolVersion,
+    version: u32,
+    unrecognized: Strings<'_>,
+) -> Result<ProtocolVersion, HandshakeError> {
+    // None is ever asked for, unless by the caller's own parameters, which then are to go.
+    if let Some(option) = unrecognized.iter().next() {
+        let option = option.chars().filter(char::is_ascii_graphic).take(NAME_SHOWN_MAX).collect();
+        return Err(HandshakeError::OptionUnknown { option });
+    }
+    // Below 3.0 is another protocol, 3.1 never was, and an answer that changes nothing need not be.
+    let agreed = [ProtocolVersion::V3_0, ProtocolVersion::V3_2];
+    let agreed = agreed.into_iter().find(|known| known.number() == version && *known < asked);
+    agreed.ok_or(HandshakeError::ProtocolVersion { version, asked })
+}
+
 /// The mechanisms as an error may show them: few, and as RFC 4422 spells them, whatever they are.
 fn names(mechanisms: Strings<'_>) -> String {
     let is_name = |name: &&str| {
@@ -438,10 +490,17 @@ pub enum HandshakeError {
     Unbound(Unbound),
     /// The server offers SCRAM-SHA-256-PLUS and there is no TLS.
     PlusWithoutTls,
-    /// The server speaks another version of the protocol.
+    /// The server answers with a version of the protocol that it cannot mean.
     ProtocolVersion {
-        /// The newest it speaks, with the major version in the upper 16 bits.
+        /// Its answer, with the major version in the upper 16 bits.
         version: u32,
+        /// What it was asked for.
+        asked: ProtocolVersion,
+    },
+    /// The server does not know a protocol option.
+    OptionUnknown {
+        /// The option's name, its first 64 printable characters.
+        option: String,
     },
     /// The server reports more settings than any real one has.
     TooManyParameters,
@@ -503,12 +562,19 @@ impl fmt::Display for HandshakeError {
                 "the server offers SCRAM-SHA-256-PLUS, which it does only over TLS, and this connection has \
                  none; somebody may be in between: check host and TLS",
             ),
-            Self::ProtocolVersion { version } => write!(
+            Self::ProtocolVersion { version, asked } => write!(
                 f,
-                "the server does not speak protocol 3.0 but {}.{}: PostgreSQL 7.4 or later is needed",
+                "the server was asked for protocol {} and answers {}.{}, which it cannot mean: is this PostgreSQL?",
+                match asked {
+                    ProtocolVersion::V3_0 => "3.0",
+                    ProtocolVersion::V3_2 => "3.2",
+                },
                 version >> 16,
                 version & 0xffff
             ),
+            Self::OptionUnknown { option } => {
+                write!(f, "the server does not know the protocol option {option}: do not ask for it")
+            }
             Self::TooManyParameters => {
                 write!(
                     f,

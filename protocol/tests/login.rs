@@ -10,9 +10,10 @@ use factlib_protocol::{
     Frame,
     auth::scram::{ITERATIONS_MAX, ScramError},
     backend::{Authentication, ErrorFields, Message, SqlState, Strings, TransactionStatus},
+    frontend,
     handshake::{
         AuthMethod, AuthMethods, BODY_LEN_MAX, Credentials, Handshake, HandshakeError, Progress,
-        Session, Startup,
+        ProtocolVersion, Session, Startup,
     },
 };
 use fixtures::Speaker;
@@ -27,13 +28,27 @@ fn start(
     allow: AuthMethods,
     nonce: &str,
 ) -> (Handshake, BytesMut) {
-    let startup =
-        Startup { user, database: Some("owl"), params: &[("application_name", "owlpost")] };
+    let startup = Startup {
+        user,
+        database: Some("owl"),
+        params: &[("application_name", "owlpost")],
+        ..Startup::default()
+    };
     let password = password.map(str::as_bytes);
     let credentials = Credentials { password, allow, ..Credentials::default() };
     let mut out = BytesMut::new();
     let handshake = Handshake::start(startup, credentials, nonce.into(), &mut out).unwrap();
     (handshake, out)
+}
+
+/// A login that asked for 3.2.
+fn newer() -> Handshake {
+    let startup = Startup { user: "owl", protocol: ProtocolVersion::V3_2, ..Startup::default() };
+    let mut out = BytesMut::new();
+    let handshake =
+        Handshake::start(startup, Credentials::default(), NONCE.into(), &mut out).unwrap();
+    assert_eq!(out[4..8], [0, 3, 0, 2]);
+    handshake
 }
 
 fn owl(allow: AuthMethods) -> Handshake {
@@ -178,15 +193,6 @@ fn what_this_crate_cannot_do_is_named() {
     assert_eq!(error, Err(HandshakeError::MechanismsUnknown { offered }));
 }
 
-#[test]
-fn a_version_that_a_server_cannot_mean_ends_the_login() {
-    let unrecognized = Strings::default();
-    let negotiate = Message::NegotiateProtocolVersion { version: 2 << 16, unrecognized };
-    let error = handle(&mut owl(EVERYTHING), negotiate).unwrap_err();
-    assert_eq!(error, HandshakeError::ProtocolVersion { version: 2 << 16 });
-    assert!(error.to_string().contains("2.0"));
-}
-
 fn offer(mechanisms: &[u8]) -> Authentication<'_> {
     Authentication::Sasl(Strings::new(mechanisms).unwrap())
 }
@@ -202,6 +208,96 @@ fn of_mechanisms_without_end_an_error_shows_a_few() {
     assert_eq!(error, HandshakeError::MechanismsUnknown { offered: "D".into() });
     let error = authentication(&mut owl(EVERYTHING), offer(b"")).unwrap_err();
     assert_eq!(error, HandshakeError::MechanismsUnknown { offered: "".into() });
+}
+
+fn negotiate(
+    handshake: &mut Handshake,
+    version: u32,
+    unrecognized: &[u8],
+) -> Result<Progress, HandshakeError> {
+    let unrecognized = Strings::new(unrecognized).unwrap();
+    handle(handshake, Message::NegotiateProtocolVersion { version, unrecognized })
+}
+
+#[test]
+fn an_older_server_is_followed_to_its_protocol() {
+    let mut handshake = newer();
+    assert_eq!(negotiate(&mut handshake, 3 << 16, b""), Ok(Progress::Waiting));
+    assert_eq!(authentication(&mut handshake, Authentication::Ok), Ok(Progress::Waiting));
+    let ready = Message::ReadyForQuery(TransactionStatus::Idle);
+    assert_eq!(handle(&mut handshake, ready), Ok(Progress::Ready));
+    assert_eq!(handshake.into_session().protocol, ProtocolVersion::V3_0);
+}
+
+#[test]
+fn a_server_that_speaks_3_2_says_nothing_of_it_and_sends_long_keys() {
+    for len in [4, 32, 256] {
+        let mut handshake = newer();
+        assert_eq!(authentication(&mut handshake, Authentication::Ok), Ok(Progress::Waiting));
+        let key: Vec<u8> = (0..=255).cycle().take(len).collect();
+        let message = Message::BackendKeyData { process_id: 7, secret_key: &key };
+        let mut wire = BytesMut::new();
+        message.encode(&mut wire).unwrap();
+        assert_eq!(handle(&mut handshake, decode(&wire)), Ok(Progress::Waiting));
+        let ready = Message::ReadyForQuery(TransactionStatus::Idle);
+        assert_eq!(handle(&mut handshake, ready), Ok(Progress::Ready));
+        let session = handshake.into_session();
+        assert_eq!(session.protocol, ProtocolVersion::V3_2);
+        let kept = session.backend_key.unwrap();
+        assert_eq!((kept.process_id, &kept.secret_key), (7, &key));
+        let mut out = BytesMut::new();
+        frontend::cancel_request(kept.process_id, &kept.secret_key, &mut out).unwrap();
+        assert_eq!(out.len(), 12 + len);
+        assert_eq!(out[12..], key);
+    }
+}
+
+#[test]
+fn a_version_that_a_server_cannot_mean_ends_the_login() {
+    let unknown = |version, asked| Err(HandshakeError::ProtocolVersion { version, asked });
+    for version in [0, 2 << 16, (3 << 16) - 1, 3 << 16 | 1, 3 << 16 | 2, 3 << 16 | 3, u32::MAX] {
+        assert_eq!(
+            negotiate(&mut newer(), version, b""),
+            unknown(version, ProtocolVersion::V3_2),
+            "{version:x}"
+        );
+        assert_eq!(
+            negotiate(&mut owl(EVERYTHING), version, b""),
+            unknown(version, ProtocolVersion::V3_0),
+            "{version:x}"
+        );
+    }
+    let error = negotiate(&mut owl(EVERYTHING), 3 << 16, b"").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the server was asked for protocol 3.0 and answers 3.0, which it cannot mean: is this PostgreSQL?"
+    );
+}
+
+#[test]
+fn a_version_is_negotiated_once_and_before_anything_else() {
+    let mut handshake = newer();
+    assert_eq!(negotiate(&mut handshake, 3 << 16, b""), Ok(Progress::Waiting));
+    assert!(matches!(
+        negotiate(&mut handshake, 3 << 16, b""),
+        Err(HandshakeError::Unexpected { message: "NegotiateProtocolVersion", .. })
+    ));
+    let mut handshake = newer();
+    assert_eq!(authentication(&mut handshake, Authentication::Ok), Ok(Progress::Waiting));
+    assert!(matches!(
+        negotiate(&mut handshake, 3 << 16, b""),
+        Err(HandshakeError::Unexpected { .. })
+    ));
+}
+
+#[test]
+fn an_option_that_nobody_asked_for_ends_the_login() {
+    let error = negotiate(&mut newer(), 3 << 16, b"_pq_.moon\0").unwrap_err();
+    assert_eq!(error, HandshakeError::OptionUnknown { option: "_pq_.moon".into() });
+    assert!(error.to_string().contains("_pq_.moon"));
+    let long = [&b"_\x1b\n"[..], &b"x".repeat(20_000), b"\0"].concat();
+    let error = negotiate(&mut owl(EVERYTHING), 3 << 16, &long).unwrap_err();
+    assert_eq!(error, HandshakeError::OptionUnknown { option: "_".to_owned() + &"x".repeat(63) });
 }
 
 /// A login as far as the given number of recorded messages of the server.

@@ -32,7 +32,8 @@ fn new() -> Session<Duration> {
 
 fn log_in(session: &mut Session<Duration>, nonce: &str) {
     let params = [("replication", "database"), ("application_name", "owlpost")];
-    let startup = Startup { user: "owl", database: Some("owl"), params: &params };
+    let startup =
+        Startup { user: "owl", database: Some("owl"), params: &params, ..Startup::default() };
     let credentials = Credentials { password: Some(b"pencil"), ..Credentials::default() };
     session.log_in(startup, credentials, nonce.into()).unwrap();
 }

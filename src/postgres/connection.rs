@@ -217,8 +217,12 @@ impl Connection {
             allow: config.auth,
             ..Credentials::default()
         };
-        let startup =
-            Startup { user: &config.user, database: Some(&config.database), params: &parameters };
+        let startup = Startup {
+            user: &config.user,
+            database: Some(&config.database),
+            params: &parameters,
+            ..Startup::default()
+        };
         self.session.log_in(startup, credentials, nonce()?)?;
         self.until(|event| matches!(event, Event::LoggedIn).then_some(())).await
     }

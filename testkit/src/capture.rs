@@ -221,6 +221,7 @@ impl Stream {
             user: "postgres",
             database: Some(crate::postgres::DATABASE),
             params: &params,
+            ..Startup::default()
         };
         let credentials = Credentials::default();
         stream.session.log_in(startup, credentials, String::new()).context("logging in")?;

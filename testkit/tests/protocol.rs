@@ -10,7 +10,7 @@ use factlib_protocol::{
         CopyFormats, DataRow, Formats, Message, ServerError, SqlState, TransactionStatus, class,
     },
     frontend::{self, Target},
-    handshake::{AuthMethods, Credentials, Handshake, Progress, Startup},
+    handshake::{Credentials, Handshake, Progress, Startup},
     replication::{
         self, CreatedSlot, HotStandbyFeedback, IdentifySystem, NextTimeline, ReadSlot, SlotKind,
         Snapshot, StandbyStatusUpdate, TimelineHistory, alter_slot, create_slot, drop_slot,
@@ -38,7 +38,12 @@ impl Client {
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (received, mut out) = (BytesMut::new(), BytesMut::new());
         let params: Vec<_> = replication.map(|value| ("replication", value)).into_iter().collect();
-        let startup = Startup { user: "postgres", database: Some("app"), params: &params };
+        let startup = Startup {
+            user: "postgres",
+            database: Some("app"),
+            params: &params,
+            ..Startup::default()
+        };
         let credentials = Credentials::default();
         let mut handshake =
             Handshake::start(startup, credentials, "nonce".into(), &mut out).unwrap();

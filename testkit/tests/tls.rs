@@ -13,7 +13,7 @@ use factlib_protocol::{
     frontend,
     handshake::{
         AuthMethod, AuthMethods, BODY_LEN_MAX, Credentials, Handshake, HandshakeError, Progress,
-        Session, Startup, Unbound,
+        ProtocolVersion, Session, Startup, Unbound,
     },
     tls::{self, Answer},
 };
@@ -137,7 +137,12 @@ fn talk(
     channel: Channel<'_>,
     tamper: Tamper,
 ) -> Result<Session, HandshakeError> {
-    let startup = Startup { user, database: Some("app"), ..Startup::default() };
+    let startup = Startup {
+        user,
+        database: Some("app"),
+        protocol: ProtocolVersion::V3_2,
+        ..Startup::default()
+    };
     let password = Some(&b"pencil"[..]);
     let credentials = Credentials { password, allow: AuthMethods::ALL, channel_binding, channel };
     let mut out = BytesMut::new();
@@ -284,6 +289,51 @@ fn a_server_without_tls_says_so() {
     let postgres = Postgres::builder().start();
     let mut socket = TcpStream::connect(("127.0.0.1", postgres.port())).unwrap();
     assert_eq!(ask_for_tls(&mut socket), Answer::Plaintext);
+}
+
+/// The code of the first error that the server sends.
+fn first_error(stream: &mut TcpStream) -> SqlState {
+    let mut received = BytesMut::new();
+    loop {
+        let mut piece = [0; 4096];
+        let len = stream.read(&mut piece).unwrap();
+        assert!(len > 0, "the server closes the connection without an error");
+        received.extend_from_slice(&piece[..len]);
+        while let Some(frame) = Frame::decode(&received, BODY_LEN_MAX).unwrap() {
+            if let Message::ErrorResponse(fields) = Message::decode(frame).unwrap() {
+                return fields.code();
+            }
+            let len = frame.encoded_len();
+            received.advance(len);
+        }
+    }
+}
+
+#[test]
+fn an_old_server_answers_3_2_with_3_0_and_a_new_one_sends_a_long_key_that_cancels() {
+    let postgres = server(ECDSA_SHA384);
+    let socket = TcpStream::connect(("127.0.0.1", postgres.port())).unwrap();
+    let mut stream = socket;
+    let session = talk(&mut stream, "owl", Prefer, Channel::Plain, Tamper::Nothing).unwrap();
+    let (protocol, key_len) = match postgres.major() {
+        ..18 => (ProtocolVersion::V3_0, 4),
+        _ => (ProtocolVersion::V3_2, 32),
+    };
+    assert_eq!(session.protocol, protocol);
+    let key = session.backend_key.unwrap();
+    assert_eq!(key.secret_key.len(), key_len);
+
+    let mut out = BytesMut::new();
+    frontend::query("SELECT pg_sleep(60)", &mut out).unwrap();
+    stream.write_all(&out.split()).unwrap();
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'sleep' AND usename = 'owl'";
+    testkit::wait::poll("the query to run", testkit::wait::LIMIT, || {
+        (postgres.ask(sleeps) == "1").then_some(())
+    })
+    .unwrap();
+    frontend::cancel_request(key.process_id, &key.secret_key, &mut out).unwrap();
+    TcpStream::connect(("127.0.0.1", postgres.port())).unwrap().write_all(&out).unwrap();
+    assert_eq!(first_error(&mut stream), SqlState(*b"57014"), "query_canceled");
 }
 
 #[test]

@@ -41,8 +41,12 @@ pub extern "C" fn proof() -> i32 {
 fn log_in() -> Option<()> {
     let first = hex(LOGIN.lines().nth(2)?);
     let (_, nonce) = core::str::from_utf8(&first).ok()?.split_once("n,,n=,r=")?;
-    let startup =
-        Startup { user: "owl", database: Some("owl"), params: &[("application_name", "owlpost")] };
+    let startup = Startup {
+        user: "owl",
+        database: Some("owl"),
+        params: &[("application_name", "owlpost")],
+        ..Startup::default()
+    };
     let credentials = Credentials { password: Some(b"pencil"), ..Credentials::default() };
     let mut out = BytesMut::new();
     let mut handshake =
