@@ -295,7 +295,7 @@ pub fn terminate(out: &mut BytesMut) {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
+    use alloc::{format, vec};
 
     use hex_literal::hex;
 
@@ -488,6 +488,12 @@ mod tests {
             &hex!("70 00000006 6263"),
             Message::Password(PasswordMessage(b"bc")),
         );
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let shown = format!("{:?}", Message::Password(PasswordMessage(b"owl\0")));
+        assert_eq!(shown, "Password(PasswordMessage { .. })");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Every message of a client but the first, for whoever hears it.
 
+use core::fmt;
+
 use bytes::{BufMut, BytesMut};
 
 use crate::{
@@ -111,7 +113,7 @@ pub struct FunctionCall<'a> {
 
 /// The body of a `p`, which is one of four messages: which, only the server's last question tells. As a
 /// `SASLResponse` or a `GSSResponse` it is the data, all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PasswordMessage<'a>(pub &'a [u8]);
 
 /// The choice of a SASL mechanism.
@@ -121,6 +123,13 @@ pub struct SaslInitialResponse<'a> {
     pub mechanism: &'a str,
     /// Its first words, if it has any.
     pub data: Option<&'a [u8]>,
+}
+
+/// It may hold a password, and so shows nothing.
+impl fmt::Debug for PasswordMessage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasswordMessage").finish_non_exhaustive()
+    }
 }
 
 impl<'a> PasswordMessage<'a> {
