@@ -511,3 +511,23 @@ fn both_directions_of_a_copy_tell_their_formats() {
     client.answer(|_| ()).unwrap();
     assert_eq!(postgres.ask("SELECT concat(a, b) FROM t"), "1owl");
 }
+
+#[test]
+fn the_longest_first_message_is_the_longest_that_the_server_reads() {
+    let postgres = Postgres::builder().start();
+    let answer = |len: usize| {
+        let mut out = BytesMut::new();
+        // Version and end are 5 bytes, `user` and `options` with their zeroes 23.
+        let options = " ".repeat(len - 4 - 5 - 23);
+        let params = [("user", "postgres"), ("options", &*options)];
+        frontend::startup(params, &mut out).unwrap();
+        assert_eq!(out.len(), len);
+        let mut socket = TcpStream::connect(("127.0.0.1", postgres.port())).unwrap();
+        socket.write_all(&out).unwrap();
+        let mut tag = [0];
+        // A server that refuses the length hangs up with nothing, or with bytes unread.
+        socket.read(&mut tag).map_or(0, |read| read) == 1
+    };
+    assert!(answer(frontend::STARTUP_LEN_MAX));
+    assert!(!answer(frontend::STARTUP_LEN_MAX + 1));
+}

@@ -10,8 +10,9 @@ use crate::{
     writer,
 };
 
-/// The longest first message, in bytes with its length, that a PostgreSQL server reads.
-pub const STARTUP_LEN_MAX: usize = 10_000;
+/// The longest first message, in bytes with its length, that a PostgreSQL server reads:
+/// `MAX_STARTUP_PACKET_LENGTH` does not count the length.
+pub const STARTUP_LEN_MAX: usize = 4 + 10_000;
 
 /// What a client says before anything else, and again after the answer to a request for encryption.
 ///
