@@ -531,3 +531,16 @@ fn the_longest_first_message_is_the_longest_that_the_server_reads() {
     assert!(answer(frontend::STARTUP_LEN_MAX));
     assert!(!answer(frontend::STARTUP_LEN_MAX + 1));
 }
+
+#[test]
+fn a_temporary_slot_is_gone_with_the_first_error() {
+    let postgres = Postgres::builder().start();
+    let mut client = Client::connect(&postgres, Some("database"));
+    let kind = SlotKind::Physical { reserve_wal: true };
+    let command = create_slot("short", true, kind, postgres.major()).unwrap();
+    client.one(&command, |row| assert_eq!(CreatedSlot::read(row).unwrap().name, "short"));
+    let slots = "SELECT count(*)::text FROM pg_replication_slots";
+    assert_eq!(postgres.ask(slots), "1");
+    client.refused("NO_SUCH_COMMAND");
+    assert_eq!(postgres.ask(slots), "0");
+}

@@ -67,8 +67,8 @@ pub enum SlotKind<'a> {
     },
 }
 
-/// Makes a slot, one that ends with the session if it is `temporary`: one row for
-/// [`CreatedSlot::read`](super::CreatedSlot::read).
+/// Makes a slot, one that ends with the session, or with the first error in it, if it is `temporary`: one
+/// row for [`CreatedSlot::read`](super::CreatedSlot::read).
 ///
 /// # Errors
 ///
