@@ -4,9 +4,13 @@
 
 pub mod channel_binding;
 mod methods;
+#[cfg(feature = "saslprep")]
+mod saslprep;
 pub mod scram;
 
 pub use methods::{AuthMethod, AuthMethods, RequireAuthError};
+#[cfg(feature = "saslprep")]
+pub use saslprep::saslprep;
 
 use alloc::string::String;
 use core::fmt::Write;

@@ -91,7 +91,8 @@ pub struct Startup<'a> {
 /// By default: no password, trust and SCRAM, and a binding where one is possible; on a socket without TLS.
 #[derive(Clone, Copy, Default)]
 pub struct Credentials<'a> {
-    /// The password, prepared by SASLprep (RFC 4013) where that accepts it.
+    /// The password. With the feature `saslprep` it is prepared (RFC 4013) where SCRAM needs it; without,
+    /// the caller must have done that. For ASCII there is nothing to prepare.
     pub password: Option<&'a [u8]>,
     /// The methods that the server may choose from.
     pub allow: AuthMethods,
@@ -377,6 +378,9 @@ impl Secrets {
             Authentication::Sasl(mechanisms) => {
                 let binding = self.binding(mechanisms)?;
                 let password = password()?;
+                // The server's copy was prepared when it was stored; md5 and cleartext take it as it is.
+                #[cfg(feature = "saslprep")]
+                let password = &*crate::auth::saslprep(password);
                 let first = ClientFirst::bound(password, &self.nonce, binding)?;
                 frontend::sasl_initial_response(first.mechanism(), first.message(), out)?;
                 Ok(State::ScramFirst(first))

@@ -231,3 +231,33 @@ fn a_server_that_was_robbed_of_its_offer_notices() {
     // It offered both, somebody took PLUS away, and the client says `y` under its proof.
     assert!(scram(TLS, ONLY_SCRAM, "n,,", b"").is_none());
 }
+
+/// The server's copy of a password was prepared when it was stored as a SCRAM secret; as md5, it was not.
+#[cfg(feature = "saslprep")]
+#[test]
+fn a_password_is_prepared_for_scram_and_for_nothing_else() {
+    let answer = |password: &str, step| {
+        let startup = Startup { user: "owl", ..Startup::default() };
+        let credentials = Credentials {
+            password: Some(password.as_bytes()),
+            allow: AuthMethods::ALL,
+            ..Credentials::default()
+        };
+        let mut out = BytesMut::new();
+        let mut handshake = Handshake::start(startup, credentials, NONCE.into(), &mut out).unwrap();
+        out.clear();
+        let _ = handshake.handle(Message::Authentication(step), &mut out).unwrap();
+        if let Authentication::Sasl(_) = step {
+            out.clear();
+            let challenge = format!("r={NONCE}x,s=QSXCR+Q6sek8bf92,i=1");
+            let challenge = Authentication::SaslContinue(challenge.as_bytes());
+            let _ = handshake.handle(Message::Authentication(challenge), &mut out).unwrap();
+        }
+        out
+    };
+    let scram = Authentication::Sasl(Strings::new(ONLY_SCRAM).unwrap());
+    assert_eq!(answer("\u{2168}", scram), answer("IX", scram));
+    for step in [Authentication::CleartextPassword, Authentication::Md5Password { salt: [1; 4] }] {
+        assert_ne!(answer("\u{2168}", step), answer("IX", step));
+    }
+}

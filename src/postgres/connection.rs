@@ -10,7 +10,6 @@ use factlib_protocol::feedback::FeedbackPolicy;
 use factlib_protocol::handshake::{Credentials, HandshakeError, Startup};
 use factlib_protocol::session::{Event, Now, Session, SessionError};
 use factlib_protocol::{DecodeError, Timestamp};
-use std::borrow::Cow;
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -211,9 +210,8 @@ impl Connection {
         if let Some(options) = &config.options {
             parameters.push(("options", options));
         }
-        let password = config.password.as_ref().map(|password| prepared(password.expose()));
         let credentials = Credentials {
-            password: password.as_deref(),
+            password: config.password.as_ref().map(|password| password.expose().as_bytes()),
             allow: config.auth,
             ..Credentials::default()
         };
@@ -373,12 +371,6 @@ impl Connection {
             }
         }
     }
-}
-
-/// SASLprep (RFC 4013); a password that it does not allow is used as it is, as PostgreSQL does.
-fn prepared(password: &str) -> Vec<u8> {
-    let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
-    prepared.as_bytes().to_vec()
 }
 
 /// 18 random bytes in base64, as libpq.

@@ -31,6 +31,14 @@ const RSA_PSS_SHA384: &str = "-newkey rsa:2048 -sha384 -sigopt rsa_padding_mode:
 const ECDSA_SHA384: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-384 -sha384";
 const ED25519: &str = "-newkey ed25519";
 
+/// Without TLS.
+const PENCIL: Credentials<'_> = Credentials {
+    password: Some(b"pencil"),
+    allow: AuthMethods::ALL,
+    channel_binding: Prefer,
+    channel: Channel::Plain,
+};
+
 /// A server with a certificate of this kind, and a role for each method: `owl` (SCRAM), `hashed` (md5),
 /// `plain` (password) and `trusty`; the password is `pencil`.
 fn server(kind: &str) -> Postgres {
@@ -98,7 +106,7 @@ fn log_in_with(
         hash[0] ^= 1;
     }
     let channel = Channel::Tls { server_end_point: hash.as_deref() };
-    talk(&mut stream, user, channel_binding, channel, tamper)
+    talk(&mut stream, user, Credentials { channel_binding, channel, ..PENCIL }, tamper)
 }
 
 fn ask_for_tls(socket: &mut TcpStream) -> Answer {
@@ -133,8 +141,7 @@ fn encrypt(mut socket: TcpStream, alpn: &[&[u8]]) -> io::Result<(Stream, Certifi
 fn talk(
     stream: &mut (impl Read + Write),
     user: &str,
-    channel_binding: ChannelBinding,
-    channel: Channel<'_>,
+    credentials: Credentials<'_>,
     tamper: Tamper,
 ) -> Result<Session, HandshakeError> {
     let startup = Startup {
@@ -143,8 +150,6 @@ fn talk(
         protocol: ProtocolVersion::V3_2,
         ..Startup::default()
     };
-    let password = Some(&b"pencil"[..]);
-    let credentials = Credentials { password, allow: AuthMethods::ALL, channel_binding, channel };
     let mut out = BytesMut::new();
     let mut handshake =
         Handshake::start(startup, credentials, "fyko+d2lbbFgONRv9qkx".into(), &mut out)?;
@@ -291,6 +296,23 @@ fn a_server_without_tls_says_so() {
     assert_eq!(ask_for_tls(&mut socket), Answer::Plaintext);
 }
 
+#[test]
+fn a_password_is_prepared_where_the_server_prepares_it() {
+    let hba = ["host all scram 127.0.0.1/32 scram-sha-256", "host all hashed 127.0.0.1/32 md5"];
+    let postgres = Postgres::builder().hba(&hba).start();
+    let mut client = postgres.client();
+    client.batch_execute("CREATE ROLE scram LOGIN PASSWORD '\u{2168}'").unwrap();
+    let hashed = "SET password_encryption = md5; CREATE ROLE hashed LOGIN PASSWORD '\u{2168}'";
+    client.batch_execute(hashed).unwrap();
+    let let_in = |user, password: &str| {
+        let mut socket = TcpStream::connect(("127.0.0.1", postgres.port())).unwrap();
+        let credentials = Credentials { password: Some(password.as_bytes()), ..PENCIL };
+        talk(&mut socket, user, credentials, Tamper::Nothing).is_ok()
+    };
+    assert!(let_in("scram", "\u{2168}") && let_in("scram", "IX") && !let_in("scram", "VIII"));
+    assert!(let_in("hashed", "\u{2168}") && !let_in("hashed", "IX"));
+}
+
 /// The code of the first error that the server sends.
 fn first_error(stream: &mut TcpStream) -> SqlState {
     let mut received = BytesMut::new();
@@ -314,7 +336,7 @@ fn an_old_server_answers_3_2_with_3_0_and_a_new_one_sends_a_long_key_that_cancel
     let postgres = server(ECDSA_SHA384);
     let socket = TcpStream::connect(("127.0.0.1", postgres.port())).unwrap();
     let mut stream = socket;
-    let session = talk(&mut stream, "owl", Prefer, Channel::Plain, Tamper::Nothing).unwrap();
+    let session = talk(&mut stream, "owl", PENCIL, Tamper::Nothing).unwrap();
     let (protocol, key_len) = match postgres.major() {
         ..18 => (ProtocolVersion::V3_0, 4),
         _ => (ProtocolVersion::V3_2, 32),
@@ -349,6 +371,7 @@ fn direct_tls_takes_the_protocol_by_its_name() {
     tls::check_alpn(stream.conn.alpn_protocol()).unwrap();
     let hash = EndPointHash::of_certificate(&certificate).unwrap().digest(&certificate);
     let channel = Channel::Tls { server_end_point: Some(&hash) };
-    let session = talk(&mut stream, "owl", Require, channel, Tamper::Nothing).unwrap();
+    let credentials = Credentials { channel_binding: Require, channel, ..PENCIL };
+    let session = talk(&mut stream, "owl", credentials, Tamper::Nothing).unwrap();
     assert!(session.channel_bound);
 }
