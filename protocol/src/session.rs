@@ -3,14 +3,15 @@
 //! <https://www.postgresql.org/docs/current/protocol-flow.html>
 //!
 //! ```text
-//!        request_tls            log_in             query
-//!   New ────────────▶ AskingTls         ┌──────▶ Querying ───────┐
-//!    │                    │ TlsAnswer   │                        │ Finished
-//!    │ log_in             ▼             │  start_replication     │
-//!    └──────────────▶ LoggingIn ────▶ Ready ◀────────────────────┤
-//!                          LoggedIn     │                        │ Finished
-//!                                       └▶ Starting ─▶ Streaming ┘
-//!                                                Started
+//!       request_tls                                 query
+//!  New ─────────────▶ AskingTls            ┌───────────────▶ Querying ──────┐
+//!   ▲ │                │       │ S         │                                │ Finished
+//!   │ │             N  │       ▼           │ start_replication              │
+//!   └─┼────────────────┘   Encrypting    Ready ◀────────────────────────────┤
+//!     │ log_in                 │ log_in    ▲ │                              │ Finished
+//!     └──────────▶ LoggingIn ◀─┘           │ └─▶ Starting ─▶ Streaming ─▶ Ended
+//!                      └───────────────────┘            Started
+//!                           LoggedIn
 //! ```
 //!
 //! The driver moves bytes and reads clocks; it decides nothing:
@@ -39,6 +40,7 @@ use crate::{
     handshake::{self, Credentials, Handshake, HandshakeError, Progress, Startup},
     lsn::{Lsn, Timestamp},
     replication::{self, PrimaryKeepalive, XLogData},
+    tls::{self, TlsError},
 };
 
 /// The longest body of a message, in bytes, between the log-in and the stream: a command's answer, which
@@ -58,6 +60,10 @@ pub struct Now<I> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// What the server answers to [`Session::request_tls`]. Under [`tls::Answer::Tls`], the driver's TLS
+    /// library has the socket now, and then the driver [logs in](Session::log_in); under the other, it logs
+    /// in as things are, or hangs up.
+    TlsAnswered(tls::Answer),
     /// Logged in. [`Session::about`] says what the server said about itself.
     LoggedIn,
     /// The columns of the rows to come.
@@ -106,6 +112,10 @@ pub struct Session<I> {
 #[derive(Debug)]
 enum State<I> {
     New,
+    /// One byte is awaited.
+    AskingTls,
+    /// The driver's TLS library has the socket.
+    Encrypting,
     /// In a box, because it is large and soon over.
     LoggingIn(Box<Handshake>),
     Ready,
@@ -127,6 +137,8 @@ impl<I> State<I> {
     const fn name(&self) -> &'static str {
         match self {
             Self::New => "not logged in",
+            Self::AskingTls => "asking for TLS",
+            Self::Encrypting => "being encrypted",
             Self::LoggingIn(_) => "logging in",
             Self::Ready => "waiting for a command",
             Self::Querying => "running a query",
@@ -156,6 +168,18 @@ impl<I: Moment> Session<I> {
             policy,
             about: handshake::Session::default(),
             flush: Lsn::INVALID,
+        }
+    }
+
+    /// How many bytes the driver may take from the socket now. One while the server's answer to
+    /// [`Session::request_tls`] is awaited, because what stands behind that is the TLS library's; none until
+    /// that library has the socket and the session [logs in](Session::log_in) through it.
+    #[must_use]
+    pub const fn read_max(&self) -> usize {
+        match self.state {
+            State::AskingTls => tls::ANSWER_LEN,
+            State::Encrypting => 0,
+            _ => usize::MAX,
         }
     }
 
@@ -191,13 +215,19 @@ impl<I: Moment> Session<I> {
         match self.state {
             State::Failed => return Err(self.not_now("more")),
             State::Over => self.receive.clear(),
+            State::AskingTls => return self.poll_tls(),
+            // Nobody has taken it from under a key.
+            State::Encrypting if !self.receive.is_empty() => {
+                self.state = State::Failed;
+                return Err(TlsError::Unencrypted.into());
+            }
             _ => {}
         }
         let mut rest: &[u8] = &self.receive;
         loop {
             let body_len_max = match self.state {
+                State::Streaming(_) | State::Ending | State::Ended => self.stream_len_max,
                 State::New | State::LoggingIn(_) => handshake::BODY_LEN_MAX,
-                State::Streaming(_) | State::Ending => self.stream_len_max,
                 _ => ANSWER_LEN_MAX,
             };
             let stepped = match Frame::decode(rest, body_len_max) {
@@ -228,6 +258,37 @@ impl<I: Moment> Session<I> {
         Ok(None)
     }
 
+    fn poll_tls(&mut self) -> Result<Option<Event<'_>>, SessionError> {
+        match tls::Answer::read(&self.receive) {
+            Ok(None) => Ok(None),
+            Ok(Some(answer)) => {
+                self.receive.clear();
+                self.state = match answer {
+                    tls::Answer::Tls => State::Encrypting,
+                    tls::Answer::Plaintext => State::New,
+                };
+                Ok(Some(Event::TlsAnswered(answer)))
+            }
+            Err(error) => {
+                self.state = State::Failed;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Asks for TLS; [`Event::TlsAnswered`] follows. Not where TLS came first
+    /// (`sslnegotiation=direct`): see [`tls::check_alpn`].
+    ///
+    /// # Errors
+    ///
+    /// If the session has begun.
+    pub fn request_tls(&mut self) -> Result<(), SessionError> {
+        let State::New = self.state else { return Err(self.not_now("a request for TLS")) };
+        frontend::ssl_request(&mut self.send);
+        self.state = State::AskingTls;
+        Ok(())
+    }
+
     /// Logs in; [`Event::LoggedIn`] follows. For a stream, `startup` must ask for it: with
     /// `("replication", "database")` for a logical one, `("replication", "true")` for a physical one.
     ///
@@ -242,7 +303,9 @@ impl<I: Moment> Session<I> {
         credentials: Credentials<'_>,
         nonce: String,
     ) -> Result<(), SessionError> {
-        let State::New = self.state else { return Err(self.not_now("logging in")) };
+        let (State::New | State::Encrypting) = self.state else {
+            return Err(self.not_now("logging in"));
+        };
         let handshake = Handshake::start(startup, credentials, nonce, &mut self.send)?;
         self.state = State::LoggingIn(Box::new(handshake));
         Ok(())
@@ -306,9 +369,12 @@ impl<I: Moment> Session<I> {
         }
     }
 
-    /// Ends the stream; [`Event::Finished`] follows. In the middle of a transaction the server sends the
-    /// rest of it first, and that is dropped: a client that leaves for good had better
-    /// [terminate](Session::terminate).
+    /// Ends the stream; [`Event::Finished`] follows, and the session takes queries again. In the middle of a
+    /// transaction the server sends the rest of it first, and that is dropped: a client that leaves for
+    /// good had better [terminate](Session::terminate).
+    ///
+    /// For another logical stream, log in anew: a walsender that has ended one remembers that, and ends
+    /// the next as soon as it has begun (seen on 14 to 18).
     ///
     /// # Errors
     ///
@@ -364,7 +430,7 @@ fn step<'a, I: Moment>(
                 (State::Ready, Some(Event::LoggedIn))
             }
         },
-        (State::New, message) => return Err(unexpected(&message, &State::<I>::New)),
+        (before @ State::New, message) => return Err(unexpected(&message, &before)),
 
         // Any time.
         (before, Message::NoticeResponse(fields)) => (before, Some(Event::Notice(fields))),
@@ -379,23 +445,24 @@ fn step<'a, I: Moment>(
             (State::Ended, None)
         }
         // A server that stops says so without CopyDone.
-        (State::Streaming(_), Message::CommandComplete(tag)) => {
+        (State::Streaming(_) | State::Ending, Message::CommandComplete(tag)) => {
             (State::Ended, Some(Event::Completed(tag)))
         }
         (State::Ending, Message::CopyData(_)) => (State::Ending, None),
         (State::Ending, Message::CopyDone) => (State::Ended, None),
+        // A walsender that hears CopyDone while it waits for the log answers at once, and still sends what
+        // it was about to: a keepalive, or a message. Seen on 14 to 18 in every second or third stream.
+        (State::Ended, Message::CopyData(_)) => (State::Ended, None),
 
         (State::Starting { asked_at }, Message::CopyBothResponse { .. }) => {
             (State::Streaming(Feedback::new(policy, asked_at)), Some(Event::Started))
         }
-        (
-            State::Querying
-            | State::Starting { .. }
-            | State::Streaming(_)
-            | State::Ending
-            | State::Ended,
-            Message::ErrorResponse(fields),
-        ) => (State::Ended, Some(Event::Refused(fields))),
+        (State::Querying | State::Starting { .. }, Message::ErrorResponse(fields)) => {
+            (State::Querying, Some(Event::Refused(fields)))
+        }
+        (State::Streaming(_) | State::Ending | State::Ended, Message::ErrorResponse(fields)) => {
+            (State::Ended, Some(Event::Refused(fields)))
+        }
         // Nobody asked: the server is stopping, or somebody ended this session.
         (State::Ready, Message::ErrorResponse(fields)) => {
             (State::Ready, Some(Event::Refused(fields)))
@@ -416,7 +483,7 @@ fn step<'a, I: Moment>(
         }
         // A timeline that has ended has nothing to stream: the answer is a row that names the next one.
         (State::Starting { .. }, Message::RowDescription(columns)) => {
-            (State::Ended, Some(Event::Columns(columns)))
+            (State::Querying, Some(Event::Columns(columns)))
         }
         (before, message) => return Err(unexpected(&message, &before)),
     };
@@ -453,6 +520,8 @@ fn unexpected<I>(message: &Message<'_>, state: &State<I>) -> SessionError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionError {
+    /// The connection is not encrypted as it was to be.
+    Tls(TlsError),
     /// The server could not be logged in to.
     Login(HandshakeError),
     /// What the server sent is not the protocol.
@@ -478,6 +547,7 @@ pub enum SessionError {
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Tls(error) => error.fmt(f),
             Self::Login(error) => error.fmt(f),
             Self::Decode(error) => write!(f, "what the server sent cannot be read: {error}"),
             Self::Unexpected { message, state } => {
@@ -498,6 +568,12 @@ impl core::error::Error for SessionError {
             Self::Login(error) => error.source(),
             _ => None,
         }
+    }
+}
+
+impl From<TlsError> for SessionError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error)
     }
 }
 

@@ -17,6 +17,7 @@ use factlib_protocol::{
         PrimaryKeepalive, StandbyStatusUpdate, XLogData, identify_system, start_logical,
     },
     session::{ANSWER_LEN_MAX, Event, Now, Session, SessionError},
+    tls::{Answer, TlsError},
 };
 use fixtures::Speaker;
 
@@ -291,7 +292,68 @@ fn what_comes_after_the_end_was_asked_for_is_dropped() {
         .unwrap();
     assert!(hear(&mut session, &late, 100, at(0)).unwrap().is_empty());
     assert!(hear(&mut session, b"c\0\0\0\x04", 5, at(0)).unwrap().is_empty());
+    // Seen on 14 to 18, in every second or third stream that a client ends.
+    assert!(hear(&mut session, &late, 100, at(0)).unwrap().is_empty());
     assert_eq!(hear(&mut session, &finished(), 5, at(0)).unwrap(), ["Finished"]);
+}
+
+#[test]
+fn no_copy_data_is_dropped_where_there_was_no_stream() {
+    let mut session = ready();
+    session.start_replication("START_REPLICATION", at(0)).unwrap();
+    assert_eq!(hear(&mut session, &refusal(), 100, at(0)).unwrap(), ["refused 55006"]);
+    assert!(hear(&mut session, &keepalive(9, false), 100, at(0)).is_err());
+}
+
+fn asking_tls() -> Session<Duration> {
+    let mut session = new();
+    assert_eq!(session.read_max(), usize::MAX);
+    session.request_tls().unwrap();
+    assert_eq!(said(&mut session), b"\0\0\0\x08\x04\xd2\x16\x2f"[..]);
+    assert_eq!(session.read_max(), 1);
+    assert_eq!(session.poll(at(0)), Ok(None));
+    session
+}
+
+#[test]
+fn a_session_is_encrypted_before_anything_is_said_in_it() {
+    let mut session = asking_tls();
+    session.receive_buffer().extend_from_slice(b"S");
+    assert_eq!(session.poll(at(0)), Ok(Some(Event::TlsAnswered(Answer::Tls))));
+    assert_eq!(session.poll(at(0)), Ok(None));
+    assert_eq!(session.read_max(), 0);
+    log_in(&mut session, "nonce");
+    assert_eq!(session.read_max(), usize::MAX);
+    assert!(said(&mut session).ends_with(b"owlpost\0\0"));
+    assert_eq!(
+        hear(&mut session, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I", 5, at(0)).unwrap(),
+        ["LoggedIn"]
+    );
+}
+
+#[test]
+fn a_server_without_tls_leaves_it_to_the_driver_to_go_on() {
+    let mut session = asking_tls();
+    session.receive_buffer().extend_from_slice(b"N");
+    assert_eq!(session.poll(at(0)), Ok(Some(Event::TlsAnswered(Answer::Plaintext))));
+    log_in(&mut session, "nonce");
+}
+
+#[test]
+fn what_comes_around_the_answer_without_a_key_ends_the_session() {
+    let attack = |session: &mut Session<Duration>, bytes: &[u8]| {
+        session.receive_buffer().extend_from_slice(bytes);
+        let error = session.poll(at(0)).unwrap_err();
+        assert!(session.poll(at(0)).is_err());
+        error
+    };
+    let unencrypted = SessionError::Tls(TlsError::Unencrypted);
+    assert_eq!(attack(&mut asking_tls(), b"SR"), unencrypted);
+    assert_eq!(attack(&mut asking_tls(), b"EMsecret"), SessionError::Tls(TlsError::Refused));
+    let mut session = asking_tls();
+    session.receive_buffer().extend_from_slice(b"S");
+    assert!(session.poll(at(0)).is_ok());
+    assert_eq!(attack(&mut session, b"R"), unencrypted);
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn server(kind: &str) -> Postgres {
     // The server makes its own key, in its folder and as its user: it takes no other's. Its libraries are
     // not openssl's.
     let openssl = format!(
-        "env -u LD_LIBRARY_PATH openssl req -x509 -nodes -days 2 -subj /CN=localhost \
+        "cat >/dev/null; env -u LD_LIBRARY_PATH openssl req -x509 -nodes -days 2 -subj /CN=localhost \
          -keyout server.key -out server.crt {kind} 2>/dev/null"
     );
     let mut client = postgres.client();
