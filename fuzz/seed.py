@@ -55,11 +55,15 @@ put("scram", b"r=nonceX,s=QSXCR+Q6sek8bf92,i=9\0e=invalid-proof", "refused")
 stream = said(FIXTURES / "pg15/stream.txt", "<")
 start = next(at for at, message in enumerate(stream) if message[:1] == b"W")
 trusted = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I" + b"".join(stream[start - 4 :])
-for how in (1, 3, 255):
+for how in (1, 5, 253):
     put("session", bytes([how]) + trusted, f"stream-{how}")
 asked = b"R\0\0\0\x17\0\0\0\nSCRAM-SHA-256\0\0"
 challenge = b"R\0\0\0\x27\0\0\0\x0br=nonceX,s=QSXCR+Q6sek8bf92,i=9"
 put("session", b"\0" + asked + challenge, "scram")
+bound = b"R\0\0\0\x2a\0\0\0\nSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
+put("session", b"\2" + bound + challenge, "scram-plus")
+for file in sorted((HERE.parent / "protocol/src/auth/fixtures").glob("*.der")):
+    put("certificate", file.read_bytes(), file.stem)
 
 
 def told(options, messages):

@@ -63,6 +63,11 @@ fn an_impostor_is_never_believed() {
 }
 
 #[test]
+fn certificates_are_not_read_past_their_end() {
+    replay("certificate", targets::certificate);
+}
+
+#[test]
 fn a_session_does_not_depend_on_how_its_bytes_are_cut() {
     replay("session", targets::session);
 }

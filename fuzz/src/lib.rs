@@ -11,7 +11,10 @@ use factlib::{
 };
 use factlib_protocol::{
     Frame, Lsn, Timestamp,
-    auth::scram::ClientFirst,
+    auth::{
+        channel_binding::{Channel, EndPointHash},
+        scram::ClientFirst,
+    },
     backend,
     feedback::FeedbackPolicy,
     frontend::{self, FirstMessage, STARTUP_LEN_MAX},
@@ -167,28 +170,43 @@ fn asks_for_long(data: &[u8]) -> bool {
     data.windows(5).any(|digits| digits.iter().all(u8::is_ascii_digit))
 }
 
+/// The hash that a certificate asks for is one that there is, and is found without reading past its end.
+pub fn certificate(data: &[u8]) {
+    let Some(hash) = EndPointHash::of_certificate(data) else { return };
+    assert!([28, 32, 48, 64].contains(&hash.digest(data).len()));
+    // What stands behind a certificate is not part of it.
+    let longer = [data, b"\0"].concat();
+    let shorter = &data[..data.len() - 1];
+    assert_eq!(EndPointHash::of_certificate(&longer), None);
+    assert_eq!(EndPointHash::of_certificate(shorter), None);
+}
+
 /// A whole session with a server that says anything: what happens does not depend on how its bytes are
 /// cut, what is told to it was confirmed, and a password is never shown. The first byte says how they are
-/// cut and which methods of authentication are allowed.
+/// cut, whether trust is allowed, and whether TLS carries them.
 pub fn session(data: &[u8]) {
     let Some((&how, bytes)) = data.split_first() else { return };
     if asks_for_long(bytes) {
         return;
     }
-    let trust = how & 1 == 1;
-    let whole = live(trust, bytes, bytes.len().max(1));
-    let cut = live(trust, bytes, usize::from(how >> 1) + 1);
+    let whole = live(how, bytes, bytes.len().max(1));
+    let cut = live(how, bytes, usize::from(how >> 2) + 1);
     assert_eq!(whole, cut);
 }
 
 /// What happened and what was said, in words.
-fn live(trust: bool, bytes: &[u8], piece: usize) -> (Vec<String>, BytesMut) {
+fn live(how: u8, bytes: &[u8], piece: usize) -> (Vec<String>, BytesMut) {
+    let (trust, encrypted) = (how & 1 != 0, how & 2 != 0);
+    let hash = [7; 32];
+    let channel =
+        if encrypted { Channel::Tls { server_end_point: Some(&hash) } } else { Channel::Plain };
     let now = Now { at: Duration::ZERO, clock: Timestamp(0) };
     let mut session: Session<Duration> = Session::new(1 << 16, FeedbackPolicy::default());
     let params = [("replication", "database")];
     let startup = Startup { user: "owl", database: None, params: &params, ..Startup::default() };
     let allow = AuthMethods { trust, scram: true, ..AuthMethods::default() };
-    let credentials = Credentials { password: Some(b"pencil"), allow, ..Credentials::default() };
+    let password = Some(&b"pencil"[..]);
+    let credentials = Credentials { password, allow, channel, ..Credentials::default() };
     session.log_in(startup, credentials, "nonce".into()).unwrap();
     // The start-up message is the only one without a tag.
     let mut said = session.send_buffer().split();
