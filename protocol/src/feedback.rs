@@ -39,6 +39,10 @@ const STOPPING_QUESTIONS_WITHIN: Duration = Duration::from_secs(1);
 /// measured); this bounds it.
 const ANSWER_INTERVAL_STOPPING: Duration = Duration::from_millis(10);
 
+/// As many unanswered questions are remembered. A server that owes more answers is dead, whoever looks at
+/// [`Feedback::alive_since`] knows, and whoever does not must not grow by it.
+const QUESTIONS_MAX: usize = 64;
+
 /// A point in time that the caller's clock gives and never takes back.
 pub trait Moment: Copy + Ord + Add<Duration, Output = Self> {}
 
@@ -226,7 +230,9 @@ impl<I: Moment> Feedback<I> {
         self.answer_due = false;
         if ask {
             self.asked_at = Some(now);
-            self.asked.push_back(now);
+            if self.asked.len() < QUESTIONS_MAX {
+                self.asked.push_back(now);
+            }
         }
     }
 
@@ -293,6 +299,16 @@ mod tests {
         assert_eq!(feedback.alive_since(), START + millis(5000));
         let _ = feedback.keepalive(START + millis(6600), &keepalive(10, false));
         assert_eq!(feedback.alive_since(), START + millis(6000));
+    }
+
+    #[test]
+    fn a_server_that_never_answers_costs_no_memory() {
+        let mut feedback = answered(ZERO);
+        for second in 5..5000 {
+            assert!(said(&mut feedback, START + millis(second * 1000), ZERO).is_some());
+        }
+        assert_eq!(feedback.asked.len(), QUESTIONS_MAX);
+        assert_eq!(feedback.alive_since(), START);
     }
 
     #[test]
