@@ -296,7 +296,8 @@ impl<I: Moment> Session<I> {
     ///
     /// # Errors
     ///
-    /// If it is logged in already, or a name or value cannot be sent.
+    /// If it is logged in already, or a name or value cannot be sent; or if something has come before, which
+    /// ends the session.
     pub fn log_in(
         &mut self,
         startup: Startup<'_>,
@@ -306,6 +307,11 @@ impl<I: Moment> Session<I> {
         let (State::New | State::Encrypting) = self.state else {
             return Err(self.not_now("logging in"));
         };
+        // Whatever is there was not sent under a key, nor asked for.
+        if !self.receive_buffer().is_empty() {
+            self.state = State::Failed;
+            return Err(TlsError::Unencrypted.into());
+        }
         let handshake = Handshake::start(startup, credentials, nonce, &mut self.send)?;
         self.state = State::LoggingIn(Box::new(handshake));
         Ok(())

@@ -354,6 +354,14 @@ fn what_comes_around_the_answer_without_a_key_ends_the_session() {
     session.receive_buffer().extend_from_slice(b"S");
     assert!(session.poll(at(0)).is_ok());
     assert_eq!(attack(&mut session, b"R"), unencrypted);
+    // A driver that does not look before it logs in is not fooled either.
+    let mut session = asking_tls();
+    session.receive_buffer().extend_from_slice(b"S");
+    assert!(session.poll(at(0)).is_ok());
+    session.receive_buffer().extend_from_slice(b"R");
+    let startup = Startup { user: "owl", ..Startup::default() };
+    assert_eq!(session.log_in(startup, Credentials::default(), "n".into()), Err(unencrypted));
+    assert!(said(&mut session).is_empty() && session.poll(at(0)).is_err());
 }
 
 #[test]

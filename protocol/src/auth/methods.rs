@@ -42,7 +42,7 @@ impl AuthMethods {
     ///
     /// # Errors
     ///
-    /// If a name is not known, or some are refused and some are not.
+    /// If a name is not known or is there twice, or some are refused and some are not.
     pub fn require(self, list: &str) -> Result<Self, RequireAuthError> {
         if list.is_empty() {
             return Ok(self);
@@ -50,7 +50,10 @@ impl AuthMethods {
         let names = || list.split(',').map(str::trim);
         let refusing = names().all(|name| name.starts_with('!'));
         let mut allowed = if refusing { self } else { Self::NONE };
-        for name in names() {
+        for (at, name) in names().enumerate() {
+            if names().take(at).any(|before| before == name) {
+                return Err(RequireAuthError::Repeated(name.to_owned()));
+            }
             let method = match name.strip_prefix('!') {
                 Some(_) if !refusing => return Err(RequireAuthError::Mixed),
                 Some(method) => method,
@@ -74,6 +77,8 @@ impl AuthMethods {
 pub enum RequireAuthError {
     /// Some methods are refused and some are allowed: what of the others?
     Mixed,
+    /// A method is there twice.
+    Repeated(String),
     /// There is no such method.
     Unknown(String),
 }
@@ -83,6 +88,9 @@ impl fmt::Display for RequireAuthError {
         match self {
             Self::Mixed => {
                 f.write_str("require_auth mixes methods with and without !; write one kind only")
+            }
+            Self::Repeated(method) => {
+                write!(f, "require_auth has the method {method:?} twice; write it once")
             }
             Self::Unknown(method) => write!(
                 f,
@@ -154,6 +162,15 @@ mod tests {
         assert_eq!(require("!password, !md5"), AuthMethods::default());
         assert_eq!(AuthMethods::ALL.require("!none,!password,!md5"), Ok(scram));
         assert_eq!(require("!scram-sha-256,!none"), AuthMethods::NONE);
+    }
+
+    /// As libpq refuses it: whoever writes a method twice meant another.
+    #[test]
+    fn a_method_that_is_there_twice_is_refused() {
+        for (list, method) in [("md5,scram-sha-256, md5", "md5"), ("!none,!none", "!none")] {
+            let error = AuthMethods::ALL.require(list).unwrap_err();
+            assert_eq!(error, RequireAuthError::Repeated(method.into()));
+        }
     }
 
     #[test]
