@@ -53,6 +53,8 @@ fn identity() -> Identity {
 struct Rig {
     relay: Relay,
     now: Now,
+    /// When the server's clock showed zero.
+    begun: Instant,
     connects: usize,
     starts: Vec<Lsn>,
     statuses: Vec<StandbyStatusUpdate>,
@@ -68,6 +70,7 @@ impl Rig {
         let mut rig = Self {
             relay: Relay::new(settings),
             now,
+            begun: now.at,
             connects: 0,
             starts: Vec::new(),
             statuses: Vec::new(),
@@ -151,10 +154,14 @@ impl Rig {
     }
 
     fn keepalive(&mut self, wal_end: u64, reply_requested: bool) {
+        self.keepalive_of(self.now.at, wal_end, reply_requested);
+    }
+
+    /// Sent at `sent`, and read now.
+    fn keepalive_of(&mut self, sent: Instant, wal_end: u64, reply_requested: bool) {
         let mut out = BytesMut::new();
-        let keepalive =
-            PrimaryKeepalive { wal_end: Lsn(wal_end), server_clock: Timestamp(0), reply_requested };
-        keepalive.encode(&mut out);
+        let server_clock = Timestamp(i64::try_from((sent - self.begun).as_micros()).unwrap());
+        PrimaryKeepalive { wal_end: Lsn(wal_end), server_clock, reply_requested }.encode(&mut out);
         self.receive(&out);
     }
 
@@ -463,6 +470,21 @@ fn nothing_is_produced_when_the_lease_is_over() {
     assert!(before, "the lease was good when it was read");
     rig.receive(&Stream::default().transaction(300, &["b"]).0);
     assert!(rig.produce().is_none());
+}
+
+/// Symptom: keepalives that nobody had asked for, read after a busy while, were taken for answers to a ping
+/// that was sent after the server had died, and batches were sent without the slot.
+#[test]
+fn keepalives_from_before_a_ping_do_not_extend_the_lease() {
+    let mut rig = warm();
+    rig.pass(Duration::from_secs(7));
+    let old = rig.now.at - Duration::from_secs(6);
+    for _ in 0..20 {
+        rig.keepalive_of(old, 200, false);
+    }
+    assert_eq!(rig.hangups, 0);
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(rig.hangups, 1, "the lease is over");
 }
 
 #[test]

@@ -83,6 +83,8 @@ struct World {
     dice: Dice,
     trace: bool,
     now: Now,
+    /// When the server's clock showed zero.
+    begun: Instant,
     relay: Relay,
     // The model server.
     wal: Vec<Transaction>,
@@ -130,10 +132,12 @@ fn settings(seed: u64) -> Settings {
 
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
+        let now = Now { at: Instant::now(), clock: Timestamp(0) };
         Self {
             dice: Dice(seed),
             trace,
-            now: Now { at: Instant::now(), clock: Timestamp(0) },
+            now,
+            begun: now.at,
             relay: Relay::new(settings(seed)),
             wal: Vec::new(),
             facts: 0,
@@ -247,7 +251,8 @@ impl World {
         };
         let Some(stream) = &mut self.stream else { return };
         let mut out = BytesMut::new();
-        let server_clock = Timestamp(0);
+        let elapsed = (self.now.at - self.begun).as_micros();
+        let server_clock = Timestamp(i64::try_from(elapsed).unwrap());
         PrimaryKeepalive { wal_end: Lsn(wal_end), server_clock, reply_requested }.encode(&mut out);
         stream.extend(out);
     }
