@@ -117,7 +117,9 @@ pub struct Feedback<I> {
 pub enum Revealed {
     /// The server lives.
     Alive,
-    /// For the first time in this stream it is plain that the server wants to stop.
+    /// It is plain that the server wants to stop: it has asked twice at one position within a second, which
+    /// it does otherwise only with a `wal_sender_timeout` below two. Said once, and again if data came in
+    /// between.
     ServerStopping,
 }
 

@@ -356,6 +356,13 @@ mod tests {
         let params = [("user", &b"me"[..]), ("replication", b"database")];
         assert!(startup.params().eq(params));
         assert_eq!((startup.param("user"), startup.param("users")), (Some(&b"me"[..]), None));
+        let mut twice = BytesMut::new();
+        super::startup([("user", "me"), ("user", "you")], &mut twice).unwrap();
+        let Ok(Some((FirstMessage::StartupMessage(twice), _))) = FirstMessage::decode(&twice, 100)
+        else {
+            panic!("{twice:?}")
+        };
+        assert_eq!(twice.param("user"), Some(&b"you"[..]));
         check_first(
             |out| startup_at(PROTOCOL_3_2, [], out).unwrap(),
             &hex!("00000009 00030002 00"),

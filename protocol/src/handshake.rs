@@ -42,6 +42,10 @@ pub const BODY_LEN_MAX: usize = 30_000;
 /// A server reports 15 or so settings; more distinct ones than this are an attack on our memory.
 const PARAMETERS_MAX: usize = 100;
 
+/// The longest of them are a few kilobytes, such as a `search_path`; all of them together are kept up to so
+/// many bytes.
+const PARAMETERS_LEN_MAX: usize = 256 * 1024;
+
 /// A server offers one to three SASL mechanisms; no more than this many are shown in an error.
 const MECHANISMS_SHOWN_MAX: usize = 5;
 
@@ -444,7 +448,17 @@ fn names(mechanisms: Strings<'_>) -> String {
 
 impl Session {
     pub(crate) fn set_parameter(&mut self, name: &str, value: &[u8]) -> Result<(), HandshakeError> {
-        let value = String::from_utf8_lossy(value).into_owned();
+        // What is not UTF-8 grows threefold when it is replaced.
+        if value.len() > PARAMETERS_LEN_MAX {
+            return Err(HandshakeError::TooManyParameters);
+        }
+        let value = String::from_utf8_lossy(value);
+        let others = self.parameters.iter().filter(|(known, _)| known != name);
+        let len: usize = others.map(|(name, value)| name.len() + value.len()).sum();
+        if len.saturating_add(name.len()).saturating_add(value.len()) > PARAMETERS_LEN_MAX {
+            return Err(HandshakeError::TooManyParameters);
+        }
+        let value = value.into_owned();
         if let Some((_, known)) = self.parameters.iter_mut().find(|(known, _)| known == name) {
             *known = value;
         } else if self.parameters.len() < PARAMETERS_MAX {
@@ -506,7 +520,7 @@ pub enum HandshakeError {
         /// The option's name, its first 64 printable characters.
         option: String,
     },
-    /// The server reports more settings than any real one has.
+    /// The server reports more or longer settings than any real one has.
     TooManyParameters,
     /// The server sent what has no place here.
     Unexpected {
@@ -582,7 +596,8 @@ impl fmt::Display for HandshakeError {
             Self::TooManyParameters => {
                 write!(
                     f,
-                    "the server reports more than {PARAMETERS_MAX} settings: is this PostgreSQL?"
+                    "the server reports more than {PARAMETERS_MAX} settings, or more than \
+                     {PARAMETERS_LEN_MAX} bytes of them: is this PostgreSQL?"
                 )
             }
             Self::Unexpected { message, state } => {

@@ -1,4 +1,6 @@
 //! Positions in the write-ahead log, and the server's clock.
+//!
+//! <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>
 
 use core::{fmt, str::FromStr};
 

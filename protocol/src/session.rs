@@ -5,11 +5,11 @@
 //! ```text
 //!       request_tls                                 query
 //!  New ─────────────▶ AskingTls            ┌───────────────▶ Querying ──────┐
-//!   ▲ │                │       │ S         │                                │ Finished
-//!   │ │             N  │       ▼           │ start_replication              │
-//!   └─┼────────────────┘   Encrypting    Ready ◀────────────────────────────┤
-//!     │ log_in                 │ log_in    ▲ │                              │ Finished
-//!     └──────────▶ LoggingIn ◀─┘           │ └─▶ Starting ─▶ Streaming ─▶ Ended
+//!   │              N │       │ S           │                                │ Finished
+//!   │                ▼       ▼             │ start_replication              │
+//!   │          Plaintext   Encrypting    Ready ◀────────────────────────────┤
+//!   │ log_in       │           │ log_in    ▲ │                              │ Finished
+//!   └──────────▶ LoggingIn ◀───┘           │ └─▶ Starting ─▶ Streaming ─▶ Ended
 //!                      └───────────────────┘            Started
 //!                           LoggedIn
 //! ```
@@ -22,6 +22,8 @@
 //! 3. what stands in [`Session::send_buffer`] is written to the socket, and removed from the buffer as far
 //!    as it was;
 //! 4. it waits for the socket, at most until [`Session::deadline`], and begins anew.
+//!
+//! A log-in and a question have no deadline of their own: how long a server may take is the driver's to say.
 //!
 //! While a stream lasts, the server is told how far the client is ([`Session::confirm`]) and that it lives,
 //! as [`Feedback`] says. `examples/` holds two drivers of a page each, with threads and with tokio.
@@ -81,8 +83,9 @@ pub enum Event<'a> {
     Started,
     /// A piece of the log, or of what an output plugin makes of it.
     Data(XLogData<'a>),
-    /// The server lives; if it asks, it is answered. Everything before `wal_end` was sent: if all of it
-    /// is safe, so is `wal_end`, and confirming it lets the server forget what was not for this client.
+    /// The server lives; if it asks, it is answered. What committed before `wal_end` was sent: if all of it
+    /// is safe, and no transaction is being told, so is `wal_end`, and confirming it lets the server
+    /// forget what was not for this client. What is still open then is sent when it commits.
     Keepalive {
         /// What it says.
         keepalive: PrimaryKeepalive,
@@ -114,6 +117,8 @@ enum State<I> {
     New,
     /// One byte is awaited.
     AskingTls,
+    /// The server has no TLS.
+    Plaintext,
     /// The driver's TLS library has the socket.
     Encrypting,
     /// In a box, because it is large and soon over.
@@ -138,6 +143,7 @@ impl<I> State<I> {
         match self {
             Self::New => "not logged in",
             Self::AskingTls => "asking for TLS",
+            Self::Plaintext => "not logged in, and not encrypted",
             Self::Encrypting => "being encrypted",
             Self::LoggingIn(_) => "logging in",
             Self::Ready => "waiting for a command",
@@ -227,7 +233,7 @@ impl<I: Moment> Session<I> {
         loop {
             let body_len_max = match self.state {
                 State::Streaming(_) | State::Ending | State::Ended => self.stream_len_max,
-                State::New | State::LoggingIn(_) => handshake::BODY_LEN_MAX,
+                State::New | State::Plaintext | State::LoggingIn(_) => handshake::BODY_LEN_MAX,
                 _ => ANSWER_LEN_MAX,
             };
             let stepped = match Frame::decode(rest, body_len_max) {
@@ -265,7 +271,7 @@ impl<I: Moment> Session<I> {
                 self.receive.clear();
                 self.state = match answer {
                     tls::Answer::Tls => State::Encrypting,
-                    tls::Answer::Plaintext => State::New,
+                    tls::Answer::Plaintext => State::Plaintext,
                 };
                 Ok(Some(Event::TlsAnswered(answer)))
             }
@@ -292,7 +298,9 @@ impl<I: Moment> Session<I> {
     /// Logs in; [`Event::LoggedIn`] follows. For a stream, `startup` must ask for it: with
     /// `("replication", "database")` for a logical one, `("replication", "true")` for a physical one.
     ///
-    /// `nonce` is for SCRAM: see [`ClientFirst::new`](crate::auth::scram::ClientFirst::new).
+    /// `nonce` is for SCRAM, drawn anew for each log-in: 18 random bytes in base64, say. One that cannot be
+    /// sent is found out when the server asks for SCRAM
+    /// ([`ScramError::ClientNonce`](crate::auth::scram::ScramError::ClientNonce)).
     ///
     /// # Errors
     ///
@@ -304,7 +312,7 @@ impl<I: Moment> Session<I> {
         credentials: Credentials<'_>,
         nonce: String,
     ) -> Result<(), SessionError> {
-        let (State::New | State::Encrypting) = self.state else {
+        let (State::New | State::Plaintext | State::Encrypting) = self.state else {
             return Err(self.not_now("logging in"));
         };
         // Whatever is there was not sent under a key, nor asked for.
@@ -324,7 +332,8 @@ impl<I: Moment> Session<I> {
     }
 
     /// Runs SQL, or a command of the replication protocol other than `START_REPLICATION`. Its
-    /// rows follow as [`Event::Row`], and then [`Event::Finished`].
+    /// rows follow as [`Event::Row`], each up to [`ANSWER_LEN_MAX`], and then [`Event::Finished`]. `COPY` and
+    /// `BASE_BACKUP` open a copy, which has no place here: it ends the session.
     ///
     /// # Errors
     ///
@@ -352,10 +361,26 @@ impl<I: Moment> Session<I> {
     /// Everything before `flush` is safe for good, and the server may forget it: for a logical stream the
     /// end of a commit ([`Commit::end_lsn`](crate::pgoutput::Commit::end_lsn)), the position of a
     /// message that is not transactional, or, when all that was sent is safe, a keepalive's `wal_end`.
-    /// Never a number that was computed: what is confirmed is never sent again. A smaller position than
-    /// before is ignored.
+    /// Never a number that was computed: what is confirmed is never sent again. (For a physical stream it
+    /// is computed: where the last piece ends.) While a [streamed block](crate::pgoutput::StreamStart) or a
+    /// transaction is told in part, nothing that came with it. A smaller position than before is ignored.
     pub fn confirm(&mut self, flush: Lsn) {
         self.flush = self.flush.max(flush);
+    }
+
+    /// Everything up to `lsn` was read, but is not safe yet: what a status says of `write`. A keepalive's
+    /// `wal_end` counts by itself.
+    pub fn receive(&mut self, lsn: Lsn) {
+        if let State::Streaming(feedback) = &mut self.state {
+            feedback.receive(lsn);
+        }
+    }
+
+    /// What is confirmed next is told without waiting for company.
+    pub const fn hurry(&mut self) {
+        if let State::Streaming(feedback) = &mut self.state {
+            feedback.hurry();
+        }
     }
 
     /// How the conversation about the stream stands, while there is one.
@@ -396,9 +421,19 @@ impl<I: Moment> Session<I> {
 
     /// Ends the session: write what is in the send buffer, read to the server's end, and close. Closing
     /// with data unread resets the connection, and what was written last may be lost with it.
+    ///
+    /// Before the log-in there is nothing to end, and after a failure nothing to say.
     pub fn terminate(&mut self) {
-        frontend::terminate(&mut self.send);
-        self.state = State::Over;
+        match self.state {
+            State::Failed | State::Over => {}
+            State::New | State::Plaintext | State::AskingTls | State::Encrypting => {
+                self.state = State::Over;
+            }
+            _ => {
+                frontend::terminate(&mut self.send);
+                self.state = State::Over;
+            }
+        }
     }
 
     /// The session of [`Event::Started`] as who takes the stream apart alone wants it: what came behind
@@ -429,6 +464,11 @@ fn step<'a, I: Moment>(
     }
     let before = mem::replace(state, State::Failed);
     let (after, event) = match (before, message) {
+        (before @ (State::New | State::Plaintext), message) => {
+            return Err(unexpected(&message, &before));
+        }
+        // Any time, also while logging in.
+        (before, Message::NoticeResponse(fields)) => (before, Some(Event::Notice(fields))),
         (State::LoggingIn(mut handshake), message) => match handshake.handle(message, send)? {
             Progress::Waiting => (State::LoggingIn(handshake), None),
             Progress::Ready => {
@@ -436,10 +476,6 @@ fn step<'a, I: Moment>(
                 (State::Ready, Some(Event::LoggedIn))
             }
         },
-        (before @ State::New, message) => return Err(unexpected(&message, &before)),
-
-        // Any time.
-        (before, Message::NoticeResponse(fields)) => (before, Some(Event::Notice(fields))),
         (before, Message::ParameterStatus { name, value }) => {
             about.set_parameter(name, value)?;
             (before, None)

@@ -27,8 +27,11 @@ const fn at(millis: u64) -> Now<Duration> {
     Now { at: Duration::from_millis(60_000 + millis), clock: Timestamp(5) }
 }
 
+/// Not the limit of any other phase.
+const STREAM_LEN_MAX: usize = 3 << 20;
+
 fn new() -> Session<Duration> {
-    Session::new(1 << 20, FeedbackPolicy::default())
+    Session::new(STREAM_LEN_MAX, FeedbackPolicy::default())
 }
 
 fn log_in(session: &mut Session<Duration>, nonce: &str) {
@@ -336,6 +339,8 @@ fn a_server_without_tls_leaves_it_to_the_driver_to_go_on() {
     let mut session = asking_tls();
     session.receive_buffer().extend_from_slice(b"N");
     assert_eq!(session.poll(at(0)), Ok(Some(Event::TlsAnswered(Answer::Plaintext))));
+    // It will not have learned it in the meantime.
+    assert!(session.request_tls().is_err());
     log_in(&mut session, "nonce");
 }
 
@@ -374,6 +379,99 @@ fn notices_and_settings_come_at_any_time() {
     Message::ParameterStatus { name: "TimeZone", value: b"Mars" }.encode(&mut out).unwrap();
     assert_eq!(hear(&mut session, &out, 9, at(0)).unwrap(), ["notice skipped"]);
     assert_eq!(session.about().parameter("TimeZone"), Some("Mars"));
+}
+
+#[test]
+fn a_notice_while_logging_in_is_told() {
+    let mut session = new();
+    log_in(&mut session, "nonce");
+    let mut out = BytesMut::new();
+    ErrorFields::encode_notice(&[(b'M', b"no collation version")], &mut out).unwrap();
+    out.extend_from_slice(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+    assert_eq!(
+        hear(&mut session, &out, 7, at(0)).unwrap(),
+        ["notice no collation version", "LoggedIn"]
+    );
+}
+
+#[test]
+fn a_notification_changes_nothing_and_an_end_while_idle_is_told() {
+    let mut session = ready();
+    let mut out = BytesMut::new();
+    let notification = Message::NotificationResponse { process_id: 1, channel: b"c", payload: b"" };
+    notification.encode(&mut out).unwrap();
+    assert_eq!(hear(&mut session, &out, 100, at(0)).unwrap(), [""; 0]);
+    out.clear();
+    let fields = [(b'S', &b"FATAL"[..]), (b'C', b"57P01"), (b'M', b"ended by the administrator")];
+    ErrorFields::encode(&fields, &mut out).unwrap();
+    assert_eq!(hear(&mut session, &out, 100, at(0)).unwrap(), ["refused 57P01"]);
+}
+
+#[test]
+fn a_timeline_that_has_ended_answers_with_the_next_one() {
+    let mut session = ready();
+    session.start_replication("START_REPLICATION", at(0)).unwrap();
+    let answer = b"T\0\0\0\x06\0\0D\0\0\0\x0b\0\x01\0\0\0\x012C\0\0\0\x06x\0Z\0\0\0\x05I";
+    assert_eq!(
+        hear(&mut session, answer, 5, at(0)).unwrap(),
+        ["0 columns", "2", "completed x", "Finished"]
+    );
+}
+
+#[test]
+fn a_new_stream_begins_without_the_promises_of_the_last() {
+    let mut session = streaming();
+    session.confirm(Lsn(7));
+    session.end_stream().unwrap();
+    hear(&mut session, b"c\0\0\0\x04Z\0\0\0\x05I", 5, at(10)).unwrap();
+    said(&mut session);
+    session.start_replication("START_REPLICATION", at(20)).unwrap();
+    said(&mut session);
+    hear(&mut session, b"W\0\0\0\x07\0\0\0", 8, at(500)).unwrap();
+    let [status] = statuses(said(&mut session)).try_into().unwrap();
+    assert_eq!(status.flush, Lsn::INVALID);
+    // CopyBothResponse answers what was asked then.
+    assert_eq!(session.feedback().unwrap().alive_since(), at(20).at);
+}
+
+#[test]
+fn what_is_read_but_not_safe_is_told_as_written() {
+    let mut session = streaming();
+    session.receive(Lsn(50));
+    session.confirm(Lsn(9));
+    session.hurry();
+    assert_eq!(session.poll(at(1)), Ok(None));
+    let [status] = statuses(said(&mut session)).try_into().unwrap();
+    assert_eq!((status.write, status.flush), (Lsn(50), Lsn(9)));
+}
+
+#[test]
+fn a_session_is_ended_once_and_only_if_there_is_one() {
+    let mut session = new();
+    session.terminate();
+    assert!(said(&mut session).is_empty());
+    let mut session = ready();
+    session.terminate();
+    session.terminate();
+    assert_eq!(said(&mut session), b"X\0\0\0\x04"[..]);
+    let mut session = ready();
+    assert!(hear(&mut session, b"?\0\0\0\x04", 5, at(0)).is_err());
+    session.terminate();
+    assert!(said(&mut session).is_empty() && session.poll(at(0)).is_err());
+}
+
+#[test]
+fn a_server_does_not_decide_how_much_of_its_settings_is_kept() {
+    let mut session = streaming();
+    let mut out = BytesMut::new();
+    for name in 'a'..='z' {
+        let name = name.to_string();
+        Message::ParameterStatus { name: &name, value: &[0xff; 10_000] }.encode(&mut out).unwrap();
+    }
+    let error = hear(&mut session, &out, 5000, at(0)).unwrap_err();
+    assert!(error.to_string().contains("262144 bytes"), "{error}");
+    let kept: usize = session.about().parameters.iter().map(|(_, value)| value.len()).sum();
+    assert!(kept <= 256 * 1024);
 }
 
 #[test]
@@ -445,7 +543,15 @@ fn every_phase_has_a_longest_message() {
     let mut session = ready();
     session.query("select 1").unwrap();
     assert!(too_long(&mut session, ANSWER_LEN_MAX + 1).contains("over the accepted maximum"));
-    assert!(too_long(&mut streaming(), (1 << 20) + 1).contains("over the accepted maximum"));
+    for end in [false, true] {
+        let mut session = streaming();
+        if end {
+            session.end_stream().unwrap();
+        }
+        assert_eq!(hear(&mut session, &frame(STREAM_LEN_MAX), 100, at(0)).unwrap(), [""; 0]);
+        let mut session = streaming();
+        assert!(too_long(&mut session, STREAM_LEN_MAX + 1).contains("over the accepted maximum"));
+    }
 }
 
 #[test]

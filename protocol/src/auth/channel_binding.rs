@@ -261,6 +261,7 @@ mod tests {
         let md5 = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x02, 0x05];
         let of = |signature: &[u8]| EndPointHash::of_signature(signature, None);
         assert_eq!(of(&rsa(4)), Some(EndPointHash::Sha256), "md5");
+        assert_eq!(of(&rsa(12)), Some(EndPointHash::Sha384));
         assert_eq!(of(&rsa(14)), Some(EndPointHash::Sha224));
         assert_eq!(of(&rsa(1)), None, "no signature at all");
         assert_eq!(of(&ecdsa(&[1])), Some(EndPointHash::Sha256), "sha1");

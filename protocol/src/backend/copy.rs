@@ -1,4 +1,6 @@
 //! How the data of a copy is written.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

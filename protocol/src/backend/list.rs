@@ -1,4 +1,6 @@
 //! Lists inside messages: checked once, and walked without failing.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! The rows of a result, and what their columns are.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! The first message of a connection, which has no tag.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html#PROTOCOL-MESSAGE-FORMATS-STARTUPMESSAGE>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! Every message of a client but the first, for whoever hears it.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-message-formats.html>
 
 use core::fmt;
 

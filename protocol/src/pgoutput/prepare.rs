@@ -1,5 +1,7 @@
 //! Two-phase commit: protocol version 3 and later, of a slot that was made with `TWO_PHASE`.
 //!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
+//!
 //! ```text
 //!  BeginPrepare  { … }  Prepare   …   CommitPrepared | RollbackPrepared
 //! ```

@@ -1,4 +1,6 @@
 //! What tables and types look like.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! What tables looked like when they were named last, for whoever needs columns with the rows.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::fmt;
@@ -146,8 +148,8 @@ mod tests {
             id,
             namespace: b"public",
             name,
-            replica_identity: ReplicaIdentity::Default,
-            columns: Columns::decode(b"\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff").unwrap(),
+            replica_identity: ReplicaIdentity::Index,
+            columns: Columns::decode(b"\0\x01\x01id\0\0\0\0\x17\0\0\0\x18").unwrap(),
         }
     }
 
@@ -160,8 +162,10 @@ mod tests {
         assert_eq!((before.name.as_str(), now.name.as_str()), ("old", "n\u{fffd}w"));
         assert_eq!(
             now.columns,
-            [ColumnSchema { key: true, name: "id".into(), type_oid: 23, type_modifier: -1 }]
+            [ColumnSchema { key: true, name: "id".into(), type_oid: 23, type_modifier: 24 }]
         );
+        assert_eq!((now.id, now.replica_identity), (1, ReplicaIdentity::Index));
+        assert_eq!(now.namespace, "public");
         assert_eq!(relations.get(2), None);
         relations.clear();
         assert!(relations.is_empty());

@@ -1,4 +1,6 @@
 //! What happened to rows and tables.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

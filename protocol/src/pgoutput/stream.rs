@@ -1,6 +1,8 @@
 //! Transactions that are told while they are still open: protocol version 2 and later, with the option
 //! `streaming`.
 //!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
+//!
 //! ```text
 //!  StreamStart  { … }  StreamStop  …  StreamStart  { … }  StreamStop  …  StreamCommit | StreamAbort
 //! ```

@@ -1,4 +1,6 @@
 //! Transactions that are told whole, once they have committed, and messages in them.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! Rows, as pgoutput sends them.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html#PROTOCOL-LOGICALREP-MESSAGE-FORMATS-TUPLEDATA>
 
 use bytes::{BufMut, BytesMut};
 

@@ -1,4 +1,6 @@
 //! What the server answers to the commands.
+//!
+//! <https://www.postgresql.org/docs/current/protocol-replication.html>
 
 use alloc::vec::Vec;
 
