@@ -13,13 +13,16 @@ use core::{
     cell::UnsafeCell,
     ptr::null_mut,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use factlib_protocol::{
     Frame, Lsn, Timestamp, backend,
+    feedback::FeedbackPolicy,
     handshake::{BODY_LEN_MAX, Credentials, Handshake, Progress, Startup},
-    pgoutput, replication,
+    pgoutput,
+    session::{Event, Now, Session},
 };
 
 /// A login that was recorded from a real server: `>` is what the client said, `<` the server.
@@ -68,31 +71,48 @@ fn log_in() -> Option<()> {
     None
 }
 
+/// The whole recorded session, through the session machine: it ends with what was confirmed and told.
 fn read_stream() -> Option<Lsn> {
-    let mut decoder = pgoutput::Decoder::default();
-    let mut flush = Lsn::INVALID;
-    for line in STREAM.lines().filter(|line| line.starts_with('<')) {
+    let now = Now { at: Duration::ZERO, clock: Timestamp(0) };
+    let mut session: Session<Duration> = Session::new(BODY_LEN_MAX, FeedbackPolicy::default());
+    session.request_tls().ok()?;
+    session.receive_buffer().extend_from_slice(b"N");
+    session.poll(now).ok()??;
+    session.send_buffer().clear();
+
+    let first = hex(STREAM.lines().nth(2)?);
+    let (_, nonce) = core::str::from_utf8(&first).ok()?.split_once("n,,n=,r=")?;
+    let params = [("replication", "database"), ("application_name", "owlpost")];
+    let (user, database) = ("owl", Some("owl"));
+    let startup = Startup { user, database, params: &params, ..Startup::default() };
+    let credentials = Credentials { password: Some(b"pencil"), ..Credentials::default() };
+    session.log_in(startup, credentials, String::from(nonce)).ok()?;
+    let (mut decoder, mut told) = (pgoutput::Decoder::default(), Lsn::INVALID);
+    for line in STREAM.lines() {
         let message = hex(line);
-        let frame = Frame::decode(&message, BODY_LEN_MAX).ok()??;
-        let backend::Message::CopyData(payload) = backend::Message::decode(frame).ok()? else {
+        if line.starts_with('>') {
+            session.send_buffer().clear();
+            if let Some(command) = message.strip_prefix(b"Q") {
+                let command = core::str::from_utf8(command.get(4..command.len() - 1)?).ok()?;
+                match command.starts_with("START_REPLICATION") {
+                    true => session.start_replication(command, now).ok()?,
+                    false => session.query(command).ok()?,
+                }
+            }
             continue;
-        };
-        if let replication::Message::XLogData(piece) = replication::Message::decode(payload).ok()?
-            && let pgoutput::Message::Commit(commit) = decoder.decode(piece.data).ok()?
-        {
-            flush = commit.end_lsn;
         }
+        session.receive_buffer().extend_from_slice(&message);
+        while let Some(event) = session.poll(now).ok()? {
+            if let Event::Data(piece) = event
+                && let pgoutput::Message::Commit(commit) = decoder.decode(piece.data).ok()?
+            {
+                session.confirm(commit.end_lsn);
+                session.hurry();
+            }
+        }
+        told = session.feedback().map_or(told, |feedback| feedback.told());
     }
-    let mut out = BytesMut::new();
-    let status = replication::StandbyStatusUpdate {
-        write: flush,
-        flush,
-        apply: flush,
-        clock: Timestamp(0),
-        reply_requested: false,
-    };
-    status.encode(&mut out);
-    Some(replication::StandbyStatusUpdate::decode(out.get(5..)?).ok()?.flush)
+    Some(told)
 }
 
 fn hex(line: &str) -> Vec<u8> {
