@@ -10,19 +10,12 @@
 //! Last, over the network alone, a transaction is rolled back while it is told: the one message that
 //! servers do not tell of afterwards, because they know by then.
 
-use crate::Postgres;
 use crate::error::{Context as _, Error, Result};
-use factlib_protocol::feedback::FeedbackPolicy;
-use factlib_protocol::handshake::{Credentials, Startup};
-use factlib_protocol::replication::start_logical;
-use factlib_protocol::session::{Event, Now, Session};
-use factlib_protocol::{Lsn, Timestamp};
+use crate::{Postgres, Stream};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A stream to capture.
 struct Options {
@@ -65,9 +58,6 @@ const ABORTED: [&str; 5] = [
 /// A run of one byte this long or longer is told in words.
 const RUN_MIN: usize = 24;
 
-/// How long a server that was asked may say nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
-
 /// After so long without data everything that was written has been told.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -104,10 +94,10 @@ pub fn capture(fixtures: &Path, mut say: impl FnMut(&str)) -> Result<()> {
         let mut open = Vec::new();
         for Options { name, options, .. } in streams {
             let filed = peek(&mut client, &slot(name), options)?;
-            let mut stream = Stream::start(&postgres, &slot(name), options)?;
+            let mut stream = Stream::start(&postgres, &slot(name), &all_options(options))?;
             let mut lines = String::new();
             for (lsn, xid, data) in &filed {
-                let (header, over_network) = stream.next()?;
+                let (header, over_network) = stream.message()?;
                 if over_network != *data {
                     return Err(Error(format!("{major} {name}: two roads, two messages at {lsn}")));
                 }
@@ -196,87 +186,14 @@ fn abort(client: &mut postgres::Client, streams: &mut [(&str, Stream, String)]) 
         }
         for (_, stream, lines) in &mut *streams {
             // A block at least; as many as there are in what was written.
-            let mut told = stream.next().map(Some)?;
+            let mut told = stream.message().map(Some)?;
             while let Some((header, data)) = told {
                 let _ = writeln!(lines, "{header}|{}", tell(&data));
-                told = stream.next_within(QUIET)?;
+                told = stream.message_within(QUIET)?;
             }
         }
     }
     Ok(())
-}
-
-/// A stream over the network, as it comes.
-struct Stream {
-    socket: TcpStream,
-    session: Session<Instant>,
-}
-
-impl Stream {
-    fn start(postgres: &Postgres, slot: &str, options: &[(&str, &str)]) -> Result<Self> {
-        let socket = TcpStream::connect(("127.0.0.1", postgres.port())).context("connecting")?;
-        let mut stream = Self { socket, session: Session::new(1 << 26, FeedbackPolicy::default()) };
-        let params = [("replication", "database"), ("client_encoding", "UTF8")];
-        let startup = Startup {
-            user: "postgres",
-            database: Some(crate::postgres::DATABASE),
-            params: &params,
-            ..Startup::default()
-        };
-        let credentials = Credentials::default();
-        stream.session.log_in(startup, credentials, String::new()).context("logging in")?;
-        stream.until(SILENCE_MAX, |event| matches!(event, Event::LoggedIn).then_some(()))?;
-        let command = start_logical(slot, Lsn::INVALID, &all_options(options)).context(slot)?;
-        stream.session.start_replication(&command, now()).context(&command)?;
-        stream.until(SILENCE_MAX, |event| matches!(event, Event::Started).then_some(()))?;
-        Ok(stream)
-    }
-
-    /// The next message: the position in its header, and its bytes.
-    fn next(&mut self) -> Result<(Lsn, Vec<u8>)> {
-        let found = self.next_within(SILENCE_MAX)?;
-        found.ok_or_else(|| Error("the server has nothing more to say".to_owned()))
-    }
-
-    fn next_within(&mut self, limit: Duration) -> Result<Option<(Lsn, Vec<u8>)>> {
-        self.until(limit, |event| match event {
-            Event::Data(data) => Some((data.wal_start, data.data.to_vec())),
-            _ => None,
-        })
-    }
-
-    fn until<T>(
-        &mut self,
-        limit: Duration,
-        mut found: impl FnMut(Event<'_>) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let begun = Instant::now();
-        let mut chunk = [0; 65_536];
-        while begun.elapsed() < limit {
-            while let Some(event) = self.session.poll(now()).context("the stream")? {
-                if let Event::Refused(fields) = event {
-                    return Err(Error(fields.to_error().to_string()));
-                }
-                if let Some(found) = found(event) {
-                    return Ok(Some(found));
-                }
-            }
-            self.socket.write_all(self.session.send_buffer()).context("sending")?;
-            self.session.send_buffer().clear();
-            self.socket.set_read_timeout(Some(Duration::from_millis(500))).context("a timeout")?;
-            match self.socket.read(&mut chunk) {
-                Ok(0) => return Err(Error("the server closed the connection".to_owned())),
-                Ok(len) => self.session.receive_buffer().extend_from_slice(&chunk[..len]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(Error(error.to_string())),
-            }
-        }
-        Ok(None)
-    }
-}
-
-fn now() -> Now<Instant> {
-    Now { at: Instant::now(), clock: Timestamp(0) }
 }
 
 /// Hexadecimal, with long repetitions of one byte in words.
