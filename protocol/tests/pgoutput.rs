@@ -132,10 +132,15 @@ fn a_transaction_that_is_rolled_back_while_it_is_told_is_taken_back() {
         if !stream.ends_with("-aborted") {
             continue;
         }
-        let (mut parts, mut rolled_back) = (BTreeSet::new(), Vec::new());
+        let (mut parts, mut rolled_back, mut messages_behind) = (BTreeSet::new(), Vec::new(), 0);
         for message in &messages {
             match decoder.decode(&message.data).unwrap() {
                 Message::Insert(insert) => drop(parts.insert(insert.xid.unwrap())),
+                // Said behind the savepoint, and yet it has the number of the whole.
+                Message::Message(said) => {
+                    assert_eq!(said.xid, parts.first().copied());
+                    messages_behind += 1;
+                }
                 Message::StreamAbort(abort) => {
                     // Only the newest version says where and when.
                     assert_eq!(abort.abort.is_some(), stream.starts_with("v4"));
@@ -151,7 +156,7 @@ fn a_transaction_that_is_rolled_back_while_it_is_told_is_taken_back() {
         // The savepoint's part, and then all of it, which has the smaller number.
         rolled_back.reverse();
         assert_eq!(parts.into_iter().collect::<Vec<_>>(), rolled_back);
-        assert_eq!(rolled_back.len(), 2);
+        assert_eq!((rolled_back.len(), messages_behind), (2, 1));
     }
 }
 
@@ -266,12 +271,13 @@ fn tell(message: Message<'_>, names: &mut BTreeMap<u32, String>, xids: &mut Vec<
         }
     };
     let mut of = |xid: Option<u32>| xid.map_or(String::new(), |xid| name(xid) + " ");
+    // What came from elsewhere says when it committed there; the rest happened at capture.
+    let at = |timestamp: Timestamp| match timestamp < Timestamp(770_000_000_000_000) {
+        true => format!(" at {}", timestamp.0),
+        false => String::new(),
+    };
     match message {
-        // One transaction says when its origin committed; the others happened at capture.
-        Message::Begin(begin) if begin.commit_timestamp < Timestamp(770_000_000_000_000) => {
-            format!("Begin at {}", begin.commit_timestamp.0)
-        }
-        Message::Begin(_) => "Begin".into(),
+        Message::Begin(begin) => format!("Begin{}", at(begin.commit_timestamp)),
         Message::Commit(_) => "Commit".into(),
         Message::Message(message) => {
             let content = match short(message.content) {
@@ -322,7 +328,10 @@ fn tell(message: Message<'_>, names: &mut BTreeMap<u32, String>, xids: &mut Vec<
             format!("StreamStart {}{first}", of(Some(start.xid)).trim())
         }
         Message::StreamStop => "StreamStop".into(),
-        Message::StreamCommit(commit) => format!("StreamCommit {}", of(Some(commit.xid)).trim()),
+        Message::StreamCommit(commit) => {
+            let at = at(commit.commit_timestamp);
+            format!("StreamCommit {}{at}", of(Some(commit.xid)).trim())
+        }
         Message::StreamAbort(abort) => {
             let at = if abort.abort.is_some() { ", with place and time" } else { "" };
             format!("StreamAbort {}{}{at}", of(Some(abort.xid)), of(Some(abort.subxid)).trim())
@@ -342,18 +351,25 @@ fn tell(message: Message<'_>, names: &mut BTreeMap<u32, String>, xids: &mut Vec<
 
 #[test]
 fn every_kind_of_message_was_captured() {
-    let mut seen: BTreeMap<u8, BTreeSet<u32>> = BTreeMap::new();
+    let (mut seen, mut seen_in_blocks) = (BTreeMap::new(), BTreeMap::new());
     for Capture { major, messages, .. } in captures() {
-        messages.iter().for_each(|message| {
-            seen.entry(message.data[0]).or_default().insert(major);
-        });
+        let mut in_block = false;
+        for message in messages {
+            let tag = message.data[0];
+            let seen = if in_block { &mut seen_in_blocks } else { &mut seen };
+            seen.entry(tag).or_insert_with(BTreeSet::new).insert(major);
+            in_block = tag == b'S' || in_block && tag != b'E';
+        }
     }
-    for (tag, from) in
-        b"BCMORYIUDTSEcA".iter().map(|tag| (tag, 14)).chain(b"bPKrp".iter().map(|tag| (tag, 15)))
-    {
-        let majors: Vec<u32> =
-            fixtures::MAJORS.into_iter().filter(|major| *major >= from).collect();
-        let on: Vec<u32> = seen[tag].iter().copied().collect();
-        assert_eq!(on, majors, "{}", char::from(*tag));
+    for (seen, tags, from) in [
+        (&seen, &b"BCMORYIUDTScA"[..], 14),
+        (&seen, b"bPKrp", 15),
+        (&seen_in_blocks, b"MORYIUDTE", 14),
+    ] {
+        for tag in tags {
+            let on: Vec<u32> = seen[tag].iter().copied().collect();
+            let majors = fixtures::MAJORS.into_iter().filter(|major| *major >= from);
+            assert_eq!(on, majors.collect::<Vec<_>>(), "{}", char::from(*tag));
+        }
     }
 }

@@ -47,10 +47,11 @@ const fn stream(
 }
 
 /// Rolled back while it is told.
-const ABORTED: [&str; 5] = [
+const ABORTED: [&str; 6] = [
     "BEGIN",
     "INSERT INTO parts SELECT n, repeat('u', 1000) FROM generate_series(301, 400) n",
     "SAVEPOINT s",
+    "SELECT pg_logical_emit_message(true, 'orders', 'behind the savepoint')",
     "INSERT INTO parts SELECT n, repeat('v', 1000) FROM generate_series(401, 500) n",
     "ROLLBACK",
 ];

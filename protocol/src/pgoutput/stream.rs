@@ -10,7 +10,7 @@
 //! What a block tells may never commit. Rows carry the number of their subtransaction, and a
 //! [`StreamAbort`] takes back one of these; but a [`LogicalMessage`](super::LogicalMessage) carries the
 //! number of the whole transaction, so that one of a savepoint that was rolled back cannot be told from
-//! a good one (seen on 15 and 18). Whoever needs messages leaves `streaming` off.
+//! a good one (so on 14 to 18). Whoever needs messages leaves `streaming` off.
 
 use bytes::{BufMut, BytesMut};
 

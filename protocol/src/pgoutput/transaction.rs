@@ -38,7 +38,7 @@ pub struct Commit {
 /// `O`: the transaction came from another server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin<'a> {
-    /// Where it committed there.
+    /// Where it committed there; 0 inside a [streamed block](super::StreamStart), when nobody knows yet.
     pub commit_lsn: Lsn,
     /// The origin's name.
     pub name: &'a [u8],
@@ -47,10 +47,10 @@ pub struct Origin<'a> {
 /// `M`: written by `pg_logical_emit_message(transactional, prefix, content)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogicalMessage<'a> {
-    /// Which transaction or subtransaction it belongs to: only inside a
+    /// The transaction, also where a subtransaction said it: only inside a
     /// [streamed block](super::StreamStart).
     pub xid: Option<Xid>,
-    /// Whether it belongs to the transaction around it, and was sent because that committed.
+    /// Whether it belongs to the transaction around it, and counts only if that commits.
     pub transactional: bool,
     /// Where its record ends: what the function returned. Not in the order of commits.
     pub lsn: Lsn,
