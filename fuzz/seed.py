@@ -85,9 +85,14 @@ for file in sorted(FIXTURES.glob("pg1[68]/v*[a-z0-9].txt")):
     words = file.stem.split("-")
     options = VERSION[words[0]] | STREAMING.get((words + [""])[1], 0) << 2
     messages = [runs(line.split("|")[-1]) for line in file.read_text().split()]
-    # One of each kind and length, so that the seed stays small.
-    kinds = {(data[0], len(data)): data for data in reversed(messages) if len(data) < 300}
-    ordered = sorted(kinds.values(), key=messages.index)
+    # One of each kind and length, so that the seed stays small; but every block begins and ends.
+    ordered, kinds, in_block = [], set(), False
+    for data in messages:
+        kind = (in_block, data[0], len(data))
+        if len(data) < 300 and (data[:1] in (b"S", b"E") or kind not in kinds):
+            kinds.add(kind)
+            ordered.append(data)
+        in_block = data[:1] == b"S" or in_block and data[:1] != b"E"
     put("pgoutput", told(options, ordered)[:4000], f"{file.parent.name}-{file.stem}")
 XID, SUBXID = b"\0\0\2\xe2", b"\0\0\2\xe3"
 block = [
