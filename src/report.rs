@@ -76,6 +76,11 @@ impl Report {
                 error = halted.reason,
                 "halted: this fact cannot be published, and nothing after it is"
             ),
+            Event::PassedOver { position } => warn!(
+                slot,
+                %position,
+                "the slot was moved past the fact that halted the relay: it is not in Kafka"
+            ),
             Event::Resumed { position } => {
                 info!(slot, %position, "the fact that halted the relay is published");
             }

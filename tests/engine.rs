@@ -11,10 +11,13 @@ use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata, Unanswered,
 };
+use factlib::relay::position::Unit;
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, Standing, State};
 use factlib_protocol::backend::{ServerError, SqlState};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
+use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+use rskafka::protocol::traits::ReadType as _;
 use std::time::{Duration, Instant};
 
 const MS: Duration = Duration::from_millis(1);
@@ -249,10 +252,12 @@ impl Rig {
     }
 }
 
+fn batch_of(batch: &PartitionBatch) -> RecordBatch {
+    RecordBatch::read(&mut std::io::Cursor::new(&batch.batch)).unwrap()
+}
+
 fn keys_of(batch: &PartitionBatch) -> Vec<String> {
-    use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
-    use rskafka::protocol::traits::ReadType;
-    let batch = RecordBatch::read(&mut std::io::Cursor::new(&batch.batch)).unwrap();
+    let batch = batch_of(batch);
     let ControlBatchOrRecords::Records(records) = batch.records else { panic!("control batch") };
     records.into_iter().map(|record| String::from_utf8(record.key.unwrap()).unwrap()).collect()
 }
@@ -844,6 +849,67 @@ fn a_message_over_the_frame_limit_halts_and_what_came_before_is_published() {
     assert_eq!(halted.position.index, 1);
     rig.pass(4 * SECOND);
     assert_eq!(rig.hangups, 1);
+}
+
+/// Symptom: it connected again for ever, without a position and without saying that it was halted.
+#[test]
+fn a_message_over_the_frame_limit_outside_a_transaction_halts_at_its_position() {
+    let mut rig = Rig::streaming_with(Settings { frame_bytes_max: 1000, ..settings() });
+    let mut out = BytesMut::new();
+    let (wal_start, wal_end, server_clock) = (Lsn(250), Lsn(250), Timestamp(0));
+    let data = &[b'M'; 2000][..];
+    XLogData { wal_start, wal_end, server_clock, data }.encode(&mut out).unwrap();
+    // Its first bytes come one by one, and say where it is.
+    for byte in &out[..14] {
+        assert!(rig.relay.standing(rig.now.at).state == State::Streaming);
+        rig.receive(&[*byte]);
+    }
+    let State::Halted(halted) = rig.standing().state else { panic!("not halted") };
+    assert!(halted.reason.contains("FRAME_MAX_BYTES (1000)"), "{}", halted.reason);
+    assert_eq!((halted.lsn, halted.position.unit), (Lsn(250), Unit::message(Lsn(250))));
+    assert_eq!(rig.hangups, 0);
+}
+
+/// Symptom: health said "halted" until another fact was published.
+#[test]
+fn a_halted_relay_whose_slot_was_moved_on_is_halted_no_more() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(300).content(251, true, "orders", b"junk").commit(300).0);
+    assert!(matches!(rig.standing().state, State::Halted(_)));
+    rig.pass(4 * SECOND);
+    rig.pass(5 * SECOND);
+    // Somebody has called pg_replication_slot_advance.
+    rig.connect(Identity { confirmed_flush: Lsn(308), ..identity() });
+    rig.keepalive(400, false);
+    assert_eq!(rig.standing().state, State::Streaming);
+    let passed = rig.events.iter().filter(|event| matches!(event, Event::PassedOver { .. }));
+    assert_eq!(passed.count(), 1);
+}
+
+#[test]
+fn value_and_timestamp_are_what_the_settings_say() {
+    let committed = 757_382_400_000_000;
+    let envelope = br#"{"aggregate_type":"order","aggregate_id":"k","payload":{"a":1}}"#;
+    for (value_is_payload, timestamp_is_publish) in [(false, false), (true, false), (false, true)] {
+        let with = Settings { value_is_payload, timestamp_is_publish, ..settings() };
+        let mut rig = Rig::streaming_with(with);
+        rig.now.clock = Timestamp(committed + 7_000_000);
+        let begin = pgoutput::Message::Begin(pgoutput::Begin {
+            final_lsn: Lsn(200),
+            commit_timestamp: Timestamp(committed),
+            xid: 1,
+        });
+        let stream = Stream::default().put(&begin).content(150, true, "orders", envelope);
+        rig.receive(&stream.commit(200).0);
+        rig.answer_metadata();
+        let batch = batch_of(&rig.produce().unwrap()[0]);
+        let ControlBatchOrRecords::Records(records) = batch.records else { panic!("control") };
+        let value = if value_is_payload { &br#"{"a":1}"#[..] } else { envelope };
+        assert_eq!(records[0].value.as_deref(), Some(value));
+        // 2024-01-01, or seven seconds later.
+        let moment = if timestamp_is_publish { 1_704_067_207_000 } else { 1_704_067_200_000 };
+        assert_eq!(batch.first_timestamp + records[0].timestamp_delta, moment);
+    }
 }
 
 #[test]

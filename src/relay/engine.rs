@@ -417,6 +417,14 @@ impl Relay {
             self.stuck = None;
         }
         self.read(now);
+        if let Some(halted) = &self.halted
+            && self.ledger.flush() > halted.position.unit.lsn
+        {
+            // Nothing is confirmed past it by us.
+            self.events.push_back(Event::PassedOver { position: halted.position });
+            self.halted = None;
+            self.stalled = None;
+        }
         self.look_after_session(now);
         if let Link::Away { until } = self.link
             && until <= now.at
@@ -561,8 +569,16 @@ impl Relay {
                         );
                         return self.exit(ExitKind::Deadline, reason);
                     }
-                    let reason =
-                        format!("everything that was read is in Kafka and confirmed ({flush})");
+                    let reason = match &self.halted {
+                        None => {
+                            format!("everything that was read is in Kafka and confirmed ({flush})")
+                        }
+                        Some(halted) => format!(
+                            "everything before position {} is in Kafka and confirmed ({flush}); the fact \
+                             there halts the relay and stays in the slot: {}",
+                            halted.position, halted.reason
+                        ),
+                    };
                     self.exit(ExitKind::Stopped, reason);
                 }
             }
@@ -572,8 +588,16 @@ impl Relay {
                     && !unfinished
                     && (self.slot_in_use.is_some() || self.told == flush)) =>
             {
-                let reason =
-                    format!("everything that was read is in Kafka and confirmed ({flush})");
+                let reason = if !self.identified {
+                    "PostgreSQL had not been reached, and nothing was read".to_owned()
+                } else if let Some(cause) = &self.slot_in_use {
+                    format!("nothing of ours waits; the slot is another session's: {cause}")
+                } else {
+                    format!(
+                        "everything that was read is in Kafka, and was confirmed ({flush}) before PostgreSQL \
+                         was lost; if it crashed, it may deliver facts again"
+                    )
+                };
                 self.exit(ExitKind::Stopped, reason);
             }
             // Connected again before the deadline, it can still confirm.

@@ -54,6 +54,11 @@ pub enum Event {
     },
     /// A fact stops the relay: it can be neither published nor passed over.
     Halted(Halted),
+    /// Somebody moved the slot past the fact that stopped the relay.
+    PassedOver {
+        /// Its position.
+        position: Position,
+    },
     /// The fact that stopped the relay went through.
     Resumed {
         /// Its position.

@@ -19,6 +19,17 @@ use factlib_protocol::replication::XLogData;
 use factlib_protocol::{DecodeError, Fault, Frame, Lsn, Timestamp};
 use factlib_protocol::{backend, pgoutput, replication};
 
+/// Tag, length, and of an XLogData its own tag and the position it starts with.
+const WAL_START_END: usize = 1 + 4 + 1 + 8;
+
+/// The position in the header of an XLogData of which no more need be there.
+fn wal_start(frame: &[u8]) -> Option<Lsn> {
+    let [b'd', _, _, _, _, b'w', wal_start @ ..] = frame.first_chunk::<WAL_START_END>()? else {
+        return None;
+    };
+    Some(Lsn(u64::from_be_bytes(*wal_start)))
+}
+
 impl Relay {
     /// Takes whole frames from the buffer, until it has none or reading must pause.
     pub(super) fn read(&mut self, now: Now) {
@@ -30,6 +41,12 @@ impl Relay {
             let frame = match Frame::decode(rest, self.settings.frame_bytes_max) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
+                // Where it stands is said in its first bytes.
+                Err(error)
+                    if matches!(error.fault, Fault::TooLong(_)) && rest.len() < WAL_START_END =>
+                {
+                    break;
+                }
                 Err(error) => {
                     failed = Some(error);
                     break;
@@ -48,7 +65,7 @@ impl Relay {
         }
         let taken = buffer.len() - rest.len();
         if let Some(error) = failed {
-            self.undecodable(now, error);
+            self.undecodable(now, error, rest);
         }
         if matches!(self.link, Link::Streaming(_)) {
             self.receive = buffer;
@@ -63,23 +80,30 @@ impl Relay {
         self.full = bytes >= max || (self.full && bytes > max / 4 * 3);
     }
 
-    pub(super) fn undecodable(&mut self, now: Now, error: DecodeError) {
-        let mut cause = format!("what PostgreSQL sent cannot be read: {error}");
-        if let Fault::TooLong(length) = error.fault {
-            cause = format!(
-                "a message of {length} bytes is over FRAME_MAX_BYTES ({}); raise it and restart",
-                self.settings.frame_bytes_max
-            );
-            if let Link::Streaming(session) = &self.link
-                && let Some(transaction) = &session.transaction
-            {
-                let position = self.position(transaction.unit, transaction.next_index);
-                self.halt(position, position.unit.lsn, None, cause);
-                self.stuck = Some(Stuck::Halted);
-                return;
-            }
-        }
-        self.hang_up(now, self.settings.backoff_max, cause);
+    /// `rest` begins with what cannot be read.
+    pub(super) fn undecodable(&mut self, now: Now, error: DecodeError, rest: &[u8]) {
+        let Fault::TooLong(length) = error.fault else {
+            let cause = format!("what PostgreSQL sent cannot be read: {error}");
+            return self.hang_up(now, self.settings.backoff_max, cause);
+        };
+        // Whose it is stands behind what is not read; past it nothing can be.
+        let cause = format!(
+            "a message of {length} bytes, possibly another service's, is over FRAME_MAX_BYTES ({}); raise \
+             it and restart",
+            self.settings.frame_bytes_max
+        );
+        let transaction = match &self.link {
+            Link::Streaming(session) => session.transaction.as_ref(),
+            _ => None,
+        };
+        let position = match (transaction, wal_start(rest)) {
+            (Some(transaction), _) => self.position(transaction.unit, transaction.next_index),
+            (None, Some(lsn)) => self.position(Unit::message(lsn), 0),
+            // No stream has a message so long that is not of the log.
+            (None, None) => return self.hang_up(now, self.settings.backoff_max, cause),
+        };
+        self.halt(position, position.unit.lsn, None, cause);
+        self.stuck = Some(Stuck::Halted);
     }
 
     pub(super) fn frame(&mut self, now: Now, frame: Frame<'_>) -> Result<Flow, DecodeError> {
