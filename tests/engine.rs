@@ -886,6 +886,31 @@ fn a_halted_relay_whose_slot_was_moved_on_is_halted_no_more() {
     assert_eq!(passed.count(), 1);
 }
 
+/// Symptom: the fact that was named was the first of a batch, and in Kafka already.
+#[test]
+fn a_fact_that_is_too_large_is_named_wherever_in_a_batch_it_was() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a", "a"]).transaction(300, &["a", "a"]).0);
+    let mut stored = 0;
+    while let Some(batches) = rig.produce() {
+        let [batch] = &batches[..] else { panic!("one partition") };
+        let records = keys_of(batch).len();
+        // The last of the four.
+        let fits = stored + records < 4;
+        stored += if fits { records } else { 0 };
+        rig.answer(&batches, if fits { 0 } else { 10 });
+        if rig.standing().blocked.is_some_and(|blocked| blocked.halted) {
+            break;
+        }
+    }
+    assert_eq!(stored, 3);
+    let State::Halted(halted) = rig.standing().state else { panic!("not halted") };
+    assert_eq!(halted.position.unit, Unit::transaction(Lsn(300)));
+    assert_eq!(halted.position.index, 1);
+    rig.pass(SECOND);
+    assert!(rig.flush() <= Lsn(208), "not past it");
+}
+
 #[test]
 fn value_and_timestamp_are_what_the_settings_say() {
     let committed = 757_382_400_000_000;

@@ -4,7 +4,7 @@
 
 use super::kafka::ProducerId;
 use super::position::{Position, Unit};
-use super::route::Headers;
+use super::route::{Headers, POSITION};
 use bytes::Bytes;
 
 /// A batch of several records is never encoded larger than this many bytes. Kafka's default limit
@@ -227,6 +227,10 @@ impl Batch {
             let timestamp = base_timestamp + read_varint(&mut record)?;
             read_varint(&mut record)?;
             let [first, second] = &mut parts;
+            if index == half {
+                // Errors name it.
+                second.first = position_of(record).unwrap_or(self.first);
+            }
             let part = if index < half { first } else { second };
             part.push_encoded(timestamp, record);
         }
@@ -251,6 +255,29 @@ impl OpenBatch {
         out.extend_from_slice(rest);
         self.records += 1;
     }
+}
+
+/// The position in the headers of a record, of which `rest` is what follows the offset delta.
+fn position_of(mut rest: &[u8]) -> Option<Position> {
+    let _key = read_bytes(&mut rest)?;
+    let _value = read_bytes(&mut rest)?;
+    for _ in 0..read_varint(&mut rest)? {
+        let (key, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
+        if key == Some(POSITION.as_bytes()) {
+            return Position::from_text(value?);
+        }
+    }
+    None
+}
+
+fn read_bytes<'a>(from: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    let len = read_varint(from)?;
+    if len < 0 {
+        return Some(None);
+    }
+    let (bytes, rest) = from.split_at_checked(usize::try_from(len).ok()?)?;
+    *from = rest;
+    Some(Some(bytes))
 }
 
 /// Appends `value` as a zigzag varint, as records are made of.
@@ -374,6 +401,10 @@ mod tests {
                 prop_assert_eq!(decoded.producer_epoch, 3);
                 prop_assert_eq!(decoded.last_offset_delta + 1, batch.records());
                 prop_assert_eq!(i32::try_from(records(batch).len()).unwrap(), batch.records());
+                let first = records(batch).remove(0);
+                let at = first.headers.iter().find(|header| header.key == POSITION).unwrap();
+                prop_assert_eq!(&at.value, &batch.first().text());
+                prop_assert_eq!(Position::from_text(&at.value), Some(batch.first()));
                 for (index, record) in records(batch).into_iter().enumerate() {
                     prop_assert_eq!(record.offset_delta, i32::try_from(index).unwrap());
                     found.push((decoded.first_timestamp + record.timestamp_delta, record));

@@ -77,6 +77,23 @@ impl Position {
     }
 }
 
+impl Position {
+    /// Reads what [`Position::text`] wrote.
+    pub fn from_text(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok().filter(|text| text.len() == Self::TEXT_LEN)?;
+        let mut fields = text.split('.').map(|field| u64::from_str_radix(field, 16).ok());
+        let mut field = || fields.next().flatten();
+        let timeline = u32::try_from(field()?).ok()?;
+        let (lsn, class) = (Lsn(field()?), field()?);
+        let unit = match class {
+            0 => Unit::message(lsn),
+            1 => Unit::transaction(lsn),
+            _ => return None,
+        };
+        Some(Self { timeline, unit, index: u32::try_from(field()?).ok()? })
+    }
+}
+
 /// Writes the low digits of `value`, as many as `out` has room for.
 fn hex(mut value: u64, out: &mut [u8]) {
     for byte in out.iter_mut().rev() {

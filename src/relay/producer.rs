@@ -574,15 +574,15 @@ impl Producer {
         let len = batch.encoded_len();
         match batch.split() {
             Ok(parts) => {
+                // The first half keeps the batch's place in the ledger.
+                if generation == self.generation {
+                    let [_, second] = &parts;
+                    ledger.batch_opened(second.first().unit);
+                }
                 self.unsettled_bytes -= len;
                 for batch in parts.into_iter().rev() {
                     self.unsettled_bytes += batch.encoded_len();
                     partition.queue.push_front(Queued { batch, generation });
-                }
-                if let Some(head) = partition.queue.front()
-                    && generation == self.generation
-                {
-                    ledger.batch_opened(head.batch.first().unit);
                 }
                 self.wait(at);
             }

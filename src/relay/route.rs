@@ -73,6 +73,9 @@ impl Source {
     }
 }
 
+/// The header with the record's position, in [`Position::text`].
+pub(super) const POSITION: &str = "factlib_position";
+
 /// Namespace of the ids that [`Source::id`] makes: UUIDv5 of the DNS name `factlib.event_id`.
 const NAMESPACE: uuid::Uuid = uuid::uuid!("b7eb0b78-6f97-5916-a7e2-b8e0a93110a4");
 
@@ -110,7 +113,7 @@ impl Headers {
         // A String takes every write.
         let _ = write!(scratch, "{lsn}");
         self.push("LSN", scratch.as_bytes());
-        self.push("factlib_position", &position.text());
+        self.push(POSITION, &position.text());
         self.push("factlib_source", source.as_str().as_bytes());
         if let Some(trace) = &fact.trace {
             self.push("trace_id", trace.trace_id.as_bytes());

@@ -83,14 +83,16 @@ impl Rig {
         let blocked = &health["blocked"];
         assert!(blocked["reason"].as_str().unwrap().contains(reason), "{health}");
         let position = blocked["position"].as_str().unwrap();
-        let log = self.relay.stderr();
         let told = |line: &str| {
             line.contains(r#""level":"ERROR""#)
                 && line.contains("halted")
                 && line.contains(position)
                 && line.contains(reason)
         };
-        assert!(log.lines().any(told), "{position}: {log}");
+        // The log is written by a thread of its own.
+        self.relay.wait_until(&format!("the log to name {position}"), PATIENCE, || {
+            self.relay.stderr().lines().any(told)
+        });
         position.to_owned()
     }
 
