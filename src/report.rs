@@ -76,6 +76,10 @@ impl Report {
                 error = halted.reason,
                 "halted: this fact cannot be published, and nothing after it is"
             ),
+            Event::Foreign { prefix } => info!(
+                prefix,
+                "messages with this prefix are passed over; if they are this service's, add it to WAL_PREFIX"
+            ),
             Event::PassedOver { position } => warn!(
                 slot,
                 %position,

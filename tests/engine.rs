@@ -886,6 +886,29 @@ fn a_halted_relay_whose_slot_was_moved_on_is_halted_no_more() {
     assert_eq!(passed.count(), 1);
 }
 
+#[test]
+fn a_prefix_that_is_passed_over_is_named_once_and_not_without_end() {
+    let mut rig = warm();
+    for n in 0..40_u64 {
+        for at in [2, 3] {
+            let lsn = 1000 * n + 100 * at;
+            let prefix = format!("other{n}");
+            let stream = Stream::default().begin(lsn).content(lsn - 1, true, &prefix, b"x");
+            rig.receive(&stream.commit(lsn).0);
+        }
+    }
+    let named: Vec<&str> = rig
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Foreign { prefix } => Some(prefix.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(named.len(), 16);
+    assert_eq!(named[..2], ["other0", "other1"]);
+}
+
 /// Symptom: the fact that was named was the first of a batch, and in Kafka already.
 #[test]
 fn a_fact_that_is_too_large_is_named_wherever_in_a_batch_it_was() {

@@ -57,6 +57,9 @@ pub(super) enum Stuck {
     Halted,
 }
 
+/// So many prefixes of others are named in the log. A database has a handful of services.
+pub(super) const FOREIGN_NAMED_MAX: usize = 16;
+
 /// What became of a frame.
 pub(super) enum Flow {
     Taken,
@@ -114,6 +117,8 @@ pub struct Relay {
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
     /// one position does for all partitions.
     pub(super) enqueued: Option<Position>,
+    /// Prefixes of others that were named already.
+    pub(super) foreign: Vec<Box<[u8]>>,
     pub(super) stopping: Option<Stopping>,
     pub(super) exited: bool,
     pub(super) headers: Headers,
@@ -157,6 +162,7 @@ impl Relay {
             read_to: Lsn::INVALID,
             ended: None,
             enqueued: None,
+            foreign: Vec::new(),
             stopping: None,
             exited: false,
             headers: Headers::default(),

@@ -54,6 +54,12 @@ pub enum Event {
     },
     /// A fact stops the relay: it can be neither published nor passed over.
     Halted(Halted),
+    /// For the first time since the start, messages with this prefix are passed over. Said of the first few
+    /// prefixes only.
+    Foreign {
+        /// The prefix; what is not UTF-8 is replaced.
+        prefix: String,
+    },
     /// Somebody moved the slot past the fact that stopped the relay.
     PassedOver {
         /// Its position.

@@ -1,7 +1,7 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
 use super::batch::Record;
-use super::engine::{BEHIND_MICROS, Flow, Link, Relay, Stuck};
+use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck};
 use super::error_code;
 use super::event::{Event, Halted};
 use super::exchange::{Now, Output};
@@ -245,6 +245,9 @@ impl Relay {
                 }
             }
         }
+        if !ours {
+            self.name_foreign(message.prefix);
+        }
         if let Link::Streaming(session) = &mut self.link {
             if let Some(transaction) = &mut session.transaction
                 && !alone
@@ -258,6 +261,17 @@ impl Relay {
             }
         }
         Ok(Flow::Taken)
+    }
+
+    /// A prefix that was meant to be ours and is not passes facts over for good: whoever mistyped it can
+    /// see so in the log.
+    fn name_foreign(&mut self, prefix: &[u8]) {
+        let named = &mut self.foreign;
+        if named.len() < FOREIGN_NAMED_MAX && !named.iter().any(|known| **known == *prefix) {
+            named.push(prefix.into());
+            let prefix = String::from_utf8_lossy(prefix).into_owned();
+            self.events.push_back(Event::Foreign { prefix });
+        }
     }
 
     /// Gives a fact to the producer, or says why it cannot be.
