@@ -278,6 +278,10 @@ impl<I: Moment> Feedback<I> {
     /// Appends a status now. With `ask`, the server answers it at once, unless it owes too many answers
     /// already.
     pub fn status(&mut self, now: I, clock: Timestamp, flush: Lsn, ask: bool, out: &mut BytesMut) {
+        if ask {
+            // Even where there is no room for the question: it is not due again at once.
+            self.asked_at = Some(now);
+        }
         let ask = ask && self.asked.len() < QUESTIONS_MAX;
         let patience_ends = self.server_stopping.map(|since| since + self.policy.stopping_grace);
         let let_go = patience_ends.is_some_and(|end| now >= end);
@@ -300,7 +304,6 @@ impl<I: Moment> Feedback<I> {
         self.status_at = Some(now);
         self.answer_due = false;
         if ask {
-            self.asked_at = Some(now);
             self.asked.push_back((now, flush));
         }
     }
@@ -481,6 +484,19 @@ mod tests {
         }
         assert_eq!(feedback.asked.len(), QUESTIONS_MAX);
         assert_eq!(feedback.alive_since(), START);
+    }
+
+    /// Symptom: 64 questions into a silence, a status was due at every moment, and a driver span.
+    #[test]
+    fn a_server_that_owes_many_answers_is_not_told_without_pause() {
+        let mut feedback = answered(ZERO);
+        for second in 5..100 {
+            let now = START + millis(second * 1000);
+            let status = said(&mut feedback, now, ZERO).unwrap();
+            assert_eq!(status.reply_requested, second < 5 + 64, "{second}");
+            assert_eq!(feedback.due(ZERO), Some(now + millis(1000)));
+            assert_eq!(said(&mut feedback, now, ZERO), None);
+        }
     }
 
     #[test]
