@@ -181,55 +181,60 @@ impl Decoder {
 
     fn decode_rare<'a>(&mut self, tag: u8, body: &'a [u8]) -> Result<Message<'a>, DecodeError> {
         let Self { version, streaming, in_block } = *self;
-        let streams = version >= ProtoVersion::V2 && streaming != Streaming::Off;
-        let prepares = version >= ProtoVersion::V3;
-        let (name, has_place) = match tag {
-            b'T' => ("Truncate", true),
-            b'R' => ("Relation", true),
-            b'Y' => ("Type", true),
-            // Of the whole transaction, and so without the number of a part of it.
-            b'O' => ("Origin", true),
-            b'B' => ("Begin", false),
-            b'C' => ("Commit", false),
-            b'S' => ("StreamStart", streams && !in_block),
-            b'E' => ("StreamStop", in_block),
-            b'c' => ("StreamCommit", streams && !in_block),
-            b'A' => ("StreamAbort", streams && !in_block),
-            b'p' => ("StreamPrepare", streams && prepares && !in_block),
-            b'b' => ("BeginPrepare", prepares && !in_block),
-            b'P' => ("Prepare", prepares && !in_block),
-            b'K' => ("CommitPrepared", prepares && !in_block),
-            b'r' => ("RollbackPrepared", prepares && !in_block),
-            other => return Err(DecodeError::new("pgoutput.tag", Fault::Tag(other))),
-        };
-        if !has_place {
-            return Err(DecodeError::new(name, Fault::OutOfPlace));
-        }
-        let message = Reader::all(body, name, |r| {
-            Ok(match tag {
-                b'T' => Message::Truncate(Truncate::read(r, in_block)?),
-                b'R' => Message::Relation(Relation::read(r, in_block)?),
-                b'Y' => Message::Type(Type::read(r, in_block)?),
-                b'O' => Message::Origin(Origin::read(r)?),
-                b'S' => Message::StreamStart(StreamStart::read(r)?),
-                b'E' => Message::StreamStop,
-                b'c' => Message::StreamCommit(StreamCommit::read(r)?),
-                b'A' => {
-                    Message::StreamAbort(StreamAbort::read(r, streaming == Streaming::Parallel)?)
-                }
-                b'p' => Message::StreamPrepare(Prepare::read(r)?),
-                b'b' => Message::BeginPrepare(Prepare::read_begin(r)?),
-                b'P' => Message::Prepare(Prepare::read(r)?),
-                b'K' => Message::CommitPrepared(CommitPrepared::read(r)?),
-                _ => Message::RollbackPrepared(RollbackPrepared::read(r)?),
-            })
-        })?;
+        let streams = version >= ProtoVersion::V2 && streaming != Streaming::Off && !in_block;
+        let prepares = version >= ProtoVersion::V3 && !in_block;
+        let message =
+            match tag {
+                b'T' => placed(true, body, "Truncate", |r| Truncate::read(r, in_block))
+                    .map(Message::Truncate),
+                b'R' => placed(true, body, "Relation", |r| Relation::read(r, in_block))
+                    .map(Message::Relation),
+                b'Y' => placed(true, body, "Type", |r| Type::read(r, in_block)).map(Message::Type),
+                // Of the whole transaction, and so without the number of a part of it.
+                b'O' => placed(true, body, "Origin", Origin::read).map(Message::Origin),
+                // Only those inside a block come here.
+                b'B' => placed(false, body, "Begin", Begin::read).map(Message::Begin),
+                b'C' => placed(false, body, "Commit", Commit::read).map(Message::Commit),
+                b'S' => placed(streams, body, "StreamStart", StreamStart::read)
+                    .map(Message::StreamStart),
+                b'E' => placed(in_block, body, "StreamStop", |_| Ok(Message::StreamStop)),
+                b'c' => placed(streams, body, "StreamCommit", StreamCommit::read)
+                    .map(Message::StreamCommit),
+                b'A' => placed(streams, body, "StreamAbort", |r| {
+                    StreamAbort::read(r, streaming == Streaming::Parallel)
+                })
+                .map(Message::StreamAbort),
+                b'p' => placed(streams && prepares, body, "StreamPrepare", Prepare::read)
+                    .map(Message::StreamPrepare),
+                b'b' => placed(prepares, body, "BeginPrepare", Prepare::read_begin)
+                    .map(Message::BeginPrepare),
+                b'P' => placed(prepares, body, "Prepare", Prepare::read).map(Message::Prepare),
+                b'K' => placed(prepares, body, "CommitPrepared", CommitPrepared::read)
+                    .map(Message::CommitPrepared),
+                b'r' => placed(prepares, body, "RollbackPrepared", RollbackPrepared::read)
+                    .map(Message::RollbackPrepared),
+                other => Err(DecodeError::new("pgoutput.tag", Fault::Tag(other))),
+            };
         match message {
-            Message::StreamStart(_) => self.in_block = true,
-            Message::StreamStop => self.in_block = false,
+            Ok(Message::StreamStart(_)) => self.in_block = true,
+            Ok(Message::StreamStop) => self.in_block = false,
             _ => {}
         }
-        Ok(message)
+        message
+    }
+}
+
+/// Reads the body of a message that may not have a place here.
+fn placed<'a, T>(
+    has_place: bool,
+    body: &'a [u8],
+    name: &'static str,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    if has_place {
+        Reader::all(body, name, read)
+    } else {
+        Err(DecodeError::new(name, Fault::OutOfPlace))
     }
 }
 
