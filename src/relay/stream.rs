@@ -230,8 +230,7 @@ impl Relay {
         if alone && session.last_unit.is_some_and(|last| last >= unit) {
             return Ok(self.out_of_order(now, unit));
         }
-        let ours = self.settings.prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix);
-        if ours {
+        if self.settings.prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix) {
             let position = self.position(unit, index);
             // After a reconnect what was enqueued comes again; it is on its way, or there.
             if self.enqueued.is_none_or(|enqueued| enqueued < position) {
@@ -244,8 +243,7 @@ impl Relay {
                     return Ok(Flow::Stuck(stuck));
                 }
             }
-        }
-        if !ours {
+        } else {
             self.name_foreign(message.prefix);
         }
         if let Link::Streaming(session) = &mut self.link {
