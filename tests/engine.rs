@@ -12,12 +12,14 @@ use factlib::relay::kafka::{
     Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::position::Unit;
+use factlib::relay::route::partition;
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, Standing, State};
 use factlib_protocol::backend::{ServerError, SqlState};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType as _;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 const MS: Duration = Duration::from_millis(1);
@@ -629,6 +631,69 @@ fn a_full_buffer_pauses_reading_hangs_up_and_takes_the_slot_again() {
     rig.answer(&batches, 0);
     rig.pass(6 * SECOND);
     assert_eq!(rig.connects, 2);
+}
+
+/// Symptom: while one partition was blocked the others went on without bound, and a crash repeated all of it.
+#[test]
+fn while_one_partition_is_blocked_the_others_go_on_within_the_window() {
+    let mut rig = Rig::streaming_with(Settings { in_flight_bytes_max: 8000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    // To the two partitions of the topic.
+    let (blocked, free) = ("a", "d");
+    assert_ne!(partition(blocked.as_bytes(), 2), partition(free.as_bytes(), 2));
+    let stream = Stream::default().transaction(200, &[blocked]);
+    rig.receive(&(3..400).fold(stream, |stream, n| stream.transaction(n * 100, &[free])).0);
+    let mut stored = 0;
+    let mut partitions = HashSet::new();
+    while let Some(batches) = rig.produce() {
+        for batch in batches {
+            partitions.insert(batch.partition);
+            let one = std::slice::from_ref(&batch);
+            if keys_of(&batch)[0] == free {
+                stored += batch.batch.len();
+                rig.answer(one, 0);
+            } else {
+                rig.answer(one, 19);
+            }
+        }
+    }
+    assert_eq!(partitions.len(), 2);
+    let unsettled = rig.standing().unsettled_bytes;
+    assert!(unsettled < 500 && stored > 4000, "{unsettled} unsettled, {stored} stored");
+    assert!(stored + unsettled < 8000, "{unsettled} unsettled, {stored} stored");
+    assert_eq!(rig.relay.reading(), Reading::Paused);
+    rig.pass(3 * SECOND);
+    assert_eq!(rig.hangups, 1, "the database is not held up");
+    assert!(matches!(rig.standing().state, State::Stalled(_)));
+}
+
+#[test]
+fn a_transaction_larger_than_the_window_goes_through() {
+    let mut rig = Rig::streaming_with(Settings { in_flight_bytes_max: 4000, ..settings() });
+    rig.receive(&Stream::default().transaction(100, &["first"]).0);
+    rig.answer_metadata();
+    rig.store_all();
+    let keys: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let stream = Stream::default().transaction(200, &keys).transaction(5000, &["next"]);
+    rig.receive(&stream.0);
+    let mut stored = 0;
+    while stored < 501 {
+        let Some(batches) = rig.produce() else {
+            // Behind, small batches wait for company.
+            rig.pass(10 * MS);
+            continue;
+        };
+        stored += batches.iter().map(|batch| keys_of(batch).len()).sum::<usize>();
+        assert!(rig.standing().unsettled_bytes < 4000);
+        rig.answer(&batches, 0);
+    }
+    // Told at once: it is more than the window.
+    assert!(rig.flush() > Lsn(200), "{}", rig.flush());
+    rig.pass(SECOND);
+    assert_eq!((rig.flush(), rig.hangups), (Lsn(5008), 0));
 }
 
 #[test]

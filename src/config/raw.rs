@@ -103,8 +103,9 @@ settings! {
         request_timeout = "REQUEST_TIMEOUT": "DURATION";
     }
     "Limits" {
-        /// Encoded bytes that Kafka has not acknowledged, all partitions together; reading pauses
-        /// above it [1MiB to 1GiB, default: 8MiB]
+        /// The window: encoded bytes of all partitions since the oldest fact that Kafka has not
+        /// acknowledged. Reading pauses before it is full, and a crash repeats no more than it, but
+        /// for a larger transaction [1MiB to 1GiB, default: 8MiB]
         in_flight_bytes = "IN_FLIGHT_BYTES": "SIZE";
         /// The largest protocol message taken from PostgreSQL; a fact must fit into one [64KiB to
         /// 1GiB, default: 64MiB]

@@ -35,9 +35,11 @@ pub(super) const BEHIND_MICROS: i64 = 20_000;
 /// the broker and us more per fact, and on a machine shared with PostgreSQL its walsender, too.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The server is told at the latest when so large a share of the window is settled and not told: what
-/// a crash repeats is the window, and this.
-const UNTOLD_SHARE: usize = 4;
+/// The server is told without delay when so large a share of the window is confirmed and not told: what is
+/// not told is repeated after a crash, and on the way to a fast Kafka much more than a window can be settled
+/// while an advance waits for company. Reading leaves the same share free, for what the server was told and
+/// has not read when the relay dies.
+pub(super) const UNTOLD_SHARE: usize = 4;
 
 #[derive(Debug)]
 pub(super) enum Link {
@@ -103,8 +105,8 @@ pub struct Relay {
     pub(super) sweep_at: Option<Instant>,
     pub(super) full: bool,
     pub(super) stuck: Option<Stuck>,
-    /// Since when the socket is unread, and how many bytes were unsettled then.
-    pub(super) paused: Option<(Instant, usize)>,
+    /// Since when the socket is unread, and how much of the window waited for Kafka then.
+    pub(super) paused: Option<(Instant, u64)>,
     pub(super) halted: Option<Halted>,
     /// Why reading was given up last, until something moves again.
     pub(super) stalled: Option<String>,
@@ -218,11 +220,7 @@ impl Relay {
             Input::Kafka(answer) => {
                 let metadata = matches!(answer, Answer::Metadata(_));
                 let unsettled = self.producer.unsettled_facts();
-                let bytes = self.producer.unsettled_bytes();
                 self.producer.handle(now.at, answer, &mut self.ledger, &mut self.events);
-                if let Link::Streaming(session) = &mut self.link {
-                    session.settled(bytes.saturating_sub(self.producer.unsettled_bytes()));
-                }
                 if metadata && self.stuck == Some(Stuck::Topic) {
                     self.stuck = None;
                 }
@@ -324,11 +322,11 @@ impl Relay {
     }
 
     pub(super) fn streaming(&mut self, now: Now, asked_at: Instant) {
-        let untold_bytes_max = self.settings.in_flight_bytes_max / UNTOLD_SHARE;
-        let mut session = Session::new(asked_at, self.settings.status_interval, untold_bytes_max);
+        let mut session = Session::new(asked_at, self.settings.status_interval);
         let mut out = BytesMut::new();
         session.feedback.status(now.at, now.clock, self.ledger.flush(), true, &mut out);
         self.outputs.push_back(Output::Send(out));
+        self.ledger.told();
         self.link = Link::Streaming(Box::new(session));
         let (start, timeline) = (self.start, self.timelines.current());
         self.events.push_back(Event::Streaming { start, timeline });
@@ -422,16 +420,18 @@ impl Relay {
             stopping.taking = false;
             self.stuck = None;
         }
-        self.read(now);
-        if let Some(halted) = &self.halted
-            && self.ledger.flush() > halted.position.unit.lsn
-        {
-            // Nothing is confirmed past it by us.
-            self.events.push_back(Event::PassedOver { position: halted.position });
-            self.halted = None;
-            self.stalled = None;
+        loop {
+            self.read(now);
+            self.look_after_session(now);
+            // What the server was told just now may make room.
+            if !self.full {
+                break;
+            }
+            self.measure();
+            if self.full {
+                break;
+            }
         }
-        self.look_after_session(now);
         if let Link::Away { until } = self.link
             && until <= now.at
         {
@@ -471,6 +471,12 @@ impl Relay {
 
     pub(super) fn look_after_session(&mut self, now: Now) {
         let flush = self.ledger.flush();
+        let held = self.held();
+        if let Some(halted) = self.halted.take_if(|halted| flush > halted.position.unit.lsn) {
+            // Nothing is confirmed past it by us.
+            self.events.push_back(Event::PassedOver { position: halted.position });
+            self.stalled = None;
+        }
         let paused = self.is_paused();
         let Link::Streaming(session) = &mut self.link else { return };
         if now.at >= session.lease_until(self.settings.lease) {
@@ -481,12 +487,11 @@ impl Relay {
         if !paused {
             self.paused = None;
         } else {
-            let unsettled = self.producer.unsettled_bytes();
-            let (since, before) = *self.paused.get_or_insert((now.at, unsettled));
+            let (since, before) = *self.paused.get_or_insert((now.at, held));
             if now.at >= since + self.settings.stall_timeout {
                 // A Kafka that is slow but moves needs the slot, because nothing is produced
                 // without it; one that does not move is only asked now and then.
-                let moves = unsettled < before && self.stuck.is_none();
+                let moves = held < before && self.stuck.is_none();
                 let delay = if moves { Duration::ZERO } else { self.settings.backoff_max };
                 let cause = match (&self.halted, self.producer.blocked()) {
                     (Some(halted), _) => halted.reason.clone(),
@@ -497,10 +502,14 @@ impl Relay {
                 return self.hang_up(now, delay, cause);
             }
         }
+        if self.ledger.untold() >= (self.settings.in_flight_bytes_max / UNTOLD_SHARE) as u64 {
+            session.feedback.hurry();
+        }
         let mut out = BytesMut::new();
         session.feedback.poll(now.at, now.clock, flush, &mut out);
         if !out.is_empty() {
             self.outputs.push_back(Output::Send(out));
+            self.ledger.told();
         }
     }
 

@@ -17,7 +17,7 @@ use super::event::Event;
 use super::kafka::{
     Answer, BrokerId, Metadata, PartitionAnswer, PartitionBatch, ProducerId, Request, TopicMetadata,
 };
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Place};
 use super::policy::{self, Verdict};
 use super::position::Position;
 use std::collections::{HashMap, VecDeque};
@@ -84,9 +84,17 @@ enum TopicState {
     Known { first: usize, partitions: u32, grown: bool },
 }
 
+/// A batch that still grows.
+#[derive(Debug)]
+struct Open {
+    batch: OpenBatch,
+    place: Place,
+}
+
 #[derive(Debug)]
 struct Queued {
     batch: Batch,
+    place: Place,
     /// See [`Producer::timeline_changed`].
     generation: u32,
 }
@@ -103,7 +111,7 @@ struct Partition {
     topic: usize,
     index: i32,
     leader: Option<BrokerId>,
-    open: Option<OpenBatch>,
+    open: Option<Open>,
     queue: VecDeque<Queued>,
     in_flight: bool,
     producer: Option<ProducerId>,
@@ -115,6 +123,15 @@ struct Partition {
     last_len: usize,
     /// It is in [`Producer::waiting`].
     waiting: bool,
+}
+
+impl Partition {
+    /// Closes the open batch, if there is one.
+    fn seal(&mut self, generation: u32) {
+        if let Some(Open { batch, place }) = self.open.take() {
+            self.queue.push_back(Queued { batch: batch.seal(), place, generation });
+        }
+    }
 }
 
 /// A request of which one at a time is under way.
@@ -274,28 +291,29 @@ impl Producer {
         let index = first + partition as usize;
         let partitions = self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
-        if let Some(open) = partition.open.take_if(|open| !open.has_room_for(record)) {
-            partition.queue.push_back(Queued { batch: open.seal(), generation: self.generation });
+        if partition.open.as_ref().is_some_and(|open| !open.batch.has_room_for(record)) {
+            partition.seal(self.generation);
         }
         let (open, before) = match &mut partition.open {
             Some(open) => {
-                let len = open.encoded_len();
+                let len = open.batch.encoded_len();
                 (open, len)
             }
             none => {
-                ledger.batch_opened(position.unit);
+                let place = ledger.batch_opened(position.unit);
                 // Many partitions must not reserve for a full batch each.
                 let room = partition.last_len.min(RESERVED_BYTES_MAX / partitions);
-                (none.insert(OpenBatch::with_capacity(position, room)), 0)
+                let batch = OpenBatch::with_capacity(position, room);
+                (none.insert(Open { batch, place }), 0)
             }
         };
-        open.push(record);
-        self.unsettled_bytes += open.encoded_len() - before;
+        open.batch.push(record);
+        let grown = open.batch.encoded_len() - before;
+        ledger.enqueued(grown);
+        self.unsettled_bytes += grown;
         self.unsettled_facts += 1;
-        if open.is_full()
-            && let Some(open) = partition.open.take()
-        {
-            partition.queue.push_back(Queued { batch: open.seal(), generation: self.generation });
+        if open.batch.is_full() {
+            partition.seal(self.generation);
         }
         self.wait(index);
     }
@@ -304,10 +322,7 @@ impl Producer {
     /// and are never mixed with new facts.
     pub fn timeline_changed(&mut self) {
         for partition in &mut self.partitions {
-            if let Some(open) = partition.open.take() {
-                let queued = Queued { batch: open.seal(), generation: self.generation };
-                partition.queue.push_back(queued);
-            }
+            partition.seal(self.generation);
         }
         self.generation += 1;
     }
@@ -447,12 +462,8 @@ impl Producer {
         let waiting = std::mem::take(&mut self.waiting);
         for index in waiting {
             let Some(partition) = self.partitions.get_mut(index) else { continue };
-            if flush
-                && partition.queue.is_empty()
-                && let Some(open) = partition.open.take()
-            {
-                let queued = Queued { batch: open.seal(), generation: self.generation };
-                partition.queue.push_back(queued);
+            if flush && partition.queue.is_empty() {
+                partition.seal(self.generation);
             }
             let throttled = partition.leader.and_then(|leader| self.throttled.get(&leader));
             let wait_until = partition.retry_at.max(throttled.copied());
@@ -534,7 +545,7 @@ impl Producer {
                 events
                     .push_back(Event::Settled { facts: records, bytes: head.batch.encoded_len() });
                 if head.generation == self.generation {
-                    ledger.batch_settled(head.batch.first().unit);
+                    ledger.batch_settled(head.place);
                 }
                 if more {
                     self.wait(at);
@@ -570,24 +581,23 @@ impl Producer {
         events: &mut VecDeque<Event>,
     ) {
         let Some(partition) = self.partitions.get_mut(at) else { return };
-        let Some(Queued { batch, generation }) = partition.queue.pop_front() else { return };
+        let Some(Queued { batch, place, generation }) = partition.queue.pop_front() else { return };
         let len = batch.encoded_len();
         match batch.split() {
-            Ok(parts) => {
-                // The first half keeps the batch's place in the ledger.
-                if generation == self.generation {
-                    let [_, second] = &parts;
-                    ledger.batch_opened(second.first().unit);
-                }
+            Ok([first, second]) => {
+                let behind = match generation == self.generation {
+                    true => ledger.batch_divided(place, second.first().unit),
+                    false => place,
+                };
                 self.unsettled_bytes -= len;
-                for batch in parts.into_iter().rev() {
+                for (batch, place) in [(second, behind), (first, place)] {
                     self.unsettled_bytes += batch.encoded_len();
-                    partition.queue.push_front(Queued { batch, generation });
+                    partition.queue.push_front(Queued { batch, place, generation });
                 }
                 self.wait(at);
             }
             Err(batch) => {
-                partition.queue.push_front(Queued { batch, generation });
+                partition.queue.push_front(Queued { batch, place, generation });
                 let reason =
                     format!("{reason}: one record of {len} bytes is over the topic's limit");
                 self.retry(now, at, &reason, true, events);

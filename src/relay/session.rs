@@ -22,37 +22,17 @@ pub(super) struct Session {
     /// The unit read last, to notice a stream that is out of order.
     pub(super) last_unit: Option<Unit>,
     pub(super) feedback: Feedback<Instant>,
-    /// Bytes that were settled since the flush LSN that the server was told last.
-    untold_bytes: usize,
-    untold_bytes_max: usize,
 }
 
 impl Session {
-    /// `asked_at` is when START_REPLICATION was sent. When `untold_bytes_max` are settled, the server
-    /// is told without delay: what is not told is repeated after a crash, and on the way to a fast Kafka
-    /// much more than a window can be settled while an advance waits for company.
-    pub(super) fn new(
-        asked_at: Instant,
-        status_interval: Duration,
-        untold_bytes_max: usize,
-    ) -> Self {
+    /// `asked_at` is when START_REPLICATION was sent.
+    pub(super) fn new(asked_at: Instant, status_interval: Duration) -> Self {
         let policy = FeedbackPolicy { status_interval, ..FeedbackPolicy::default() };
         Self {
             decoder: pgoutput::Decoder::default(),
             transaction: None,
             last_unit: None,
             feedback: Feedback::new(policy, asked_at),
-            untold_bytes: 0,
-            untold_bytes_max,
-        }
-    }
-
-    /// So many bytes are settled.
-    pub(super) fn settled(&mut self, bytes: usize) {
-        self.untold_bytes = self.untold_bytes.saturating_add(bytes);
-        if self.untold_bytes >= self.untold_bytes_max {
-            self.untold_bytes = 0;
-            self.feedback.hurry();
         }
     }
 

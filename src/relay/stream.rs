@@ -1,7 +1,7 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
 use super::batch::Record;
-use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck};
+use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE};
 use super::error_code;
 use super::event::{Event, Halted};
 use super::exchange::{Now, Output};
@@ -73,10 +73,17 @@ impl Relay {
         }
     }
 
+    /// How much of the window waits for Kafka. Batches of an older timeline are nothing to the ledger, but
+    /// they take memory.
+    pub(super) fn held(&self) -> u64 {
+        self.ledger.held().max(self.producer.unsettled_bytes() as u64)
+    }
+
     /// Reading pauses at the bound and goes on when a quarter of it is free.
     pub(super) fn measure(&mut self) {
         let max = self.settings.in_flight_bytes_max;
-        let bytes = self.producer.unsettled_bytes();
+        let max = (max - max / UNTOLD_SHARE) as u64;
+        let bytes = self.held() + self.ledger.untold();
         self.full = bytes >= max || (self.full && bytes > max / 4 * 3);
     }
 
