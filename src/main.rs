@@ -63,7 +63,7 @@ async fn relay(config: &Config) -> ExitCode {
 
 async fn init(config: &Config) -> ExitCode {
     let log = telemetry::init(&config.log);
-    let result = identify(&run::ask(config, true)).await;
+    let result = identify(&run::ask(config, true, true)).await;
     drop(log);
     match result {
         Ok(identified) => {
@@ -74,8 +74,10 @@ async fn init(config: &Config) -> ExitCode {
                      facts committed from there on will be published"
                 ),
                 None => format!(
-                    "slot {slot} and publication {publication} were there already, confirmed up to {}",
-                    identified.identity.confirmed_flush
+                    "slot {slot} and publication {publication} were there already, confirmed up to {}, \
+                     for the prefixes {}",
+                    identified.identity.confirmed_flush,
+                    config.prefixes.join(", ")
                 ),
             };
             // Nobody reads it: that is no reason to fail.

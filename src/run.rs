@@ -80,7 +80,7 @@ pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output 
         while let Some(output) = relay.poll_output() {
             match output {
                 Output::Connect => {
-                    let ask = ask(config, may_create);
+                    let ask = ask(config, may_create, false);
                     postgres = Postgres::Connecting(Box::pin(async move { identify(&ask).await }));
                 }
                 Output::StartReplication { start } => {
@@ -223,14 +223,16 @@ fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
 }
 
 /// What the PostgreSQL side of the relay needs of `config`.
-pub fn ask(config: &Config, may_create: bool) -> Ask {
+pub fn ask(config: &Config, may_create: bool, may_change_prefixes: bool) -> Ask {
     Ask {
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
         publication: config.publication.clone(),
+        prefixes: config.prefixes.clone(),
         wal_sender_timeout: config.limits.wal_sender_timeout,
         tcp_user_timeout: config.limits.tcp_user_timeout,
         may_create,
+        may_change_prefixes,
     }
 }
 

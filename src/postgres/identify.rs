@@ -28,6 +28,8 @@ pub struct Ask {
     pub slot: String,
     /// The publication.
     pub publication: String,
+    /// The prefixes of messages that are published.
+    pub prefixes: Vec<String>,
     /// `wal_sender_timeout` of our session.
     pub wal_sender_timeout: Duration,
     /// `tcp_user_timeout` of our session, on the server's side.
@@ -35,6 +37,8 @@ pub struct Ask {
     /// Publication and slot may be made if neither is there. Never once the relay has run: a slot
     /// that disappeared took facts with it.
     pub may_create: bool,
+    /// Other prefixes than before may be recorded: what has none of them will be passed over.
+    pub may_change_prefixes: bool,
 }
 
 /// A connection that is ready for START_REPLICATION.
@@ -64,17 +68,19 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut created = None;
     for _ in 0..RACES_MAX {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
-        let names = Names { slot: &ask.slot, publication: &ask.publication };
+        let names =
+            Names { slot: &ask.slot, publication: &ask.publication, prefixes: &ask.prefixes };
         let plan = setup::plan(&found, names);
         match &plan {
-            Plan::Ready { adopted } => {
-                if *adopted && ask.may_create {
-                    tracing::info!(
-                        publication = ask.publication,
-                        slot = ask.slot,
-                        "adopted: the publication was not made by owlpost, so a change of cluster \
-                         cannot be noticed by its comment"
-                    );
+            Plan::OtherPrefixes { .. } if ask.may_change_prefixes => {
+                set_up(&mut connection, &plan, &found, names).await.map_err(gone)?;
+            }
+            Plan::OtherPrefixes { dropped, .. } if !dropped.is_empty() => {
+                return Err(Gone::Terminal(ExitKind::Slot, dropped_words(ask, dropped)));
+            }
+            Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
+                if ask.may_create {
+                    remark(ask, &plan);
                 }
                 if ask.may_create && found.publication.is_some_and(|found| found.has_tables) {
                     tracing::warn!(
@@ -113,6 +119,35 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     }
     let reason = format!("slot {} and publication {} keep changing", ask.slot, ask.publication);
     Err(Gone::Lost(reason))
+}
+
+/// Says what is not as `owlpost init` leaves it, and no reason to stop.
+fn remark(ask: &Ask, plan: &Plan) {
+    match plan {
+        Plan::Ready { adopted: true } => tracing::info!(
+            publication = ask.publication,
+            slot = ask.slot,
+            "adopted: the publication was not made by owlpost, so a change of cluster cannot be \
+             noticed by its comment, nor a change of prefixes"
+        ),
+        Plan::OtherPrefixes { added, .. } => tracing::warn!(
+            slot = ask.slot,
+            prefixes = added.join(", "),
+            "new prefixes: facts with them that were committed before now may have been passed over; \
+             `owlpost init` records them"
+        ),
+        _ => {}
+    }
+}
+
+fn dropped_words(ask: &Ask, dropped: &[String]) -> String {
+    format!(
+        "slot {} was set up for the prefix {} too, and WAL_PREFIX ({}) leaves it out: its facts would be \
+         passed over for good; correct WAL_PREFIX, or run `owlpost init` with it to accept that",
+        ask.slot,
+        dropped.join(", "),
+        ask.prefixes.join(",")
+    )
 }
 
 /// Settings of our session that keep the server well: a relay that hangs is dropped within seconds,

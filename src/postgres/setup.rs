@@ -16,6 +16,11 @@ use factlib_protocol::session::SessionError;
 
 const COMMENT: &str = "owlpost: ";
 const INITIALISING: &str = "initialising";
+const SLOT: &str = "slot ";
+const SYSTEM: &str = "system ";
+/// Separated by spaces, which no prefix has.
+const PREFIXES: &str = "prefixes ";
+const CONSISTENT_POINT: &str = "consistent point ";
 
 /// The names that the configuration gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub struct Names<'a> {
     pub slot: &'a str,
     /// The publication.
     pub publication: &'a str,
+    /// The prefixes of messages that are published.
+    pub prefixes: &'a [String],
 }
 
 /// What the server has.
@@ -85,6 +92,13 @@ pub enum Plan {
     CreateSlot,
     /// Making them was interrupted after the slot was there.
     Finish,
+    /// Both are there, and were made for other prefixes.
+    OtherPrefixes {
+        /// They were published, and would be passed over.
+        dropped: Vec<String>,
+        /// They are new.
+        added: Vec<String>,
+    },
     /// Nothing can be said yet: look again later.
     Wait(String),
     /// A person must decide.
@@ -93,7 +107,7 @@ pub enum Plan {
 
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
-    let Names { slot: slot_name, publication: publication_name } = names;
+    let Names { slot: slot_name, publication: publication_name, prefixes } = names;
     if found.version < 140_000 {
         let version = found.version / 10_000;
         let reason = format!(
@@ -112,13 +126,13 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
     let comment = found.publication.as_ref().and_then(|found| found.comment.as_deref());
     let ours = comment.and_then(|comment| comment.strip_prefix(COMMENT));
     if let Some(ours) = ours
-        && !ours.contains(&system_words(found.system))
+        && field(ours, SYSTEM) != Some(&found.system.to_string())
     {
         let reason = format!(
             "publication {publication_name} was made for another cluster (its comment: {ours:?}; this \
-             one is {}): a restored or copied database; make a new publication and slot with \
+             one is {SYSTEM}{}): a restored or copied database; make a new publication and slot with \
              `owlpost init` under other names, or drop these",
-            system_words(found.system)
+            found.system
         );
         return Plan::Refuse(ExitKind::OtherCluster, reason);
     }
@@ -140,7 +154,7 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
         );
         return Plan::Wait(reason);
     }
-    let other_slot = ours.and_then(|ours| ours.strip_prefix("slot ")?.split(',').next());
+    let other_slot = ours.and_then(|ours| field(ours, SLOT));
     match (&found.publication, &found.slot) {
         (Some(_), None) if other_slot.is_some_and(|other| other != slot_name) => {
             let other = other_slot.unwrap_or_default();
@@ -153,7 +167,10 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
         (None, None) => Plan::Create,
         (Some(_), None) if initialising => Plan::CreateSlot,
         (Some(_), Some(_)) if initialising => Plan::Finish,
-        (Some(_), Some(_)) => Plan::Ready { adopted: ours.is_none() },
+        (Some(_), Some(_)) => match ours.and_then(|ours| field(ours, PREFIXES)) {
+            Some(recorded) => compare_prefixes(recorded, prefixes),
+            None => Plan::Ready { adopted: ours.is_none() },
+        },
         (Some(_), None) => {
             let reason = format!(
                 "publication {publication_name} is there, but slot {slot_name} is not: it was dropped \
@@ -170,6 +187,19 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
             );
             Plan::Refuse(ExitKind::Publication, reason)
         }
+    }
+}
+
+fn compare_prefixes(recorded: &str, prefixes: &[String]) -> Plan {
+    let recorded: Vec<&str> = recorded.split(' ').collect();
+    let dropped = recorded.iter().filter(|known| !prefixes.iter().any(|prefix| prefix == *known));
+    let dropped: Vec<String> = dropped.map(|prefix| (*prefix).to_owned()).collect();
+    let added = prefixes.iter().filter(|prefix| !recorded.contains(&prefix.as_str()));
+    let added: Vec<String> = added.cloned().collect();
+    if dropped.is_empty() && added.is_empty() {
+        Plan::Ready { adopted: false }
+    } else {
+        Plan::OtherPrefixes { dropped, added }
     }
 }
 
@@ -206,8 +236,9 @@ fn unusable(slot: &FoundSlot, found: &Found, name: &str) -> Option<String> {
     None
 }
 
-fn system_words(system: u64) -> String {
-    format!("system {system}")
+/// A part of the publication's comment.
+fn field<'a>(comment: &'a str, name: &str) -> Option<&'a str> {
+    comment.split(", ").find_map(|part| part.strip_prefix(name))
 }
 
 /// Carries out a plan that makes something, and returns the slot's consistent point: facts committed
@@ -223,9 +254,9 @@ pub async fn set_up(
     names: Names<'_>,
 ) -> Result<Option<Lsn>, Failure> {
     let publication = quote_identifier(names.publication);
-    let system = system_words(found.system);
+    let system = found.system;
     if *plan == Plan::Create {
-        let comment = quote_literal(&format!("{COMMENT}{INITIALISING}, {system}"));
+        let comment = quote_literal(&format!("{COMMENT}{INITIALISING}, {SYSTEM}{system}"));
         let sql = format!(
             "BEGIN; CREATE PUBLICATION {publication}; \
              COMMENT ON PUBLICATION {publication} IS {comment}; COMMIT"
@@ -256,12 +287,35 @@ pub async fn set_up(
             Some(FoundSlot { confirmed_flush: Some(point), .. }) => *point,
             _ => return Ok(None),
         },
+        Plan::OtherPrefixes { .. } => {
+            let comment = found.publication.as_ref().and_then(|found| found.comment.as_deref());
+            let point = comment.and_then(|comment| field(comment, CONSISTENT_POINT)?.parse().ok());
+            describe(connection, found, names, point.unwrap_or_default()).await?;
+            return Ok(None);
+        }
         Plan::Ready { .. } | Plan::Wait(_) | Plan::Refuse(..) => return Ok(None),
     };
-    let comment = format!("{COMMENT}slot {}, {system}, consistent point {point}", names.slot);
+    describe(connection, found, names, point).await?;
+    Ok(Some(point))
+}
+
+/// Writes the publication's comment: both are there, and belong together.
+async fn describe(
+    connection: &mut Connection,
+    found: &Found,
+    names: Names<'_>,
+    point: Lsn,
+) -> Result<(), Failure> {
+    let publication = quote_identifier(names.publication);
+    let comment = format!(
+        "{COMMENT}{SLOT}{}, {SYSTEM}{}, {PREFIXES}{}, {CONSISTENT_POINT}{point}",
+        names.slot,
+        found.system,
+        names.prefixes.join(" ")
+    );
     let comment = quote_literal(&comment);
     connection.query(&format!("COMMENT ON PUBLICATION {publication} IS {comment}")).await?;
-    Ok(Some(point))
+    Ok(())
 }
 
 /// Slot creation waits for all transactions that are running; whoever waits wants to know for which.
@@ -285,7 +339,8 @@ pub(super) fn is_race(failure: &Failure) -> bool {
 mod tests {
     use super::*;
 
-    const NAMES: Names<'static> = Names { slot: "factlib_slot", publication: "facts" };
+    const NAMES: Names<'static> =
+        Names { slot: "factlib_slot", publication: "facts", prefixes: &[] };
 
     fn found() -> Found {
         Found {
@@ -328,6 +383,26 @@ mod tests {
         assert_eq!(plan(&found(), NAMES), Plan::Ready { adopted: false });
         let adopted = Found { publication: commented(None), ..found() };
         assert_eq!(plan(&adopted, NAMES), Plan::Ready { adopted: true });
+    }
+
+    #[test]
+    fn what_was_set_up_for_other_prefixes_says_which() {
+        let comment =
+            "owlpost: slot factlib_slot, system 7, prefixes orders billing, consistent point 0/1";
+        let found = Found { publication: commented(Some(comment)), ..found() };
+        let planned = |prefixes: &[&str]| {
+            let prefixes: Vec<String> =
+                prefixes.iter().map(|prefix| (*prefix).to_owned()).collect();
+            plan(&found, Names { prefixes: &prefixes, ..NAMES })
+        };
+        let other = |dropped: &[&str], added: &[&str]| {
+            let owned = |list: &[&str]| list.iter().map(|prefix| (*prefix).to_owned()).collect();
+            Plan::OtherPrefixes { dropped: owned(dropped), added: owned(added) }
+        };
+        assert_eq!(planned(&["billing", "orders"]), Plan::Ready { adopted: false });
+        assert_eq!(planned(&["orders", "biling"]), other(&["billing"], &["biling"]));
+        assert_eq!(planned(&["orders"]), other(&["billing"], &[]));
+        assert_eq!(planned(&["orders", "billing", "order"]), other(&[], &["order"]));
     }
 
     #[test]
@@ -379,7 +454,7 @@ mod tests {
     #[test]
     fn another_clusters_publication_is_refused() {
         for comment in
-            ["owlpost: slot s, system 8, consistent point 0/1", "owlpost: initialising, system 8"]
+            ["owlpost: slot s, system 77, consistent point 0/1", "owlpost: initialising, system 8"]
         {
             let (kind, _) = refusal(&Found { publication: commented(Some(comment)), ..found() });
             assert_eq!(kind, ExitKind::OtherCluster);

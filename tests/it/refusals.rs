@@ -514,7 +514,7 @@ fn consistent_point(printed: &str) -> Lsn {
 fn finished(postgres: &Postgres, point: Lsn) -> String {
     let system = system(postgres);
     format!(
-        "{SLOT} pgoutput; facts owlpost: slot {SLOT}, system {system}, consistent point {point}"
+        "{SLOT} pgoutput; facts owlpost: slot {SLOT}, system {system}, prefixes orders, consistent point {point}"
     )
 }
 
@@ -522,10 +522,10 @@ fn finished(postgres: &Postgres, point: Lsn) -> String {
 fn init_prints_the_consistent_point_from_which_facts_are_published() {
     let postgres = Postgres::builder().start();
     let kafka = Kafka::shared();
-    kafka.create_topic("init.order", 1, &[]);
+    kafka.create_topic("orders.init", 1, &[]);
     let fact = |id: &str| {
-        let json = format!(r#"{{"id":"{id}","aggregate_type":"order","aggregate_id":"1"}}"#);
-        emit(&postgres, true, "init", json.as_bytes())
+        let json = format!(r#"{{"id":"{id}","aggregate_type":"init","aggregate_id":"1"}}"#);
+        emit(&postgres, true, "orders", json.as_bytes())
     };
     let before = fact("before");
     let point = consistent_point(&init(&postgres));
@@ -534,9 +534,9 @@ fn init_prints_the_consistent_point_from_which_facts_are_published() {
     assert_eq!(confirmed(&postgres), point);
     assert_eq!(inventory(&postgres), finished(&postgres, point));
 
-    let relay = relay("init", &postgres, kafka).spawn();
+    let relay = relay("orders", &postgres, kafka).spawn();
     wait_confirmed(&relay, &postgres, PATIENCE);
-    let records = kafka.read_topic("init.order");
+    let records = kafka.read_topic("orders.init");
     let ids: Vec<_> = records.iter().map(|record| record.header("event_id").unwrap()).collect();
     assert_eq!(ids, ["after"]);
 }
@@ -548,6 +548,30 @@ fn init_changes_nothing_the_second_time() {
     let again = init(&postgres);
     assert!(again.contains(&format!("were there already, confirmed up to {point}")), "{again}");
     assert_eq!(inventory(&postgres), finished(&postgres, point));
+}
+
+/// Symptom: a mistyped WAL_PREFIX confirmed everybody's facts past, and health said that all is well.
+#[test]
+fn a_prefix_that_is_left_out_is_refused_until_init_accepts_it() {
+    let postgres = Postgres::builder().start();
+    let point = consistent_point(&init(&postgres));
+    let other = at(&postgres).env("WAL_PREFIX", "oders,billing");
+    let words = ["set up for the prefix orders too", "WAL_PREFIX (oders,billing)", "owlpost init"];
+    refused(other.clone(), 4, &words);
+    assert_eq!(inventory(&postgres), finished(&postgres, point));
+    assert_eq!(confirmed(&postgres), point, "nothing was read");
+
+    // More than before is no loss, here until Kafka is missed.
+    let more = at(&postgres).env("WAL_PREFIX", "orders,billing").env("LOG_LEVEL", "info").spawn();
+    assert_eq!(more.wait_exit(PATIENCE).code(), Some(3), "{}", more.log_text());
+    assert!(more.log_text().contains("new prefixes"), "{}", more.log_text());
+
+    let accepted = other.arg("init").spawn();
+    assert_eq!(accepted.wait_exit(PATIENCE).code(), Some(0), "{}", accepted.log_text());
+    assert!(accepted.stdout().contains("for the prefixes oders, billing"), "{}", accepted.stdout());
+    let now = finished(&postgres, point).replace("prefixes orders", "prefixes oders billing");
+    assert_eq!(inventory(&postgres), now);
+    refused(at(&postgres), 4, &["set up for the prefix oders, billing too"]);
 }
 
 #[test]
