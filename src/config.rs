@@ -17,6 +17,8 @@ pub use postgres::{Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs
 pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
 
+use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
+use crate::relay::producer::IN_FLIGHT_MAX;
 use bytesize::ByteSize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -138,6 +140,14 @@ pub struct Limits {
     pub tcp_user_timeout: Duration,
     /// How long one request to Kafka may take.
     pub request: Duration,
+    /// A batch of so many bytes is closed.
+    pub batch_bytes: usize,
+    /// A batch of so many records is closed.
+    pub batch_records: usize,
+    /// How many batches of a partition may be in flight.
+    pub in_flight: usize,
+    /// How old what is known of topics may become.
+    pub metadata_age: Duration,
     /// The longest pause between two attempts.
     pub backoff_max: Duration,
     /// How long the first contact may take; none tries for ever.
@@ -417,6 +427,22 @@ fn limits(raw: &RawConfig, tcp_user_timeout: Duration, p: &mut Problems) -> Limi
             ms(10_000),
             ms(100)..=MINUTE * 5,
         ),
+        batch_bytes: size(
+            p,
+            "BATCH_BYTES",
+            &raw.batch_bytes,
+            BATCH_BYTES_FULL as u64,
+            1024..=BATCH_BYTES_MAX as u64,
+        ),
+        batch_records: number(p, "BATCH_RECORDS", &raw.batch_records, 10_000, 1..=1_000_000),
+        in_flight: number(p, "MAX_IN_FLIGHT", &raw.max_in_flight, 5, 1..=IN_FLIGHT_MAX),
+        metadata_age: duration(
+            p,
+            "METADATA_MAX_AGE",
+            &raw.metadata_max_age,
+            ms(300_000),
+            ms(100)..=MINUTE * 1440,
+        ),
         in_flight_bytes: size(
             p,
             "IN_FLIGHT_BYTES",
@@ -634,6 +660,24 @@ fn port(p: &mut Problems, setting: &'static str, raw: &Option<String>, default: 
             p.add(setting, format!("{text:?} is not a port; use a number from 0 to 65535"));
             default
         }),
+    }
+}
+
+fn number(
+    p: &mut Problems,
+    setting: &'static str,
+    raw: &Option<String>,
+    default: usize,
+    range: RangeInclusive<usize>,
+) -> usize {
+    match set(raw).map(|text| (text, text.parse())) {
+        None => default,
+        Some((_, Ok(number))) if range.contains(&number) => number,
+        Some((text, _)) => {
+            let (start, end) = (range.start(), range.end());
+            p.add(setting, format!("{text:?} is not a number from {start} to {end}"));
+            default
+        }
     }
 }
 

@@ -36,6 +36,7 @@ exit_codes! {
     Publication = 6, "publication and slot do not belong together: one is missing or half made";
     Unconfirmed = 7, "stopped at the deadline: facts not confirmed in time will be delivered again";
     Server = 8, "PostgreSQL cannot serve us: wal_level, version, REPLICATION right or no slot free";
+    KafkaCluster = 9, "another Kafka cluster answered than the one that facts were published to";
 }
 
 impl ExitCode {
@@ -78,6 +79,7 @@ mod tests {
             (6, "Publication"),
             (7, "Unconfirmed"),
             (8, "Server"),
+            (9, "KafkaCluster"),
         ];
         assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
     }

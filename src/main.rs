@@ -101,6 +101,7 @@ fn ended(exit: &Exit) -> ExitCode {
         ExitKind::Unreachable => ExitCode::Unreachable,
         ExitKind::Slot => ExitCode::Slot,
         ExitKind::OtherCluster => ExitCode::History,
+        ExitKind::OtherKafka => ExitCode::KafkaCluster,
         ExitKind::Publication => ExitCode::Publication,
         ExitKind::Unsuitable => ExitCode::Server,
     };

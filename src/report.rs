@@ -108,7 +108,11 @@ impl Report {
             }
             Event::PartitionsChanged { topic, from, to } => warn!(
                 %topic, from, to,
-                "the topic's partitions have changed; keys stay on the old ones until a restart"
+                "the topic's partitions have changed; once what waits for it is stored, keys may move to others"
+            ),
+            Event::SequencesLost { topic, partition, cause, facts } => warn!(
+                %topic, partition, cause, facts,
+                "the broker does not know the producer's sequence any more; these facts may be repeated"
             ),
             Event::Throttled { broker, throttle } => warn!(broker, ?throttle, "throttled by quota"),
             Event::Stopping { unsettled } => {

@@ -266,6 +266,10 @@ fn settings(config: &Config) -> Settings {
         status_interval: config.limits.status_interval,
         stop_timeout: config.limits.shutdown,
         backoff_max: config.limits.backoff_max,
+        metadata_age_max: config.limits.metadata_age,
+        batch_bytes: config.limits.batch_bytes,
+        batch_records: config.limits.batch_records,
+        in_flight_per_partition: config.limits.in_flight,
         startup_timeout: config.limits.startup,
         seed: u64::from_ne_bytes(seed),
     }

@@ -38,6 +38,10 @@ fn settings() -> Settings {
         status_interval: 5 * SECOND,
         stop_timeout: 10 * SECOND,
         backoff_max: 5 * SECOND,
+        metadata_age_max: 300 * SECOND,
+        batch_bytes: 384 * 1024,
+        batch_records: 10_000,
+        in_flight_per_partition: 5,
         startup_timeout: Some(30 * SECOND),
         seed: 7,
     }
@@ -67,6 +71,12 @@ struct Rig {
     requests: Vec<Request>,
     events: Vec<Event>,
     exit: Option<Exit>,
+    // The cluster.
+    cluster: String,
+    leader: i32,
+    partitions: i32,
+    /// Topic `orders.order` is not there.
+    deleted: bool,
 }
 
 impl Rig {
@@ -83,16 +93,16 @@ impl Rig {
             requests: Vec::new(),
             events: Vec::new(),
             exit: None,
+            cluster: "cluster".to_owned(),
+            leader: 1,
+            partitions: 2,
+            deleted: false,
         };
         rig.input(Input::Timeout);
         rig
     }
 
     /// Streaming, with a cluster that is known and the topic `orders.order` of two partitions.
-    fn streaming() -> Self {
-        Self::streaming_with(settings())
-    }
-
     fn streaming_with(settings: Settings) -> Self {
         let mut rig = Self::new(settings);
         rig.answer_metadata();
@@ -184,25 +194,22 @@ impl Rig {
     fn answer_metadata(&mut self) {
         let request = self.take(|request| matches!(request, Request::Metadata { .. }));
         let Some(Request::Metadata { topics }) = request else { panic!("no metadata wanted") };
-        let topics = topics
-            .iter()
-            .map(|name| TopicMetadata {
+        let topics = topics.iter().map(|name| {
+            let missing = name.ends_with("missing") || (self.deleted && name.ends_with("order"));
+            let partition = |index| PartitionMetadata { index, leader: Some(self.leader) };
+            TopicMetadata {
                 name: name.to_string(),
-                error: if name.ends_with("missing") { 3 } else { 0 },
-                partitions: match name.ends_with("missing") {
-                    true => Vec::new(),
-                    false => {
-                        (0..2).map(|index| PartitionMetadata { index, leader: Some(1) }).collect()
-                    }
-                },
-            })
-            .collect();
-        let brokers = vec![Broker { id: 1, host: "kafka".to_owned(), port: 9092 }];
-        self.input(Input::Kafka(Answer::Metadata(Ok(Metadata {
-            cluster_id: None,
-            brokers,
-            topics,
-        }))));
+                error: if missing { 3 } else { 0 },
+                partitions: (0..self.partitions).filter(|_| !missing).map(partition).collect(),
+            }
+        });
+        let broker = |id| Broker { id, host: "kafka".to_owned(), port: 9092 };
+        let metadata = Metadata {
+            cluster_id: Some(self.cluster.clone()),
+            brokers: [1, 2].map(broker).into(),
+            topics: topics.collect(),
+        };
+        self.input(Input::Kafka(Answer::Metadata(Ok(metadata))));
     }
 
     fn answer_producer_id(&mut self, id: i64) {
@@ -223,6 +230,7 @@ impl Rig {
             .map(|batch| PartitionAnswer {
                 topic: batch.topic.clone(),
                 partition: batch.partition,
+                base_sequence: batch.base_sequence,
                 error,
                 base_offset: 0,
             })
@@ -232,12 +240,10 @@ impl Rig {
     }
 
     fn no_answer(&mut self, batches: &[PartitionBatch]) {
-        let partitions =
-            batches.iter().map(|batch| (batch.topic.clone(), batch.partition)).collect();
         let cause = Unanswered("connection reset".to_owned());
         self.input(Input::Kafka(Answer::ProduceUnanswered {
             broker: 1,
-            partitions,
+            batches: batches.to_vec(),
             sent: true,
             cause,
         }));
@@ -264,10 +270,19 @@ fn keys_of(batch: &PartitionBatch) -> Vec<String> {
     records.into_iter().map(|record| String::from_utf8(record.key.unwrap()).unwrap()).collect()
 }
 
-fn base_sequence(batch: &PartitionBatch) -> (i64, i32) {
+/// Producer id, epoch and base sequence.
+fn base_sequence(batch: &PartitionBatch) -> (i64, i16, i32) {
     let bytes = &batch.batch;
     let producer = i64::from_be_bytes(bytes[43..51].try_into().unwrap());
-    (producer, i32::from_be_bytes(bytes[53..57].try_into().unwrap()))
+    let epoch = i16::from_be_bytes(bytes[51..53].try_into().unwrap());
+    let base_sequence = i32::from_be_bytes(bytes[53..57].try_into().unwrap());
+    assert_eq!(base_sequence, batch.base_sequence);
+    (producer, epoch, base_sequence)
+}
+
+/// The stamp of the batch behind one of `records` records.
+fn after((producer, epoch, base_sequence): (i64, i16, i32), records: i32) -> (i64, i16, i32) {
+    (producer, epoch, base_sequence + records)
 }
 
 /// What a walsender sends.
@@ -329,7 +344,11 @@ impl Stream {
 
 /// A rig that has published one fact, so that the topic is known and everything is confirmed.
 fn warm() -> Rig {
-    let mut rig = Rig::streaming();
+    warm_with(settings())
+}
+
+fn warm_with(settings: Settings) -> Rig {
+    let mut rig = Rig::streaming_with(settings);
     rig.receive(&Stream::default().transaction(100, &["first"]).0);
     rig.answer_metadata();
     assert_eq!(rig.store_all(), ["first"]);
@@ -457,6 +476,7 @@ fn nothing_is_produced_without_the_slot() {
     rig.receive(&Stream::default().transaction(200, &["a"]).0);
     let batches = rig.produce().unwrap();
     rig.no_answer(&batches);
+    rig.answer_metadata();
     rig.input(Input::PostgresGone(Gone::Lost("connection reset".to_owned())));
     rig.pass(20 * SECOND);
     assert!(rig.produce().is_none());
@@ -512,13 +532,14 @@ fn a_batch_without_an_answer_is_sent_again_before_anything_newer() {
     let first = rig.produce().unwrap();
     rig.receive(&Stream::default().transaction(300, &["a"]).0);
     rig.no_answer(&first);
-    assert!(rig.produce().is_none(), "it waits for its back-off");
     rig.pass(SECOND);
+    assert!(rig.produce().is_none(), "who leads the partition now is not known");
+    rig.answer_metadata();
     let again = rig.produce().unwrap();
     assert_eq!(again, first, "byte by byte");
     rig.answer(&again, 0);
     let next = rig.produce().unwrap();
-    assert_eq!(base_sequence(&next[0]).1, base_sequence(&first[0]).1 + 1);
+    assert_eq!(base_sequence(&next[0]), after(base_sequence(&first[0]), 1));
 }
 
 #[test]
@@ -528,13 +549,207 @@ fn a_producer_that_the_broker_does_not_know_starts_over_in_order() {
     let first = rig.produce().unwrap();
     rig.receive(&Stream::default().transaction(300, &["a"]).0);
     rig.answer(&first, 59);
-    rig.answer_producer_id(4001);
     rig.pass(SECOND);
     let again = rig.produce().unwrap();
-    assert_eq!(base_sequence(&again[0]), (4001, 0));
+    assert_eq!(base_sequence(&again[0]), (4000, 1, 0));
     assert_eq!(keys_of(&again[0]), keys_of(&first[0]));
     rig.answer(&again, 0);
-    assert_eq!(base_sequence(&rig.produce().unwrap()[0]), (4001, 1));
+    assert_eq!(base_sequence(&rig.produce().unwrap()[0]), (4000, 1, 1));
+    let lost = |event: &&Event| matches!(event, Event::SequencesLost { facts: 1, .. });
+    assert_eq!(rig.events.iter().filter(lost).count(), 1);
+}
+
+#[test]
+fn a_producer_whose_epoch_is_over_gets_another_id() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let first = rig.produce().unwrap();
+    rig.answer(&first, 47);
+    rig.pass(SECOND);
+    assert!(rig.produce().is_none());
+    rig.answer_producer_id(4001);
+    let again = rig.produce().unwrap();
+    assert_eq!(base_sequence(&again[0]), (4001, 0, 0));
+}
+
+/// A rig in which a fact of this length fills a batch by itself.
+fn full(stream: Stream, lsn: u64) -> Stream {
+    let payload = "x".repeat(400_000);
+    let content = format!(
+        r#"{{"aggregate_type":"order","aggregate_id":"a","event_type":"{lsn}","payload":"{payload}"}}"#
+    );
+    stream.begin(lsn).content(lsn - 10, true, "orders", content.as_bytes()).commit(lsn)
+}
+
+/// Five full batches of one partition, of which so many could be sent.
+fn five_full(in_flight: usize) -> (Rig, Vec<Vec<PartitionBatch>>) {
+    let settings = Settings { in_flight_per_partition: in_flight, ..settings() };
+    let mut rig = warm_with(settings);
+    // A broker that knows the producer.
+    rig.receive(&Stream::default().transaction(150, &["a"]).0);
+    assert_eq!(rig.store_all(), ["a"]);
+    let stream = [200, 300, 400, 500, 600].into_iter().fold(Stream::default(), full);
+    rig.receive(&stream.0);
+    let sent = std::iter::from_fn(|| rig.produce()).collect();
+    (rig, sent)
+}
+
+#[test]
+fn full_batches_of_a_partition_follow_each_other_without_an_answer() {
+    for in_flight in 1..=5 {
+        let (mut rig, sent) = five_full(in_flight);
+        assert_eq!(sent.len(), in_flight);
+        let mut stamp = base_sequence(&sent[0][0]);
+        for batches in &sent {
+            assert_eq!(base_sequence(&batches[0]), stamp);
+            stamp = after(stamp, 1);
+            rig.answer(batches, 0);
+        }
+        rig.store_all();
+        rig.pass(SECOND);
+        assert_eq!(rig.flush(), Lsn(608));
+    }
+}
+
+#[test]
+fn a_batch_that_can_still_grow_waits_for_the_answer_to_the_one_before() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let first = rig.produce().unwrap();
+    rig.receive(&Stream::default().transaction(300, &["a"]).0);
+    rig.receive(&Stream::default().transaction(400, &["a"]).0);
+    assert!(rig.produce().is_none());
+    rig.answer(&first, 0);
+    assert_eq!(keys_of(&rig.produce().unwrap()[0]), ["a", "a"]);
+}
+
+#[test]
+fn after_a_failure_the_oldest_batch_goes_alone_once_all_are_answered() {
+    let (mut rig, sent) = five_full(3);
+    rig.answer(&sent[0], 19);
+    rig.pass(SECOND);
+    assert!(rig.produce().is_none(), "the others are not answered");
+    // What the broker says of what is behind a gap.
+    rig.answer(&sent[1], 45);
+    rig.answer(&sent[2], 45);
+    rig.pass(SECOND);
+    assert_eq!(rig.produce().unwrap(), sent[0]);
+    assert!(rig.produce().is_none());
+    rig.answer(&sent[0], 0);
+    assert_eq!(rig.produce().unwrap(), sent[1], "the same bytes: the gap was not its own fault");
+    assert_eq!(rig.produce().unwrap(), sent[2]);
+    assert!(!rig.events.iter().any(|event| matches!(event, Event::SequencesLost { .. })));
+}
+
+#[test]
+fn what_is_stored_behind_a_batch_without_an_answer_is_not_sent_again() {
+    let (mut rig, sent) = five_full(3);
+    // Appended, and its replicas too slow; they catch up for the next two.
+    rig.answer(&sent[0], 20);
+    rig.answer(&sent[1], 0);
+    rig.answer(&sent[2], 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(158), "the oldest is not settled");
+    assert_eq!(rig.produce().unwrap(), sent[0]);
+    rig.answer(&sent[0], 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(408));
+    let next = rig.produce().unwrap();
+    assert_eq!(base_sequence(&next[0]), after(base_sequence(&sent[2][0]), 1));
+}
+
+#[test]
+fn a_new_leader_is_sent_one_batch_until_it_has_taken_it() {
+    let (mut rig, sent) = five_full(2);
+    rig.answer(&sent[0], 0);
+    let third = rig.produce().unwrap();
+    rig.answer(&sent[1], 6);
+    rig.answer(&third, 6);
+    rig.pass(SECOND);
+    assert!(rig.produce().is_none(), "who leads now is not known");
+    rig.leader = 2;
+    rig.answer_metadata();
+    rig.pass(SECOND);
+    let Some(Request::Produce { broker: 2, batches, .. }) =
+        rig.take(|request| matches!(request, Request::Produce { .. }))
+    else {
+        panic!("not sent to the new leader")
+    };
+    assert_eq!(batches, sent[1]);
+    assert!(rig.produce().is_none());
+    rig.answer(&sent[1], 0);
+    assert_eq!(rig.produce().unwrap(), third);
+    assert!(rig.produce().is_some());
+}
+
+#[test]
+fn a_topic_that_has_grown_is_emptied_before_new_facts_are_given_to_more_partitions() {
+    let mut rig = warm_with(Settings { metadata_age_max: 2 * SECOND, ..settings() });
+    let key = (0..100).map(|n| format!("k{n}")).find(|key| {
+        let key = key.as_bytes();
+        partition(key, 2) == 0 && partition(key, 3) == 2
+    });
+    let key = key.unwrap();
+    rig.receive(&Stream::default().transaction(200, &[&key]).0);
+    let before = rig.produce().unwrap();
+    assert_eq!(before[0].partition, 0);
+    rig.partitions = 3;
+    rig.pass(2 * SECOND);
+    rig.answer_metadata();
+    rig.keepalive(208, false);
+    rig.receive(&Stream::default().transaction(300, &[&key]).0);
+    assert!(rig.produce().is_none(), "the fact before it is not settled");
+    assert_eq!(rig.relay.reading(), Reading::Paused);
+    rig.answer(&before, 0);
+    let behind = rig.produce().unwrap();
+    assert_eq!((behind[0].partition, keys_of(&behind[0])), (2, vec![key]));
+    assert!(rig.events.iter().any(|event| matches!(event, Event::PartitionsChanged { .. })));
+}
+
+/// Symptom: a topic that was deleted delayed the question for a new one by up to the longest back-off.
+#[test]
+fn a_topic_that_was_deleted_does_not_delay_another() {
+    let mut rig = warm_with(Settings { backoff_max: 2 * SECOND, ..settings() });
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let lost = rig.produce().unwrap();
+    rig.deleted = true;
+    rig.answer(&lost, 3);
+    for _ in 0..10 {
+        rig.answer_metadata();
+        rig.keepalive(208, false);
+        rig.pass(2 * SECOND);
+    }
+    rig.answer_metadata();
+    let State::Halted(halted) = rig.standing().state else { panic!("{:?}", rig.standing()) };
+    assert!(halted.reason.contains("create it again"), "{halted:?}");
+    let stream = Stream::default().begin(300).fact_of("parcel", 290, "p").commit(300);
+    rig.receive(&stream.0);
+    rig.answer_metadata();
+    assert_eq!(keys_of(&rig.produce().unwrap()[0]), ["p"]);
+
+    // Made again, it takes what waited.
+    rig.deleted = false;
+    rig.pass(2 * SECOND);
+    rig.answer_metadata();
+    rig.pass(2 * SECOND);
+    rig.keepalive(208, false);
+    assert_eq!(rig.produce().unwrap(), lost);
+}
+
+#[test]
+fn another_kafka_cluster_ends_the_relay_before_anything_is_sent_to_it() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let lost = rig.produce().unwrap();
+    rig.no_answer(&lost);
+    rig.cluster = "other".to_owned();
+    rig.pass(SECOND);
+    assert!(rig.produce().is_none());
+    rig.answer_metadata();
+    assert_eq!(rig.exit.as_ref().unwrap().kind, ExitKind::OtherKafka);
+    assert!(rig.produce().is_none());
+    let reason = &rig.exit.unwrap().reason;
+    assert!(reason.contains("other") && reason.contains("KAFKA_BROKERS"), "{reason}");
 }
 
 #[test]

@@ -8,6 +8,8 @@
 #![expect(clippy::print_stderr, reason = "a trace of the seed that is replayed")]
 #![expect(clippy::disallowed_methods, reason = "the start of a clock that only jumps")]
 
+mod model;
+
 use bytes::BytesMut;
 use factlib::relay::gone::{ExitKind, Gone};
 use factlib::relay::kafka::{
@@ -17,33 +19,13 @@ use factlib::relay::kafka::{
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
+use model::{Dice, Fate, Producers};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 const PARTITIONS: i32 = 3;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    fn percent(&mut self, n: usize) -> bool {
-        self.below(100) < n
-    }
-}
 
 /// A committed transaction as the WAL has it.
 #[derive(Debug, Clone)]
@@ -60,8 +42,7 @@ struct Log {
     /// Position of the first occurrence of each fact, and the highest of them.
     first: HashMap<u32, String>,
     highest: String,
-    /// Base sequence and length of the last batch of each producer.
-    producers: HashMap<i64, (i32, i32)>,
+    producers: Producers,
 }
 
 impl Log {
@@ -125,6 +106,11 @@ fn settings(seed: u64) -> Settings {
         status_interval: Duration::from_secs(5),
         stop_timeout: Duration::from_secs(10),
         backoff_max: Duration::from_secs(5),
+        metadata_age_max: Duration::from_secs(300),
+        // Of two or three facts, and of as many as there are.
+        batch_bytes: if seed.is_multiple_of(2) { 500 } else { 393_216 },
+        batch_records: 10_000,
+        in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         startup_timeout: None,
         seed,
     }
@@ -351,15 +337,12 @@ impl World {
         let ControlBatchOrRecords::Records(records) = decoded.records else { panic!("control") };
         let log = &mut self.logs[usize::try_from(batch.partition).unwrap()];
         let count = i32::try_from(records.len()).unwrap();
-        match log.producers.get(&decoded.producer_id) {
-            Some(&(base, len)) if (base, len) == (decoded.base_sequence, count) => return 0,
-            Some(&(base, len)) if base + len != decoded.base_sequence => {
-                // An older batch than the last: its offset is not known any more.
-                return if decoded.base_sequence <= base { 46 } else { 45 };
-            }
-            _ => {}
+        let RecordBatch { producer_id, producer_epoch, base_sequence, .. } = decoded;
+        match log.producers.arrive(producer_id, producer_epoch, base_sequence, count) {
+            Fate::Appended => {}
+            Fate::Repeated => return 0,
+            Fate::Refused(error) => return error,
         }
-        log.producers.insert(decoded.producer_id, (decoded.base_sequence, count));
         for record in records {
             let header = |name: &str| {
                 let header = record.headers.iter().find(|header| header.key == name).unwrap();
@@ -421,11 +404,9 @@ impl World {
                             self.zombies.push(batches.clone());
                         }
                     }
-                    let partitions =
-                        batches.iter().map(|batch| (batch.topic.clone(), batch.partition));
                     return self.input(Input::Kafka(Answer::ProduceUnanswered {
                         broker,
-                        partitions: partitions.collect(),
+                        batches,
                         sent: true,
                         cause: Unanswered("reset".to_owned()),
                     }));
@@ -456,8 +437,14 @@ impl World {
                         }
                         _ => self.append(batch),
                     };
-                    let (topic, partition) = (batch.topic.clone(), batch.partition);
-                    partitions.push(PartitionAnswer { topic, partition, error, base_offset: 0 });
+                    let PartitionBatch { topic, partition, base_sequence, .. } = batch.clone();
+                    partitions.push(PartitionAnswer {
+                        topic,
+                        partition,
+                        base_sequence,
+                        error,
+                        base_offset: 0,
+                    });
                 }
                 let throttle = Duration::from_millis(u64::from(self.dice.percent(3)) * 200);
                 self.input(Input::Kafka(Answer::Produced { broker, partitions, throttle }));

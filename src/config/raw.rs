@@ -101,6 +101,18 @@ settings! {
         /// How long one request to Kafka may take before it is sent again [100ms to 5m, default:
         /// 10s]
         request_timeout = "REQUEST_TIMEOUT": "DURATION";
+        /// A batch of records for one partition is closed when it has so many bytes. Smaller ones are
+        /// sent as soon as PostgreSQL has nothing more at the moment; what a topic refuses as too large
+        /// is divided [1KiB to 900KB, default: 384KiB]
+        batch_bytes = "BATCH_BYTES": "SIZE";
+        /// The same by number of records [1 to 1000000, default: 10000]
+        batch_records = "BATCH_RECORDS": "NUMBER";
+        /// How many batches of a partition may be on their way at once; the order is kept, whatever
+        /// happens to them [1 to 5, default: 5]
+        max_in_flight = "MAX_IN_FLIGHT": "NUMBER";
+        /// How old what is known of topics (leaders, number of partitions) may become before the
+        /// cluster is asked again [100ms to 1d, default: 5m]
+        metadata_max_age = "METADATA_MAX_AGE": "DURATION";
     }
     "Limits" {
         /// The window: encoded bytes of all partitions since the oldest fact that Kafka has not

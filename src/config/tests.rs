@@ -75,6 +75,10 @@ fn three_settings_are_enough() {
                 wal_sender_timeout: ms(15_000),
                 tcp_user_timeout: ms(4_000),
                 request: ms(10_000),
+                batch_bytes: 384 << 10,
+                batch_records: 10_000,
+                in_flight: 5,
+                metadata_age: ms(300_000),
                 backoff_max: ms(5_000),
                 startup: Some(ms(30_000)),
                 shutdown: ms(10_000),
@@ -106,6 +110,10 @@ fn every_setting_takes_effect() {
         in_flight_bytes: some("1MiB"),
         frame_max_bytes: some("65536"),
         stall_timeout: some("1s"),
+        batch_bytes: some("64KiB"),
+        batch_records: some("500"),
+        max_in_flight: some("1"),
+        metadata_max_age: some("1m"),
         backoff_max: some("1s"),
         startup_timeout: some("0s"),
         shutdown_timeout: some("25s"),
@@ -146,6 +154,10 @@ fn every_setting_takes_effect() {
             wal_sender_timeout: ms(90_000),
             tcp_user_timeout: ms(2000),
             request: ms(4000),
+            batch_bytes: 65_536,
+            batch_records: 500,
+            in_flight: 1,
+            metadata_age: ms(60_000),
             backoff_max: ms(1000),
             startup: None,
             shutdown: ms(25_000),
@@ -188,6 +200,10 @@ fn all_problems_are_reported_at_once_and_in_order() {
         in_flight_bytes: text("1KiB"),
         frame_max_bytes: text("big"),
         stall_timeout: text("1ms"),
+        batch_bytes: text("1MiB"),
+        batch_records: text("0"),
+        max_in_flight: text("6"),
+        metadata_max_age: text("1"),
         backoff_max: text("1h"),
         startup_timeout: text("2d"),
         shutdown_timeout: text("2h"),
@@ -225,6 +241,10 @@ KAFKA_USERNAME: SASL to Kafka is not in this version; use a listener without it 
 KAFKA_PASSWORD: SASL to Kafka is not in this version; use a listener without it and remove this
 KAFKA_SSL: TLS to Kafka is not in this version; use a listener without it and set this to false
 REQUEST_TIMEOUT: "1d" is outside 100ms to 5m
+BATCH_BYTES: "1MiB" is outside 1.0 KiB to 878.9 KiB
+BATCH_RECORDS: "0" is not a number from 1 to 1000000
+MAX_IN_FLIGHT: "6" is not a number from 1 to 5
+METADATA_MAX_AGE: "1" is not a duration; write a number with a unit, such as 3s or 500ms
 IN_FLIGHT_BYTES: "1KiB" is outside 1.0 MiB to 1.0 GiB
 FRAME_MAX_BYTES: "big" is not a size; write a number with a unit, such as 8MiB
 STALL_TIMEOUT: "1ms" is outside 100ms to 1m

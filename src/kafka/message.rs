@@ -190,6 +190,7 @@ impl ProduceResponse {
                     PartitionAnswer {
                         topic: Arc::clone(&b.topic),
                         partition: b.partition,
+                        base_sequence: b.base_sequence,
                         error: 0,
                         base_offset: -1,
                     },
@@ -379,7 +380,8 @@ mod tests {
     use bytes::Bytes;
 
     fn batch(topic: &str, partition: i32, batch: &'static [u8]) -> PartitionBatch {
-        PartitionBatch { topic: Arc::from(topic), partition, batch: Bytes::from_static(batch) }
+        let batch = Bytes::from_static(batch);
+        PartitionBatch { topic: Arc::from(topic), partition, base_sequence: 3, batch }
     }
 
     #[test]
@@ -426,8 +428,13 @@ mod tests {
             let response = ProduceResponse::read_versioned(&mut reader, version(v)).unwrap();
             assert_eq!(reader.position(), body.len() as u64);
             assert_eq!(response.throttle, Duration::from_millis(1234));
-            let answer =
-                PartitionAnswer { topic: Arc::from("t"), partition: 5, error: 45, base_offset: 77 };
+            let answer = PartitionAnswer {
+                topic: Arc::from("t"),
+                partition: 5,
+                base_sequence: 3,
+                error: 45,
+                base_offset: 77,
+            };
             assert_eq!(response.answers(&[batch("t", 5, b"x")]), Ok(vec![answer]));
         }
     }

@@ -328,9 +328,8 @@ impl Owed {
             Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
             Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
             Some(Owes::Produce(broker, batches)) => {
-                let partitions =
-                    batches.iter().map(|b| (Arc::clone(&b.topic), b.partition)).collect();
-                Answer::ProduceUnanswered { broker, partitions, sent, cause }
+                let batches = Arc::unwrap_or_clone(batches);
+                Answer::ProduceUnanswered { broker, batches, sent, cause }
             }
         };
         let _ = self.answers.send(answer);

@@ -355,8 +355,9 @@ impl Driver {
 
     async fn unanswered(&mut self) -> (Vec<(Arc<str>, i32)>, bool, String) {
         match self.next().await {
-            Answer::ProduceUnanswered { partitions, sent, cause, .. } => {
-                (partitions, sent, cause.0)
+            Answer::ProduceUnanswered { batches, sent, cause, .. } => {
+                let which = batches.into_iter().map(|batch| (batch.topic, batch.partition));
+                (which.collect(), sent, cause.0)
             }
             other => panic!("{other:?}"),
         }
@@ -370,7 +371,7 @@ impl Driver {
 const SHORT: Duration = Duration::from_millis(400);
 
 fn batch_for(topic: &str, partition: i32, batch: Bytes) -> PartitionBatch {
-    PartitionBatch { topic: Arc::from(topic), partition, batch }
+    PartitionBatch { topic: Arc::from(topic), partition, base_sequence: 0, batch }
 }
 
 async fn after_the_pause() {
@@ -1025,11 +1026,11 @@ async fn every_request_is_answered_once_whatever_the_broker_does() {
             open -= 1;
             match driver.next().await {
                 Answer::Produced { partitions, .. } => stored.push(partitions[0].partition),
-                Answer::ProduceUnanswered { partitions, sent: true, .. } => {
-                    lost.push(partitions[0].1);
+                Answer::ProduceUnanswered { batches, sent: true, .. } => {
+                    lost.push(batches[0].partition);
                 }
-                Answer::ProduceUnanswered { partitions, sent: false, .. } => {
-                    unsent.push(partitions[0].1);
+                Answer::ProduceUnanswered { batches, sent: false, .. } => {
+                    unsent.push(batches[0].partition);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 other => panic!("{other:?}"),

@@ -11,8 +11,8 @@ use bytes::Bytes;
 /// (`message.max.bytes`) is 1,048,588; a single record may be larger, where its topic allows it.
 pub const BATCH_BYTES_MAX: usize = 900_000;
 
-/// A batch of this many bytes is closed. From about 256 KiB on a larger batch costs a broker and us
-/// no less per record, and the live records leave the processor's cache.
+/// By default a batch of this many bytes is closed. From about 256 KiB on a larger batch costs a broker
+/// and us no less per record, and the live records leave the processor's cache.
 pub const BATCH_BYTES_FULL: usize = 384 * 1024;
 
 const HEADER_LEN: usize = 61;
@@ -63,7 +63,7 @@ impl OpenBatch {
     /// The same, with room for about as many bytes, so that it need not be moved while it grows.
     pub fn with_capacity(first: Position, bytes: usize) -> Self {
         let bytes = bytes + bytes / 16;
-        let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_FULL + 4096));
+        let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_MAX));
         encoded.resize(HEADER_LEN, 0);
         Self { encoded, records: 0, base_timestamp: 0, max_timestamp: i64::MIN, first }
     }
@@ -78,15 +78,17 @@ impl OpenBatch {
         self.first.unit
     }
 
-    /// True when the batch should be closed rather than grow.
-    pub fn is_full(&self) -> bool {
-        self.encoded.len() >= BATCH_BYTES_FULL
+    /// Number of records so far.
+    pub fn records(&self) -> i32 {
+        self.records
     }
 
-    /// True if `record` may be added without making a batch of several records too large.
-    pub fn has_room_for(&self, record: &Record<'_>) -> bool {
+    /// True if `record` may be added without making a batch of several records larger than `max` bytes,
+    /// or than [`BATCH_BYTES_MAX`].
+    pub fn has_room_for(&self, record: &Record<'_>, max: usize) -> bool {
         // Length, time and offset deltas take at most 5 + 10 + 5 bytes.
-        self.records == 0 || self.encoded.len() + record.body_len(0, 0) + 20 <= BATCH_BYTES_MAX
+        let len = self.encoded.len() + record.body_len(0, 0) + 20;
+        self.records == 0 || len <= max.min(BATCH_BYTES_MAX)
     }
 
     /// Appends `record`: the one copy between the receive buffer and the socket to Kafka.
@@ -202,6 +204,11 @@ impl Batch {
         }
         self.encoded = encoded.freeze();
         self.stamp = Some((producer, base_sequence));
+    }
+
+    /// Forgets the stamp: the batch will be sent under another.
+    pub fn clear_stamp(&mut self) {
+        self.stamp = None;
     }
 
     /// Divides a batch that is too large for its topic into two of about half the records each,
@@ -385,7 +392,7 @@ mod tests {
             for (index, (timestamp_ms, key, value)) in facts.iter().enumerate() {
                 let headers = headers(u32::try_from(index).unwrap());
                 let record = Record { timestamp_ms: *timestamp_ms, key, value: value.as_deref(), headers: &headers };
-                prop_assert!(open.has_room_for(&record));
+                prop_assert!(open.has_room_for(&record, usize::MAX));
                 open.push(&record);
             }
             let batch = open.seal();
@@ -442,7 +449,7 @@ mod tests {
         let headers = headers(0);
         let value = vec![7; 200_000];
         let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
-        while open.has_room_for(&record) {
+        while open.has_room_for(&record, usize::MAX) {
             open.push(&record);
         }
         assert!(
@@ -458,9 +465,9 @@ mod tests {
         let headers = headers(0);
         let value = vec![7; 2_000_000];
         let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
-        assert!(open.has_room_for(&record));
+        assert!(open.has_room_for(&record, usize::MAX));
         open.push(&record);
-        assert!(!open.has_room_for(&record));
+        assert!(!open.has_room_for(&record, usize::MAX));
         assert!(open.seal().split().is_err());
     }
 

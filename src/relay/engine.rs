@@ -4,10 +4,9 @@ use super::backoff::Jitter;
 use super::event::{Event, Halted};
 use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone};
-use super::kafka::Answer;
 use super::ledger::Ledger;
 use super::position::{Class, Position, Timelines, Unit};
-use super::producer::Producer;
+use super::producer::{self, Producer};
 use super::route::{Headers, Source};
 #[cfg(feature = "seeded-bugs")]
 use super::seeded_bug;
@@ -53,7 +52,7 @@ pub(super) enum Link {
 /// Why the frame at the front of the buffer cannot be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stuck {
-    /// The cluster has been asked for the topic.
+    /// The topic cannot take facts before an answer of the cluster.
     Topic,
     /// It needs somebody's hand.
     Halted,
@@ -136,6 +135,13 @@ impl Relay {
     /// A relay that has not begun. The first [`Relay::handle`] begins.
     pub fn new(settings: Settings) -> Self {
         let seed = settings.seed;
+        let producer = producer::Settings {
+            backoff_max: settings.backoff_max,
+            metadata_age_max: settings.metadata_age_max,
+            batch_bytes: settings.batch_bytes,
+            batch_records: settings.batch_records,
+            in_flight: settings.in_flight_per_partition,
+        };
         Self {
             started: None,
             jitter: Jitter::new(seed),
@@ -149,7 +155,7 @@ impl Relay {
             start: Lsn::INVALID,
             source: Source::new(0, 0),
             ledger: Ledger::default(),
-            producer: Producer::new(settings.backoff_max, Jitter::new(seed.wrapping_add(1))),
+            producer: Producer::new(producer, Jitter::new(seed.wrapping_add(1))),
             receive: BytesMut::new(),
             drained: true,
             behind: false,
@@ -208,6 +214,7 @@ impl Relay {
             self.started = Some(now.at);
             self.link = Link::Connecting;
             self.outputs.push_back(Output::Connect);
+            self.producer.begin(now.at);
         }
         match input {
             Input::Identified(identity) => self.identified(identity),
@@ -218,10 +225,18 @@ impl Relay {
             }
             Input::PostgresGone(gone) => self.gone(now, gone),
             Input::Kafka(answer) => {
-                let metadata = matches!(answer, Answer::Metadata(_));
                 let unsettled = self.producer.unsettled_facts();
                 self.producer.handle(now.at, answer, &mut self.ledger, &mut self.events);
-                if metadata && self.stuck == Some(Stuck::Topic) {
+                if let Some((known, found)) = self.producer.other_cluster() {
+                    let reason = format!(
+                        "this is another Kafka cluster: its id is {found}, that of the facts so far {known}; \
+                         check KAFKA_BROKERS, and restart if the change was meant: facts that are not \
+                         confirmed then go to the new cluster"
+                    );
+                    return self.exit(ExitKind::OtherKafka, reason);
+                }
+                // The answer may be what the topic waits for: it is known, or empty.
+                if self.stuck == Some(Stuck::Topic) {
                     self.stuck = None;
                 }
                 if self.producer.unsettled_facts() < unsettled {

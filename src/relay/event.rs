@@ -106,15 +106,27 @@ pub enum Event {
         /// How long it did not.
         after: Duration,
     },
-    /// A topic has another number of partitions than when it was first used. Keys stay where they
-    /// are until the relay is restarted.
+    /// A topic has another number of partitions than before. As soon as nothing of it is unsettled, new
+    /// facts are given to the new number: a key may move to another partition.
     PartitionsChanged {
         /// Topic.
         topic: Arc<str>,
         /// Partitions in use.
-        from: u32,
+        from: usize,
         /// Partitions there are.
-        to: u32,
+        to: usize,
+    },
+    /// The broker does not know our sequences any more. What is not stored goes under another epoch, and
+    /// what was stored of it without our knowing is repeated.
+    SequencesLost {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// The broker's error.
+        cause: String,
+        /// Facts that may be repeated.
+        facts: usize,
     },
     /// A broker asks to be left alone for a while.
     Throttled {

@@ -41,6 +41,15 @@ pub struct Settings {
     pub stop_timeout: Duration,
     /// Largest delay between attempts.
     pub backoff_max: Duration,
+    /// How old what is known of topics may become before it is asked for again.
+    pub metadata_age_max: Duration,
+    /// A batch of this many encoded bytes is closed, at most [`super::batch::BATCH_BYTES_MAX`].
+    pub batch_bytes: usize,
+    /// A batch of this many records is closed.
+    pub batch_records: usize,
+    /// How many batches of a partition may be in flight, from 1 to
+    /// [`super::producer::IN_FLIGHT_MAX`].
+    pub in_flight_per_partition: usize,
     /// How long the first contact with PostgreSQL and Kafka may take; none is for ever.
     pub startup_timeout: Option<Duration>,
     /// Seed of the jitter.

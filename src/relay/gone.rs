@@ -39,6 +39,8 @@ pub enum ExitKind {
     Slot,
     /// Another cluster, or the same with its history gone back.
     OtherCluster,
+    /// Another Kafka cluster than the one that facts were published to.
+    OtherKafka,
     /// Slot and publication do not belong together.
     Publication,
     /// The server cannot do what we need.

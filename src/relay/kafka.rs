@@ -68,6 +68,8 @@ pub struct PartitionBatch {
     pub topic: Arc<str>,
     /// Partition index.
     pub partition: i32,
+    /// The batch's base sequence: which of the partition's batches it is.
+    pub base_sequence: i32,
     /// A whole record batch (magic 2), checksum included; sent as it is.
     pub batch: Bytes,
 }
@@ -84,7 +86,8 @@ pub enum Request {
     /// InitProducerId without a transactional id, from any broker.
     InitProducerId,
     /// Produce with acks = all, one request for all these partitions, which this broker leads. The
-    /// same topic may occur several times, the same partition only once.
+    /// same topic may occur several times, the same partition only once; of one partition several
+    /// requests may be under way.
     ///
     /// Requests to one broker go out in the order given. When a connection is lost, all that was
     /// sent on it or waits behind is reported unanswered, and nothing is sent to that broker for a
@@ -108,6 +111,8 @@ pub struct PartitionAnswer {
     pub topic: Arc<str>,
     /// Partition index.
     pub partition: i32,
+    /// Base sequence of the batch, as in the request.
+    pub base_sequence: i32,
     /// Kafka's error code; 0 is none.
     pub error: i16,
     /// Offset of the batch's first record where the broker gave one, else -1.
@@ -135,8 +140,8 @@ pub enum Answer {
     ProduceUnanswered {
         /// The broker asked.
         broker: BrokerId,
-        /// Topic and partition of each batch of the request.
-        partitions: Vec<(Arc<str>, i32)>,
+        /// The batches of the request.
+        batches: Vec<PartitionBatch>,
         /// False only if no byte of the request can have left this machine.
         sent: bool,
         /// Why.

@@ -314,7 +314,7 @@ impl Relay {
         }
         let (topic, partitions) = match self.producer.route(now.at, &self.topic) {
             Route::Ready(topic, partitions) => (topic, partitions),
-            Route::Asked => return Flow::Stuck(Stuck::Topic),
+            Route::Wait => return Flow::Stuck(Stuck::Topic),
             Route::Missing(code) => {
                 let topic = self.topic.clone();
                 let reason = format!(

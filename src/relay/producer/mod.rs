@@ -1,0 +1,784 @@
+//! The idempotent producer: which batch goes to which broker, and when again.
+//!
+//! `partition` has the rules of one partition (sequences, what is in flight, what a failure leads to),
+//! `topic` what is known of a topic; here is the cluster: metadata, producer id, requests, throttling.
+
+mod partition;
+mod topic;
+
+use crate::relay::backoff::Jitter;
+use crate::relay::batch::Record;
+use crate::relay::error_code;
+use crate::relay::event::Event;
+use crate::relay::kafka::{
+    Answer, BrokerId, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
+    Request, TopicMetadata,
+};
+use crate::relay::ledger::Ledger;
+use crate::relay::policy::{self, InitVerdict, TopicVerdict, Verdict};
+use crate::relay::position::Position;
+use partition::{Failure, Next, Partition, Trouble};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use topic::{MISSING_AGE_MAX, Topic, TopicState};
+
+/// Attempts from here on are as far apart as they may be.
+const SLOW_FROM_ATTEMPT: u32 = 16;
+
+/// A Produce request is not made longer than this by putting several partitions into it: the driver
+/// holds one more copy of the request that it is writing. (A broker closes the connection over a
+/// request of more than `socket.request.max.bytes`, 100 MiB.)
+const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// What all open batches together may reserve before they hold anything.
+const RESERVED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// So many batches of a partition may be in flight: brokers recognise a repeat of a producer's last five
+/// batches, not of older ones (`ProducerStateEntry.NUM_BATCHES_TO_RETAIN`).
+pub const IN_FLIGHT_MAX: usize = 5;
+
+/// How the producer behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Largest delay between attempts.
+    pub backoff_max: Duration,
+    /// How old leaders and partition counts may become before they are asked for again.
+    pub metadata_age_max: Duration,
+    /// A batch of this many encoded bytes is closed, at most [`super::batch::BATCH_BYTES_MAX`].
+    pub batch_bytes: usize,
+    /// A batch of this many records is closed.
+    pub batch_records: usize,
+    /// How many batches of a partition may be in flight, from 1 to [`IN_FLIGHT_MAX`].
+    pub in_flight: usize,
+}
+
+/// Index of a topic in [`Producer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicId(usize);
+
+/// What is known of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// The topic is there and has this many partitions.
+    Ready(TopicId, u32),
+    /// Not now: it has been asked for, or is being emptied because its number of partitions has changed.
+    /// An answer changes that.
+    Wait,
+    /// The cluster says that we cannot use it: Kafka's error code.
+    Missing(i16),
+}
+
+/// A partition that does not take what it is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition index.
+    pub partition: i32,
+    /// Position of the first fact that waits.
+    pub position: Position,
+    /// What the broker or the connection said.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+    /// True if no retry helps before somebody changes something.
+    pub halted: bool,
+}
+
+/// A request of which one at a time is under way.
+#[derive(Debug, Default)]
+struct Single {
+    /// When it is wanted, if it is.
+    wanted: Option<Instant>,
+    in_flight: bool,
+    /// Not before this.
+    not_before: Option<Instant>,
+    /// Failures in a row.
+    attempts: u32,
+}
+
+impl Single {
+    fn want(&mut self, at: Instant) {
+        self.wanted = Some(self.wanted.map_or(at, |wanted| wanted.min(at)));
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let take = self.deadline().is_some_and(|at| at <= now);
+        if take {
+            self.wanted = None;
+            self.in_flight = true;
+        }
+        take
+    }
+
+    fn succeeded(&mut self) {
+        self.attempts = 0;
+        self.not_before = None;
+    }
+
+    fn failed(&mut self, now: Instant, jitter: &mut Jitter, max: Duration) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.not_before = Some(now + jitter.delay(self.attempts, max));
+        self.want(now);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.wanted
+            .filter(|_| !self.in_flight)
+            .map(|at| self.not_before.map_or(at, |not| not.max(at)))
+    }
+}
+
+/// The producer. Sends nothing itself: [`Producer::poll`] says what to send.
+#[derive(Debug)]
+pub struct Producer {
+    settings: Settings,
+    jitter: Jitter,
+    topics: Vec<Topic>,
+    names: HashMap<Arc<str>, usize>,
+    partitions: Vec<Partition>,
+    /// Partitions that have something to send, now or when it has grown.
+    waiting: Vec<usize>,
+    requests: VecDeque<Request>,
+    latest: Option<ProducerId>,
+    init: Single,
+    metadata: Single,
+    metadata_at: Option<Instant>,
+    throttled: HashMap<BrokerId, Instant>,
+    generation: u32,
+    unsettled_bytes: usize,
+    unsettled_facts: usize,
+    /// No broker has answered anything yet.
+    unreached: Option<String>,
+    reached: bool,
+    /// Id of the cluster.
+    cluster: Option<String>,
+    /// Id of another one that answered.
+    other_cluster: Option<String>,
+}
+
+impl Producer {
+    /// A producer that knows nothing of the cluster yet.
+    pub fn new(settings: Settings, jitter: Jitter) -> Self {
+        Self {
+            settings,
+            jitter,
+            topics: Vec::new(),
+            names: HashMap::new(),
+            partitions: Vec::new(),
+            waiting: Vec::new(),
+            requests: VecDeque::new(),
+            latest: None,
+            init: Single::default(),
+            metadata: Single::default(),
+            metadata_at: None,
+            throttled: HashMap::new(),
+            generation: 0,
+            unsettled_bytes: 0,
+            unsettled_facts: 0,
+            unreached: None,
+            reached: false,
+            cluster: None,
+            other_cluster: None,
+        }
+    }
+
+    /// The first requests: who is there, and who we are.
+    pub fn begin(&mut self, now: Instant) {
+        self.metadata.want(now);
+        self.init.want(now);
+    }
+
+    /// The id of the cluster and that of another one that answered in its place, if that happened: then
+    /// nothing may be sent any more.
+    pub fn other_cluster(&self) -> Option<(&str, &str)> {
+        Some((self.cluster.as_deref()?, self.other_cluster.as_deref()?))
+    }
+
+    /// Encoded bytes that are not settled: the measure of what is in flight.
+    pub fn unsettled_bytes(&self) -> usize {
+        self.unsettled_bytes
+    }
+
+    /// Facts that are not settled.
+    pub fn unsettled_facts(&self) -> usize {
+        self.unsettled_facts
+    }
+
+    /// True once any broker has answered.
+    pub fn reached(&self) -> bool {
+        self.reached
+    }
+
+    /// Why no broker could be reached so far.
+    pub fn unreached(&self) -> Option<&str> {
+        self.unreached.as_deref()
+    }
+
+    /// The partition that has been in trouble for longest, those that need somebody's hand first.
+    pub fn blocked(&self) -> Option<Blocked> {
+        let troubled = |partition: &Partition| {
+            let trouble = partition.trouble.as_ref()?;
+            let topic = &self.topics.get(partition.topic)?.name;
+            Some(Blocked {
+                topic: Arc::clone(topic),
+                partition: partition.index,
+                position: partition.first()?,
+                reason: trouble.reason.clone(),
+                since: trouble.since,
+                halted: trouble.halted,
+            })
+        };
+        let blocked = self.partitions.iter().filter_map(troubled);
+        blocked.min_by_key(|blocked| (!blocked.halted, blocked.since))
+    }
+
+    /// What is known of topic `name`. One that is not known, or has been missing for a while, is
+    /// asked for: the answer comes by metadata.
+    pub fn route(&mut self, now: Instant, name: &str) -> Route {
+        let Some(&index) = self.names.get(name) else {
+            let name: Arc<str> = Arc::from(name);
+            self.names.insert(Arc::clone(&name), self.topics.len());
+            self.topics.push(Topic::new(name));
+            self.metadata.want(now);
+            return Route::Wait;
+        };
+        self.resize(index);
+        let Some(topic) = self.topics.get_mut(index) else { return Route::Wait };
+        match &topic.state {
+            TopicState::Known { resize_to: Some(_), .. } | TopicState::Asked => Route::Wait,
+            TopicState::Known { partitions, resize_to: None } => {
+                Route::Ready(TopicId(index), u32::try_from(partitions.len()).unwrap_or(u32::MAX))
+            }
+            TopicState::Missing { error, since } if now < *since + MISSING_AGE_MAX => {
+                Route::Missing(*error)
+            }
+            TopicState::Missing { .. } => {
+                topic.state = TopicState::Asked;
+                self.metadata.want(now);
+                Route::Wait
+            }
+        }
+    }
+
+    /// Another number of partitions is used as soon as nothing of the topic is unsettled: a key's facts
+    /// before the change are stored then, wherever it goes after it.
+    fn resize(&mut self, index: usize) {
+        let Some(Topic { state: TopicState::Known { partitions, resize_to }, .. }) =
+            self.topics.get_mut(index)
+        else {
+            return;
+        };
+        let idle = |at: &usize| self.partitions.get(*at).is_some_and(Partition::is_idle);
+        let Some(found) = resize_to.take_if(|_| partitions.iter().all(idle)) else { return };
+        partitions.truncate(found.len());
+        for PartitionMetadata { index: partition, leader } in found {
+            if usize::try_from(partition).is_ok_and(|partition| partition == partitions.len()) {
+                partitions.push(self.partitions.len());
+                self.partitions.push(Partition::new(index, partition, leader));
+            }
+        }
+    }
+
+    /// Enqueues one fact to `partition` of `topic`, which [`Producer::route`] gave.
+    pub fn push(
+        &mut self,
+        topic: TopicId,
+        partition: u32,
+        position: Position,
+        record: &Record<'_>,
+        ledger: &mut Ledger,
+    ) {
+        let Some(TopicState::Known { partitions, .. }) =
+            self.topics.get(topic.0).map(|topic| &topic.state)
+        else {
+            return;
+        };
+        let Some(&index) = partitions.get(partition as usize) else { return };
+        // Many partitions must not reserve for a full batch each.
+        let room = RESERVED_BYTES_MAX / self.partitions.len().max(1);
+        let Some(partition) = self.partitions.get_mut(index) else { return };
+        let grown = partition.push(position, record, room, self.generation, ledger);
+        if partition.is_full(self.settings.batch_bytes, self.settings.batch_records) {
+            partition.seal(self.generation);
+        }
+        ledger.enqueued(grown);
+        self.unsettled_bytes += grown;
+        self.unsettled_facts += 1;
+        self.wait(index);
+    }
+
+    /// Another timeline: batches of the old one go on, but they are nothing to the ledger any more
+    /// and are never mixed with new facts.
+    pub fn timeline_changed(&mut self) {
+        for partition in &mut self.partitions {
+            partition.seal(self.generation);
+        }
+        self.generation += 1;
+    }
+
+    /// True if there is something that could be sent, now or when it has grown.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next request to send, until none. `lease` says until when facts may be sent, if at all;
+    /// `flush`, whether batches that could still grow are.
+    pub fn poll(&mut self, now: Instant, lease: Option<Instant>, flush: bool) -> Option<Request> {
+        if self.requests.is_empty() {
+            if self.metadata_at.is_some_and(|at| at + self.settings.metadata_age_max <= now) {
+                self.metadata.want(now);
+            }
+            if self.metadata.take(now) {
+                self.metadata_at = Some(now);
+                let topics = self.topics.iter().map(|topic| Arc::clone(&topic.name)).collect();
+                return Some(Request::Metadata { topics });
+            }
+            if self.init.take(now) {
+                return Some(Request::InitProducerId);
+            }
+            if let Some(until) = lease.filter(|until| now < *until) {
+                self.produce(now, until, flush);
+            }
+        }
+        self.requests.pop_front()
+    }
+
+    /// When [`Producer::poll`], called with the same `produce`, may have something without another
+    /// answer.
+    pub fn deadline(&self, produce: bool) -> Option<Instant> {
+        let waiting = self.waiting.iter().filter(|_| produce).filter_map(|index| {
+            let partition = self.partitions.get(*index)?;
+            // Without these it waits for an answer and not for a time.
+            let leader = partition.leader.filter(|_| partition.producer.is_some())?;
+            partition.retry_at.max(self.throttled.get(&leader).copied())
+        });
+        let age = self.metadata_at.map(|at| at + self.settings.metadata_age_max);
+        let singles = [self.init.deadline(), self.metadata.deadline(), age];
+        waiting.chain(singles.into_iter().flatten()).min()
+    }
+
+    /// An answer has come.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        answer: Answer,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        match answer {
+            Answer::Metadata(answer) => {
+                self.metadata.in_flight = false;
+                match answer {
+                    Ok(metadata) => {
+                        self.metadata.succeeded();
+                        self.learn(now, metadata, events);
+                    }
+                    Err(cause) => {
+                        self.metadata.failed(now, &mut self.jitter, self.settings.backoff_max);
+                        let attempt = self.metadata.attempts;
+                        if !self.reached {
+                            self.unreached = Some(cause.to_string());
+                        }
+                        if attempt.is_power_of_two() {
+                            events.push_back(Event::KafkaUnreachable { cause: cause.to_string() });
+                        }
+                    }
+                }
+            }
+            Answer::ProducerId(answer) => {
+                self.init.in_flight = false;
+                let cause = match answer {
+                    Ok(Ok(producer)) => {
+                        self.init.succeeded();
+                        self.latest = Some(producer);
+                        events.push_back(Event::ProducerId { id: producer.id });
+                        return;
+                    }
+                    Ok(Err(code)) if policy::init_producer_id(code) == InitVerdict::Refused => {
+                        // Somebody must change something; asking fast would only fill the broker's log.
+                        self.init.attempts = self.init.attempts.max(SLOW_FROM_ATTEMPT);
+                        error_code::name(code).to_owned()
+                    }
+                    Ok(Err(code)) => error_code::name(code).to_owned(),
+                    Err(cause) => cause.to_string(),
+                };
+                self.init.failed(now, &mut self.jitter, self.settings.backoff_max);
+                // COORDINATOR_LOAD_IN_PROGRESS is what a broker says just after its start.
+                if self.init.attempts.is_power_of_two() && self.init.attempts > 4 {
+                    events.push_back(Event::NoProducerId { cause });
+                }
+            }
+            Answer::Produced { broker, partitions, throttle } => {
+                self.reached = true;
+                if throttle > Duration::ZERO {
+                    self.throttled.insert(broker, now + throttle);
+                    events.push_back(Event::Throttled { broker, throttle });
+                }
+                for PartitionAnswer { topic, partition, base_sequence, error, .. } in partitions {
+                    let Some(at) = self.find(&topic, partition) else { continue };
+                    let answer = match policy::produce(error) {
+                        Verdict::Stored => Ok(()),
+                        verdict => {
+                            Err(Failure { verdict, reason: error_code::name(error).to_owned() })
+                        }
+                    };
+                    self.answered(now, at, base_sequence, answer, ledger, events);
+                }
+            }
+            Answer::ProduceUnanswered { batches, cause, .. } => {
+                // Who leads the partition now, and whether it is the same cluster, is to be seen first.
+                let failure = Failure { verdict: Verdict::Moved, reason: cause.to_string() };
+                for batch in batches {
+                    let Some(at) = self.find(&batch.topic, batch.partition) else { continue };
+                    let failure = failure.clone();
+                    self.answered(now, at, batch.base_sequence, Err(failure), ledger, events);
+                }
+            }
+        }
+    }
+
+    fn find(&self, topic: &str, index: i32) -> Option<usize> {
+        let topic = self.topics.get(*self.names.get(topic)?)?;
+        let TopicState::Known { partitions, .. } = &topic.state else { return None };
+        partitions.get(usize::try_from(index).ok()?).copied()
+    }
+
+    fn wait(&mut self, index: usize) {
+        if let Some(partition) = self.partitions.get_mut(index)
+            && !partition.waiting
+        {
+            partition.waiting = true;
+            self.waiting.push(index);
+        }
+    }
+
+    /// Collects what can be sent now, one request for each broker, with one batch of each partition.
+    fn produce(&mut self, now: Instant, until: Instant, flush: bool) {
+        self.throttled.retain(|_, until| *until > now);
+        let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
+        let waiting = std::mem::take(&mut self.waiting);
+        for index in waiting {
+            let Some(partition) = self.partitions.get_mut(index) else { continue };
+            // A time that has passed is no deadline any more.
+            partition.retry_at = partition.retry_at.filter(|at| *at > now);
+            if partition.producer.is_none() {
+                partition.producer = self.latest;
+            }
+            let is_throttled = |leader| self.throttled.contains_key(leader);
+            let next = match partition.leader.as_ref().is_some_and(is_throttled) {
+                true => Next::Later,
+                false => partition.next(now, self.settings.in_flight, flush, self.generation),
+            };
+            let (batch, base_sequence) = match next {
+                Next::Nothing => {
+                    partition.waiting = false;
+                    continue;
+                }
+                Next::Later => {
+                    self.waiting.push(index);
+                    continue;
+                }
+                Next::Send(batch, base_sequence) => (batch, base_sequence),
+            };
+            // There may be more.
+            self.waiting.push(index);
+            let (Some(topic), Some(leader)) = (self.topics.get(partition.topic), partition.leader)
+            else {
+                continue;
+            };
+            let len = batch.len();
+            let topic = Arc::clone(&topic.name);
+            let batch = PartitionBatch { topic, partition: partition.index, base_sequence, batch };
+            let has_room = |(broker, bytes, _): &&mut (BrokerId, usize, _)| {
+                *broker == leader && *bytes + len <= REQUEST_BYTES_MAX
+            };
+            match by_broker.iter_mut().find(has_room) {
+                Some((_, bytes, batches)) => {
+                    *bytes += len;
+                    batches.push(batch);
+                }
+                None => by_broker.push((leader, len, vec![batch])),
+            }
+        }
+        let produces = by_broker.into_iter();
+        self.requests.extend(produces.map(|(broker, _, batches)| Request::Produce {
+            broker,
+            batches,
+            until,
+        }));
+    }
+
+    /// What became of a batch is known, or not to be known.
+    fn answered(
+        &mut self,
+        now: Instant,
+        at: usize,
+        base_sequence: i32,
+        answer: Result<(), Failure>,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        if !partition.answered(now, base_sequence, answer) {
+            return;
+        }
+        while let Some(stored) = partition.take_stored() {
+            if let Some(trouble) = partition.trouble.take()
+                && let Some(topic) = self.topics.get(partition.topic)
+            {
+                events.push_back(Event::PartitionRecovered {
+                    topic: Arc::clone(&topic.name),
+                    partition: partition.index,
+                    after: now.saturating_duration_since(trouble.since),
+                });
+            }
+            let bytes = stored.batch.encoded_len();
+            let facts = usize::try_from(stored.batch.records()).unwrap_or(0);
+            self.unsettled_bytes -= bytes;
+            self.unsettled_facts -= facts;
+            events.push_back(Event::Settled { facts, bytes });
+            if stored.generation == self.generation {
+                ledger.batch_settled(stored.place);
+            }
+        }
+        if let Some(failure) = partition.take_failure() {
+            self.resolve(now, at, &failure, ledger, events);
+        }
+        self.wait(at);
+    }
+
+    /// What follows from a failure, now that nothing of the partition is in flight.
+    fn resolve(
+        &mut self,
+        now: Instant,
+        at: usize,
+        failure: &Failure,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        let reason = &failure.reason;
+        let mut halted = false;
+        match failure.verdict {
+            Verdict::Stored | Verdict::Retry => {}
+            Verdict::Moved => {
+                partition.leader = None;
+                self.metadata.want(now);
+            }
+            Verdict::NewEpoch | Verdict::NewProducerId => {
+                // Other partitions keep theirs: a broker checks producer and sequence by partition.
+                let bumped = partition.producer.and_then(|producer| {
+                    let epoch = producer.epoch.checked_add(1)?;
+                    Some(ProducerId { epoch, ..producer })
+                });
+                let next = bumped.filter(|_| failure.verdict == Verdict::NewEpoch);
+                let id = partition.producer.map(|producer| producer.id);
+                if next.is_none() && id == self.latest.map(|latest| latest.id) {
+                    self.latest = None;
+                    self.init.want(now);
+                }
+                let facts = partition.start_over(next);
+                if let Some(topic) = self.topics.get(partition.topic) {
+                    events.push_back(Event::SequencesLost {
+                        topic: Arc::clone(&topic.name),
+                        partition: partition.index,
+                        cause: reason.clone(),
+                        facts,
+                    });
+                }
+            }
+            Verdict::TooLarge | Verdict::RecordRefused => {
+                let too_large = failure.verdict == Verdict::TooLarge;
+                if let Some(grown) = partition.divide(too_large, self.generation, ledger) {
+                    self.unsettled_bytes += grown;
+                    return;
+                }
+                halted = true;
+                if too_large {
+                    let len = partition.first_len();
+                    let reason =
+                        format!("{reason}: one record of {len} bytes is over the topic's limit");
+                    return self.retry(now, at, &reason, halted, events);
+                }
+            }
+            Verdict::TopicRefused | Verdict::ClientRefused => halted = true,
+        }
+        self.retry(now, at, reason, halted, events);
+    }
+
+    /// The same batch goes again, later.
+    fn retry(
+        &mut self,
+        now: Instant,
+        at: usize,
+        reason: &str,
+        halted: bool,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        partition.attempts = partition.attempts.saturating_add(1);
+        let delay = if halted {
+            self.settings.backoff_max
+        } else {
+            self.jitter.delay(partition.attempts, self.settings.backoff_max)
+        };
+        partition.retry_at = Some(now + delay);
+        self.trouble(now, at, reason, halted, events);
+    }
+
+    /// The partition does not take what it is given: remembers that, and says it now and then.
+    fn trouble(
+        &mut self,
+        now: Instant,
+        at: usize,
+        reason: &str,
+        halted: bool,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        let since = partition.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        let news = partition.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason);
+        partition.trouble = Some(Trouble { reason: reason.to_owned(), since, halted });
+        if (news || partition.attempts.is_power_of_two())
+            && let (Some(topic), Some(position)) =
+                (self.topics.get(partition.topic), partition.first())
+        {
+            events.push_back(Event::PartitionBlocked {
+                blocked: Blocked {
+                    topic: Arc::clone(&topic.name),
+                    partition: partition.index,
+                    position,
+                    reason: reason.to_owned(),
+                    since,
+                    halted,
+                },
+                attempt: partition.attempts,
+            });
+        }
+    }
+
+    fn learn(&mut self, now: Instant, metadata: Metadata, events: &mut VecDeque<Event>) {
+        if let Some(found) = metadata.cluster_id {
+            match &self.cluster {
+                Some(cluster) if *cluster != found => {
+                    self.other_cluster = Some(found);
+                    return;
+                }
+                Some(_) => {}
+                None => self.cluster = Some(found),
+            }
+        }
+        if !self.reached {
+            self.reached = true;
+            self.unreached = None;
+            events.push_back(Event::KafkaReached { brokers: metadata.brokers.len() });
+        }
+        for found in metadata.topics {
+            let Some(&index) = self.names.get(found.name.as_str()) else { continue };
+            let open = self.learn_topic(now, index, found, events);
+            if let Some(topic) = self.topics.get_mut(index)
+                && let Some(at) =
+                    topic.answered(now, open, &mut self.jitter, self.settings.backoff_max)
+            {
+                self.metadata.want(at);
+            }
+        }
+    }
+
+    /// True if the topic must be asked for again soon.
+    fn learn_topic(
+        &mut self,
+        now: Instant,
+        index: usize,
+        mut found: TopicMetadata,
+        events: &mut VecDeque<Event>,
+    ) -> bool {
+        let Some(topic) = self.topics.get_mut(index) else { return false };
+        let verdict = policy::topic_metadata(found.error);
+        if verdict == TopicVerdict::Missing {
+            return match &topic.state {
+                // Facts wait for it; they are never routed anew.
+                TopicState::Known { partitions, .. } => {
+                    let partitions = partitions.clone();
+                    let reason = format!(
+                        "{}: the topic was there before; create it again, or let this client see it",
+                        error_code::name(found.error)
+                    );
+                    self.lose(now, &partitions, &reason, events)
+                }
+                _ => {
+                    topic.state = TopicState::Missing { error: found.error, since: now };
+                    false
+                }
+            };
+        }
+        // Being created, or without a leader for the moment.
+        if verdict == TopicVerdict::Retry || found.partitions.is_empty() {
+            return true;
+        }
+        // In the order of their indices, of which none is left out.
+        found.partitions.sort_unstable_by_key(|partition| partition.index);
+        let complete = found.partitions.iter().zip(0..).all(|(found, index)| found.index == index);
+        if !complete {
+            return true;
+        }
+        let count = found.partitions.len();
+        let mut gone = Vec::new();
+        match &mut topic.state {
+            TopicState::Known { partitions, resize_to } => {
+                let from = partitions.len();
+                let known = resize_to.as_ref().map_or(from, Vec::len);
+                *resize_to = Some(found.partitions.clone()).filter(|_| count != from);
+                if count != known && count != from {
+                    let topic = Arc::clone(&topic.name);
+                    events.push_back(Event::PartitionsChanged { topic, from, to: count });
+                }
+                gone.extend_from_slice(partitions.get(count..).unwrap_or_default());
+            }
+            state => {
+                let resize_to = Some(found.partitions.clone());
+                *state = TopicState::Known { partitions: Vec::new(), resize_to };
+                self.resize(index);
+            }
+        }
+        let reason = format!(
+            "the topic was made anew with fewer partitions ({count}): add some, or restart the relay, which \
+             then reads these facts again and gives them to the others"
+        );
+        self.lose(now, &gone, &reason, events);
+        let mut again = false;
+        for partition in &found.partitions {
+            again |= partition.leader.is_none();
+            if let Some(at) = self.find(&found.name, partition.index)
+                && let Some(known) = self.partitions.get_mut(at)
+            {
+                known.leader = partition.leader;
+            }
+        }
+        again
+    }
+
+    /// These partitions are not there any more; true if one of them has facts to store.
+    fn lose(
+        &mut self,
+        now: Instant,
+        partitions: &[usize],
+        reason: &str,
+        events: &mut VecDeque<Event>,
+    ) -> bool {
+        let mut lost = false;
+        for &at in partitions {
+            let Some(partition) = self.partitions.get_mut(at) else { continue };
+            partition.leader = None;
+            if !partition.is_idle() {
+                lost = true;
+                partition.attempts = partition.attempts.saturating_add(1);
+                partition.seal(self.generation);
+                self.trouble(now, at, reason, true, events);
+            }
+        }
+        lost
+    }
+}

@@ -1,0 +1,378 @@
+//! One partition: what is open, queued and in flight, its sequences, and what a failure leads to.
+//!
+//! ```text
+//!  push ─▶ open ──full / nothing more to read──▶ queue ──▶ in flight ──stored──▶ settled
+//!                                                  ▲           │
+//!                                                  └───────────┘ anything else
+//! ```
+//!
+//! After a failure nothing is sent until everything in flight is answered; then the oldest batch that
+//! is not stored goes again, alone, the same bytes, and only when it is stored do others follow. So the
+//! first occurrences of facts in a partition are always in order, and every disorder is a repeated
+//! older run. The failures of batches behind it were its consequence (a gap in the sequences), and are
+//! forgotten.
+
+use crate::relay::batch::{Batch, OpenBatch, Record, sequence_after};
+use crate::relay::kafka::{BrokerId, ProducerId};
+use crate::relay::ledger::{Ledger, Place};
+use crate::relay::policy::Verdict;
+use crate::relay::position::Position;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A broker that does not know a producer takes any sequence from it, also one behind a gap. It forgets
+/// one that was silent for `producer.id.expiration.ms` (a day, where nobody shortened it), so that after
+/// some silence one batch goes alone again.
+const PROVEN_MAX: Duration = Duration::from_secs(60);
+
+/// What a batch of a topic that refused larger ones is not made smaller than: below that it is not the
+/// batch that is too large, but records.
+const BATCH_BYTES_MIN: usize = 1024;
+
+/// A batch that still grows.
+#[derive(Debug)]
+struct Open {
+    batch: OpenBatch,
+    place: Place,
+}
+
+/// A batch that is closed.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) batch: Batch,
+    pub(super) place: Place,
+    /// See [`super::Producer::timeline_changed`].
+    pub(super) generation: u32,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Ready,
+    InFlight,
+    /// Stored before an older one is known to be.
+    Stored,
+    Failed(Failure),
+}
+
+/// Why a batch is not stored, or not known to be.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) verdict: Verdict,
+    pub(super) reason: String,
+}
+
+/// It does not take what it is given.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) reason: String,
+    pub(super) since: Instant,
+    pub(super) halted: bool,
+}
+
+/// What there is to send.
+pub(super) enum Next {
+    /// Nothing, before an answer comes or a record.
+    Nothing,
+    /// Something, when the time has come, a leader or producer id is known, or no more is to be read.
+    Later,
+    /// This batch, with this base sequence.
+    Send(Bytes, i32),
+}
+
+#[derive(Debug)]
+pub(super) struct Partition {
+    /// Index of its topic.
+    pub(super) topic: usize,
+    /// Its own, in the topic.
+    pub(super) index: i32,
+    pub(super) leader: Option<BrokerId>,
+    pub(super) producer: Option<ProducerId>,
+    pub(super) retry_at: Option<Instant>,
+    /// Failures in a row.
+    pub(super) attempts: u32,
+    pub(super) trouble: Option<Trouble>,
+    /// It is in [`super::Producer::waiting`].
+    pub(super) waiting: bool,
+    open: Option<Open>,
+    /// What was sent is at the front.
+    queue: VecDeque<Queued>,
+    in_flight: usize,
+    /// Where what is in flight was sent.
+    sent_to: Option<BrokerId>,
+    /// Something in flight was not stored.
+    failed: bool,
+    /// This broker knows our producer id and sequence: it took a batch, and when. Only then does it refuse
+    /// what is behind a gap.
+    proven: Option<(BrokerId, Instant)>,
+    next_sequence: i32,
+    /// Batches are not made larger, because the topic refused it.
+    bytes_max: usize,
+    /// Length of the batch that was settled last: about what the next one will need.
+    last_len: usize,
+}
+
+impl Partition {
+    pub(super) fn new(topic: usize, index: i32, leader: Option<BrokerId>) -> Self {
+        Self {
+            topic,
+            index,
+            leader,
+            producer: None,
+            retry_at: None,
+            attempts: 0,
+            trouble: None,
+            waiting: false,
+            open: None,
+            queue: VecDeque::new(),
+            in_flight: 0,
+            sent_to: None,
+            failed: false,
+            proven: None,
+            next_sequence: 0,
+            bytes_max: usize::MAX,
+            last_len: 0,
+        }
+    }
+
+    /// True if nothing of it is unsettled.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.open.is_none()
+    }
+
+    /// Position of the oldest fact that is not settled, if its batch is closed.
+    pub(super) fn first(&self) -> Option<Position> {
+        self.queue.front().map(|queued| queued.batch.first())
+    }
+
+    /// Adds a record; how many encoded bytes that makes more. A new batch reserves at most `room`.
+    pub(super) fn push(
+        &mut self,
+        position: Position,
+        record: &Record<'_>,
+        room: usize,
+        generation: u32,
+        ledger: &mut Ledger,
+    ) -> usize {
+        if self.open.as_ref().is_some_and(|open| !open.batch.has_room_for(record, self.bytes_max)) {
+            self.seal(generation);
+        }
+        let (open, before) = match &mut self.open {
+            Some(open) => {
+                let len = open.batch.encoded_len();
+                (open, len)
+            }
+            none => {
+                let place = ledger.batch_opened(position.unit);
+                let batch = OpenBatch::with_capacity(position, self.last_len.min(room));
+                (none.insert(Open { batch, place }), 0)
+            }
+        };
+        open.batch.push(record);
+        open.batch.encoded_len() - before
+    }
+
+    /// True if the open batch should be closed rather than grow.
+    pub(super) fn is_full(&self, bytes: usize, records: usize) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            open.batch.encoded_len() >= bytes.min(self.bytes_max)
+                || usize::try_from(open.batch.records()).is_ok_and(|count| count >= records)
+        })
+    }
+
+    /// Closes the open batch, if there is one.
+    pub(super) fn seal(&mut self, generation: u32) {
+        if let Some(Open { batch, place }) = self.open.take() {
+            let batch = batch.seal();
+            self.queue.push_back(Queued { batch, place, generation, state: State::Ready });
+        }
+    }
+
+    /// What to send at `now`, with up to `window` batches in flight. A batch that could still grow is sent
+    /// if `flush` says so and nothing else is in flight: what comes until the answer goes with it.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        window: usize,
+        flush: bool,
+        generation: u32,
+    ) -> Next {
+        if self.failed {
+            return Next::Nothing;
+        }
+        let is_ready = |queued: &Queued| matches!(queued.state, State::Ready);
+        let mut at = self.queue.iter().position(is_ready);
+        if at.is_none() {
+            if self.open.is_none() || self.in_flight > 0 {
+                return Next::Nothing;
+            }
+            if !flush {
+                return Next::Later;
+            }
+            at = Some(self.queue.len());
+            self.seal(generation);
+        }
+        if self.in_flight > 0 && !(self.in_flight < window && self.is_proven(now)) {
+            return Next::Nothing;
+        }
+        let (Some(queued), Some(_), Some(producer), true) = (
+            at.and_then(|at| self.queue.get_mut(at)),
+            self.leader,
+            self.producer,
+            self.retry_at.is_none_or(|at| at <= now),
+        ) else {
+            return Next::Later;
+        };
+        let base_sequence = match queued.batch.stamp() {
+            Some((_, base_sequence)) => base_sequence,
+            None => {
+                let base_sequence = self.next_sequence;
+                self.next_sequence = sequence_after(base_sequence, queued.batch.records());
+                queued.batch.set_stamp(producer, base_sequence);
+                base_sequence
+            }
+        };
+        queued.state = State::InFlight;
+        self.in_flight += 1;
+        self.sent_to = self.leader;
+        self.retry_at = None;
+        Next::Send(queued.batch.encoded(), base_sequence)
+    }
+
+    fn is_proven(&self, now: Instant) -> bool {
+        self.proven.is_some_and(|(broker, at)| {
+            Some(broker) == self.leader && Some(broker) == self.sent_to && now < at + PROVEN_MAX
+        })
+    }
+
+    /// The batch in flight with this base sequence is answered. False if there is none.
+    pub(super) fn answered(
+        &mut self,
+        now: Instant,
+        base_sequence: i32,
+        answer: Result<(), Failure>,
+    ) -> bool {
+        let is_it = |queued: &&mut Queued| {
+            matches!(queued.state, State::InFlight)
+                && queued.batch.stamp().is_some_and(|(_, base)| base == base_sequence)
+        };
+        let Some(queued) = self.queue.iter_mut().find(is_it) else { return false };
+        self.in_flight -= 1;
+        match answer {
+            Ok(()) => {
+                queued.state = State::Stored;
+                self.proven = self.sent_to.map(|broker| (broker, now));
+            }
+            Err(failure) => {
+                queued.state = State::Failed(failure);
+                self.failed = true;
+            }
+        }
+        true
+    }
+
+    /// Takes the oldest batch off the queue if it is stored.
+    pub(super) fn take_stored(&mut self) -> Option<Queued> {
+        self.queue.front().filter(|queued| matches!(queued.state, State::Stored))?;
+        let queued = self.queue.pop_front()?;
+        self.attempts = 0;
+        self.last_len = queued.batch.encoded_len();
+        Some(queued)
+    }
+
+    /// What is to be done about a failure, once nothing is in flight any more: the oldest batch's.
+    pub(super) fn take_failure(&mut self) -> Option<Failure> {
+        if !self.failed || self.in_flight > 0 {
+            return None;
+        }
+        self.failed = false;
+        self.proven = None;
+        let mut first = None;
+        for queued in &mut self.queue {
+            if let State::Failed(failure) = &mut queued.state {
+                first = first.or_else(|| Some(failure.clone()));
+                queued.state = State::Ready;
+            }
+        }
+        first
+    }
+
+    /// Goes on under another identity, or none for the moment. What was sent and is not known to be stored
+    /// is encoded anew, and no broker can recognise a repeat of it; so many records there are.
+    pub(super) fn start_over(&mut self, producer: Option<ProducerId>) -> usize {
+        self.producer = producer;
+        self.next_sequence = 0;
+        let mut records = 0;
+        for queued in &mut self.queue {
+            if matches!(queued.state, State::Ready) && queued.batch.stamp().is_some() {
+                records += usize::try_from(queued.batch.records()).unwrap_or(0);
+                queued.batch.clear_stamp();
+            }
+        }
+        records
+    }
+
+    /// Divides the oldest batch, which its topic finds too large or of which it refuses some record; how
+    /// many encoded bytes that makes more. None if it is one record.
+    pub(super) fn divide(
+        &mut self,
+        too_large: bool,
+        now: u32,
+        ledger: &mut Ledger,
+    ) -> Option<usize> {
+        let len = self.first_len();
+        let mut grown = self.divide_at(0, now, ledger)?;
+        if too_large {
+            self.bytes_max = self.bytes_max.min((len / 2).max(BATCH_BYTES_MIN));
+            // What was never sent need not be refused first.
+            let mut at = 2;
+            while let Some(queued) = self.queue.get(at) {
+                let too_large = queued.batch.encoded_len() > self.bytes_max;
+                let divided = match too_large && queued.batch.stamp().is_none() {
+                    true => self.divide_at(at, now, ledger),
+                    false => None,
+                };
+                match divided {
+                    Some(more) => grown += more,
+                    None => at += 1,
+                }
+            }
+        }
+        Some(grown)
+    }
+
+    /// The same for one batch, which is not appended.
+    fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<usize> {
+        let Queued { batch, place, generation, state } = self.queue.remove(at)?;
+        let (len, stamp) = (batch.encoded_len(), batch.stamp());
+        let mut parts = match batch.split() {
+            Ok(parts) => parts,
+            Err(batch) => {
+                self.queue.insert(at, Queued { batch, place, generation, state });
+                return None;
+            }
+        };
+        // Its sequences are free, and those of the batches behind it are theirs.
+        if let Some((producer, base)) = stamp {
+            let [first, second] = &mut parts;
+            first.set_stamp(producer, base);
+            second.set_stamp(producer, sequence_after(base, first.records()));
+        }
+        let [first, second] = parts;
+        let behind = match generation == now {
+            true => ledger.batch_divided(place, second.first().unit),
+            false => place,
+        };
+        let grown = (first.encoded_len() + second.encoded_len()).saturating_sub(len);
+        for (batch, place) in [(second, behind), (first, place)] {
+            self.queue.insert(at, Queued { batch, place, generation, state: State::Ready });
+        }
+        Some(grown)
+    }
+
+    /// Length of the oldest batch, encoded.
+    pub(super) fn first_len(&self) -> usize {
+        self.queue.front().map_or(0, |queued| queued.batch.encoded_len())
+    }
+}

@@ -1,0 +1,640 @@
+//! The producer against model brokers: any schedule of answers, losses, leader moves, late arrivals and
+//! divisions leaves the log complete and in order, and nothing counts as stored before it is.
+//!
+//! A seed draws the schedule. `PRODUCER_SEED=n` replays one with a trace, `PRODUCER_SEEDS=n` runs more.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
+#![expect(clippy::print_stderr, reason = "a trace of the seed that is replayed, and the counts")]
+#![expect(clippy::disallowed_methods, reason = "the start of a clock that only jumps")]
+
+mod model;
+
+use factlib::relay::backoff::Jitter;
+use factlib::relay::batch::Record;
+use factlib::relay::error_code::*;
+use factlib::relay::event::Event;
+use factlib::relay::fact::Fact;
+use factlib::relay::kafka::{
+    Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
+    Request, TopicMetadata, Unanswered,
+};
+use factlib::relay::ledger::Ledger;
+use factlib::relay::position::{Position, Unit};
+use factlib::relay::producer::{Producer, Route, Settings};
+use factlib::relay::route::{Headers, Source};
+use factlib_protocol::Lsn;
+use model::{Dice, Fate, Producers};
+use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+use rskafka::protocol::traits::ReadType;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+const BROKERS: usize = 3;
+const TOPIC: &str = "facts.fact";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A batch in a log.
+#[derive(Debug, Clone)]
+struct Appended {
+    producer: i64,
+    epoch: i16,
+    base: i32,
+    facts: Vec<u64>,
+}
+
+/// One partition, as its leader has it.
+#[derive(Debug, Default)]
+struct Log {
+    leader: usize,
+    batches: Vec<Appended>,
+    /// So many of them are on all replicas, and stay whatever happens.
+    replicated: usize,
+    producers: Producers,
+    /// A batch may have so many bytes.
+    bytes_max: usize,
+}
+
+impl Log {
+    fn arrive(&mut self, batch: &Appended) -> Fate {
+        let count = i32::try_from(batch.facts.len()).unwrap();
+        let fate = self.producers.arrive(batch.producer, batch.epoch, batch.base, count);
+        if fate == Fate::Appended {
+            self.batches.push(batch.clone());
+        }
+        fate
+    }
+
+    /// Another replica leads, which has `kept` batches.
+    fn cut(&mut self, kept: usize) {
+        self.batches.truncate(kept);
+        self.producers = Producers::default();
+        for batch in &self.batches {
+            let count = i32::try_from(batch.facts.len()).unwrap();
+            self.producers.arrive(batch.producer, batch.epoch, batch.base, count);
+        }
+    }
+
+    fn facts(&self) -> impl Iterator<Item = u64> {
+        self.batches.iter().flat_map(|batch| batch.facts.iter().copied())
+    }
+}
+
+/// A connection to a broker: requests in order, of which the first ones are answered.
+#[derive(Debug, Default)]
+struct Connection {
+    requests: VecDeque<Vec<PartitionBatch>>,
+    answers: VecDeque<Vec<PartitionAnswer>>,
+}
+
+struct World {
+    dice: Dice,
+    trace: bool,
+    now: Instant,
+    producer: Producer,
+    ledger: Ledger,
+    events: VecDeque<Event>,
+    headers: Headers,
+    logs: Vec<Log>,
+    connections: Vec<Connection>,
+    /// Requests of connections that are gone, which the broker has not read yet.
+    late: Vec<VecDeque<Vec<PartitionBatch>>>,
+    metadata: Option<Vec<std::sync::Arc<str>>>,
+    init: bool,
+    producers: i64,
+    pushed: u64,
+    /// The next fact waits for its topic.
+    waits: bool,
+    /// The broker refuses this fact until somebody does something about it.
+    refused: HashSet<u64>,
+    faults: bool,
+    /// Brokers lose what they knew of a producer for no reason.
+    forgetful: bool,
+    /// The producer had to start a new epoch, or was forgotten: repeats are possible.
+    restarted: bool,
+    counts: BTreeMap<String, usize>,
+}
+
+impl World {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut dice = Dice(seed);
+        let now = Instant::now();
+        let settings = Settings {
+            backoff_max: Duration::from_secs(5),
+            metadata_age_max: 10 * HOUR,
+            batch_bytes: 200 + dice.below(1500),
+            batch_records: 1 + dice.below(10),
+            in_flight: 1 + dice.below(5),
+        };
+        let mut producer = Producer::new(settings, Jitter::new(seed));
+        producer.begin(now);
+        let log = |dice: &mut Dice| Log {
+            leader: dice.below(BROKERS),
+            bytes_max: if dice.percent(20) { 400 } else { 1_000_000 },
+            ..Log::default()
+        };
+        let logs = (0..2).map(|_| log(&mut dice)).collect();
+        Self {
+            trace,
+            now,
+            producer,
+            ledger: Ledger::default(),
+            events: VecDeque::new(),
+            headers: Headers::default(),
+            logs,
+            connections: (0..BROKERS).map(|_| Connection::default()).collect(),
+            late: vec![VecDeque::new(); BROKERS],
+            metadata: None,
+            init: false,
+            producers: 0,
+            pushed: 0,
+            waits: false,
+            refused: HashSet::new(),
+            faults: true,
+            forgetful: seed.is_multiple_of(2),
+            restarted: false,
+            counts: BTreeMap::new(),
+            dice,
+        }
+    }
+
+    fn saw(&mut self, what: &str) {
+        if self.trace {
+            eprintln!("{what}");
+        }
+        match self.counts.get_mut(what) {
+            Some(count) => *count += 1,
+            None => drop(self.counts.insert(what.to_owned(), 1)),
+        }
+    }
+
+    // ---- the relay's side ----
+
+    /// One transaction with one fact: number n has position 10 n and is confirmed at 10 n + 5.
+    fn push(&mut self) {
+        let number = self.pushed + 1;
+        let Route::Ready(topic, partitions) = self.producer.route(self.now, TOPIC) else {
+            self.waits = true;
+            return;
+        };
+        self.waits = false;
+        self.pushed = number;
+        let unit = Unit::transaction(Lsn(10 * number));
+        let position = Position { timeline: 1, unit, index: 0 };
+        let id = number.to_string();
+        let fact = format!(r#"{{"id":"{id}","aggregate_type":"fact"}}"#);
+        let fact = Fact::decode(fact.as_bytes()).unwrap();
+        let source = Source::new(1, 1);
+        self.headers.fill(&fact, &source, &position, unit.lsn, false, &mut String::new());
+        let value = vec![7; self.dice.below(200)];
+        let key = id.as_bytes();
+        let record = Record { timestamp_ms: 0, key, value: Some(&value), headers: &self.headers };
+        let partition = u32::try_from(self.dice.below(partitions as usize)).unwrap();
+        self.ledger.begin(unit);
+        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        self.ledger.end(unit, Lsn(10 * number + 5));
+        if self.faults && self.dice.percent(1) {
+            self.refused.insert(number);
+        }
+    }
+
+    fn poll(&mut self) {
+        let lease = Some(self.now + HOUR);
+        let flush = !self.faults || self.dice.percent(70);
+        while let Some(request) = self.producer.poll(self.now, lease, flush) {
+            match request {
+                Request::Metadata { topics } => {
+                    assert!(self.metadata.replace(topics).is_none(), "asked twice at once");
+                }
+                Request::InitProducerId => {
+                    assert!(!std::mem::replace(&mut self.init, true), "asked twice at once");
+                }
+                Request::Produce { broker, batches, .. } => {
+                    let broker = usize::try_from(broker).unwrap();
+                    if self.connections.iter().enumerate().any(|(id, connection)| {
+                        let sent = connection.requests.iter().flatten();
+                        let partitions: Vec<_> =
+                            batches.iter().map(|batch| batch.partition).collect();
+                        id != broker
+                            && sent.into_iter().any(|batch| partitions.contains(&batch.partition))
+                    }) {
+                        panic!("one partition's batches are on their way to two brokers");
+                    }
+                    if self.connections[broker]
+                        .requests
+                        .iter()
+                        .flatten()
+                        .any(|sent| batches.iter().any(|batch| batch.partition == sent.partition))
+                    {
+                        self.saw("several in flight");
+                    }
+                    self.connections[broker].requests.push_back(batches);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        self.producer.handle(self.now, answer, &mut self.ledger, &mut self.events);
+        while let Some(event) = self.events.pop_front() {
+            if self.trace {
+                eprintln!("  {event:?}");
+            }
+            match event {
+                Event::SequencesLost { .. } => {
+                    self.restarted = true;
+                    self.saw("started over");
+                }
+                Event::PartitionRecovered { .. } => self.saw("recovered"),
+                Event::PartitionsChanged { .. } => self.saw("more partitions seen"),
+                _ => {}
+            }
+        }
+    }
+
+    // ---- the cluster's side ----
+
+    fn metadata(&mut self) {
+        let Some(topics) = self.metadata.take() else { return };
+        if self.faults && self.dice.percent(10) {
+            self.saw("no metadata");
+            let cause = Unanswered("silence".to_owned());
+            return self.answer(Answer::Metadata(Err(cause)));
+        }
+        let mut found = Vec::new();
+        for name in topics {
+            let error = match self.dice.below(100) {
+                0..3 if self.faults => UNKNOWN_TOPIC_OR_PARTITION,
+                3..6 if self.faults => LEADER_NOT_AVAILABLE,
+                _ => NONE,
+            };
+            if error != NONE {
+                self.saw(&format!("metadata: {}", name_of(error)));
+            }
+            let mut partitions = Vec::new();
+            for index in 0..self.logs.len() {
+                let leader = match self.dice.below(100) {
+                    0..5 if self.faults => None,
+                    5..10 if self.faults => {
+                        self.saw("metadata is stale");
+                        Some(self.dice.below(BROKERS))
+                    }
+                    _ => Some(self.logs[index].leader),
+                };
+                let leader = leader.map(|leader| i32::try_from(leader).unwrap());
+                partitions.push(PartitionMetadata { index: i32::try_from(index).unwrap(), leader });
+            }
+            if error != NONE {
+                partitions.clear();
+            }
+            found.push(TopicMetadata { name: name.to_string(), error, partitions });
+        }
+        let broker = |id| Broker { id, host: "kafka".to_owned(), port: 9092 };
+        let brokers = (0..i32::try_from(BROKERS).unwrap()).map(broker).collect();
+        let cluster_id = Some("cluster".to_owned());
+        self.answer(Answer::Metadata(Ok(Metadata { cluster_id, brokers, topics: found })));
+    }
+
+    fn init(&mut self) {
+        if !std::mem::take(&mut self.init) {
+            return;
+        }
+        let answer = match self.dice.below(10) {
+            0 if self.faults => Ok(Err(COORDINATOR_LOAD_IN_PROGRESS)),
+            1 if self.faults => Err(Unanswered("silence".to_owned())),
+            _ => {
+                self.producers += 1;
+                Ok(Ok(ProducerId { id: self.producers, epoch: 0 }))
+            }
+        };
+        self.answer(Answer::ProducerId(answer));
+    }
+
+    /// A broker comes to a batch: the error code that it answers.
+    fn arrive(&mut self, broker: usize, batch: &PartitionBatch, answered: bool) -> i16 {
+        let index = usize::try_from(batch.partition).unwrap();
+        if self.logs[index].leader != broker {
+            return NOT_LEADER_OR_FOLLOWER;
+        }
+        let decoded = RecordBatch::read(&mut std::io::Cursor::new(&batch.batch)).unwrap();
+        let ControlBatchOrRecords::Records(records) = decoded.records else { panic!("control") };
+        let fact = |record: rskafka::protocol::record::Record| {
+            String::from_utf8(record.key.unwrap()).unwrap().parse().unwrap()
+        };
+        let appended = Appended {
+            producer: decoded.producer_id,
+            epoch: decoded.producer_epoch,
+            base: decoded.base_sequence,
+            facts: records.into_iter().map(fact).collect(),
+        };
+        if batch.batch.len() > self.logs[index].bytes_max && appended.facts.len() > 1 {
+            return MESSAGE_TOO_LARGE;
+        }
+        if appended.facts.iter().any(|fact| self.refused.contains(fact)) {
+            return INVALID_RECORD;
+        }
+        let fault = if self.faults && answered { self.dice.below(100) } else { 100 };
+        let before = match fault {
+            0..3 => NOT_ENOUGH_REPLICAS,
+            3 => UNKNOWN_SERVER_ERROR,
+            4 => CORRUPT_MESSAGE,
+            5 => TOPIC_AUTHORIZATION_FAILED,
+            6 => CLUSTER_AUTHORIZATION_FAILED,
+            7 => BROKER_NOT_AVAILABLE,
+            8 if self.forgetful => UNKNOWN_PRODUCER_ID,
+            18 if self.forgetful => INVALID_PRODUCER_EPOCH,
+            9 => LEADER_NOT_AVAILABLE,
+            10 => 999,
+            _ => NONE,
+        };
+        if before != NONE {
+            return before;
+        }
+        let log = &mut self.logs[index];
+        if let Fate::Refused(error) = log.arrive(&appended) {
+            return error;
+        }
+        // Appended, or there before; now it waits for the replicas.
+        let after = match fault {
+            11..14 => NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+            14..16 => REQUEST_TIMED_OUT,
+            16 => KAFKA_STORAGE_ERROR,
+            17 => NETWORK_EXCEPTION,
+            _ => NONE,
+        };
+        if after == NONE {
+            log.replicated = log.batches.len();
+            self.check_order(index);
+        }
+        after
+    }
+
+    fn serve(&mut self, broker: usize) {
+        let answered = self.connections[broker].answers.len();
+        let Some(batches) = self.connections[broker].requests.get(answered).cloned() else {
+            return;
+        };
+        let mut partitions = Vec::new();
+        for batch in &batches {
+            let error = self.arrive(broker, batch, true);
+            self.saw(name_of(error));
+            partitions.push(PartitionAnswer {
+                topic: batch.topic.clone(),
+                partition: batch.partition,
+                base_sequence: batch.base_sequence,
+                error,
+                base_offset: -1,
+            });
+        }
+        self.connections[broker].answers.push_back(partitions);
+    }
+
+    fn deliver(&mut self, broker: usize) {
+        let connection = &mut self.connections[broker];
+        if connection.answers.is_empty() {
+            return;
+        }
+        // A broker answers in order; the driver need not hand over in the same.
+        let at = self.dice.below(connection.answers.len());
+        let partitions = connection.answers.remove(at).unwrap();
+        connection.requests.remove(at);
+        let throttle = if self.faults && self.dice.percent(5) {
+            self.saw("throttled");
+            Duration::from_millis(300)
+        } else {
+            Duration::ZERO
+        };
+        let broker = i32::try_from(broker).unwrap();
+        self.answer(Answer::Produced { broker, partitions, throttle });
+    }
+
+    fn disconnect(&mut self, broker: usize) {
+        let Connection { mut requests, answers } = std::mem::take(&mut self.connections[broker]);
+        if requests.is_empty() {
+            return;
+        }
+        self.saw("connection lost");
+        let cause = Unanswered("connection reset".to_owned());
+        let lost: Vec<_> = requests.iter().cloned().collect();
+        if !answers.is_empty() {
+            self.saw("answer lost");
+        }
+        // What the broker has not come to yet it may still read, up to where it was cut.
+        requests.drain(..answers.len());
+        requests.truncate(self.dice.below(requests.len() + 1));
+        self.late[broker].extend(requests);
+        for batches in lost {
+            let broker = i32::try_from(broker).unwrap();
+            self.answer(Answer::ProduceUnanswered {
+                broker,
+                batches,
+                sent: true,
+                cause: cause.clone(),
+            });
+        }
+    }
+
+    fn late(&mut self, broker: usize) {
+        if let Some(batches) = self.late[broker].pop_front() {
+            for batch in &batches {
+                let error = self.arrive(broker, batch, false);
+                self.saw(&format!("late: {}", name_of(error)));
+            }
+        }
+    }
+
+    fn move_leader(&mut self) {
+        let index = self.dice.below(self.logs.len());
+        let broker = self.dice.below(BROKERS);
+        let log = &mut self.logs[index];
+        let unreplicated = log.batches.len() - log.replicated;
+        let kept = log.replicated + self.dice.below(unreplicated + 1);
+        let cut = kept < log.batches.len();
+        log.leader = broker;
+        log.cut(kept);
+        self.saw(if cut { "leader moved, and did not have all" } else { "leader moved" });
+    }
+
+    // ---- the promises ----
+
+    /// The first occurrences in a partition are in order.
+    fn check_order(&self, index: usize) {
+        let mut known = HashSet::new();
+        let mut highest = 0;
+        for fact in self.logs[index].facts() {
+            if known.insert(fact) {
+                assert!(fact > highest, "fact {fact} after {highest} in partition {index}");
+                highest = fact;
+            }
+        }
+        let count = self.logs[index].facts().count();
+        assert!(self.restarted || count == known.len(), "a fact is stored twice");
+    }
+
+    /// What may be confirmed is on all replicas.
+    fn check_promise(&self) {
+        let confirmed = self.ledger.flush().0 / 10;
+        let replicated = |log: &Log| {
+            log.batches[..log.replicated].iter().map(|batch| batch.facts.len()).sum::<usize>()
+        };
+        if self.logs.iter().map(replicated).sum::<usize>() < usize::try_from(confirmed).unwrap() {
+            panic!("{confirmed} facts are confirmed, and not so many are stored");
+        }
+    }
+
+    /// The same, fact by fact.
+    fn check_all(&self) {
+        let confirmed = self.ledger.flush().0 / 10;
+        let replicated = |log: &Log| {
+            let batches = log.batches[..log.replicated].to_vec();
+            batches.into_iter().flat_map(|batch| batch.facts)
+        };
+        let stored: HashSet<u64> = self.logs.iter().flat_map(replicated).collect();
+        for fact in 1..=confirmed {
+            assert!(stored.contains(&fact), "fact {fact} is confirmed and not stored");
+        }
+        (0..self.logs.len()).for_each(|index| self.check_order(index));
+    }
+
+    fn step(&mut self) {
+        let broker = self.dice.below(BROKERS);
+        match self.dice.below(100) {
+            0..25 => self.push(),
+            25..45 => self.poll(),
+            45..60 => self.serve(broker),
+            60..72 => self.deliver(broker),
+            72..80 => self.metadata(),
+            80..84 => self.init(),
+            84..86 if self.faults => self.disconnect(broker),
+            86..89 if self.faults => self.move_leader(),
+            89 => self.late(broker),
+            92 if self.faults && self.dice.percent(20) && self.logs.len() < 4 => {
+                self.saw("more partitions");
+                self.logs.push(Log { bytes_max: 1_000_000, ..Log::default() });
+            }
+            93 if self.faults && self.dice.percent(20) => self.long_silence(),
+            _ => self.pass(),
+        }
+        self.check_promise();
+    }
+
+    fn pass(&mut self) {
+        let nap = Duration::from_millis(1 + self.dice.next() % 300);
+        let next = self.producer.deadline(true).unwrap_or(self.now + nap);
+        self.now = if self.dice.percent(50) { self.now.max(next) } else { self.now + nap };
+    }
+
+    /// Nobody has said anything for a day, and the brokers forget the producers.
+    fn long_silence(&mut self) {
+        let in_flight = self.connections.iter().any(|connection| !connection.requests.is_empty());
+        if in_flight || self.late.iter().any(|late| !late.is_empty()) {
+            return;
+        }
+        self.saw("long silence");
+        // A repeat of what nobody has answered cannot be recognised any more.
+        self.restarted |= self.producer.unsettled_facts() > 0;
+        self.now += 24 * HOUR;
+        self.logs.iter_mut().for_each(|log| log.producers = Producers::default());
+    }
+
+    /// No more faults, and somebody has repaired what needed it.
+    fn heal(&mut self) {
+        self.faults = false;
+        self.refused.clear();
+        for _ in 0..20_000 {
+            if self.ledger.flush() == Lsn(10 * self.pushed + 5) {
+                break;
+            }
+            let broker = self.dice.below(BROKERS);
+            match self.dice.below(10) {
+                0..3 => self.poll(),
+                3..5 => self.serve(broker),
+                5..7 => self.deliver(broker),
+                7 => self.metadata(),
+                8 => self.init(),
+                _ => self.pass(),
+            }
+        }
+        let confirmed = self.ledger.flush();
+        assert!(
+            self.pushed == 0 || confirmed == Lsn(10 * self.pushed + 5),
+            "no progress: {confirmed}"
+        );
+        assert_eq!((self.producer.unsettled_facts(), self.producer.unsettled_bytes()), (0, 0));
+        assert!(self.ledger.is_settled());
+        self.check_all();
+    }
+}
+
+fn name_of(code: i16) -> &'static str {
+    name(code)
+}
+
+fn run(seed: u64, trace: bool) -> BTreeMap<String, usize> {
+    let mut world = World::new(seed, trace);
+    for _ in 0..300 {
+        world.step();
+    }
+    world.check_all();
+    world.heal();
+    world.counts
+}
+
+#[test]
+fn the_log_is_complete_and_in_order_under_any_schedule() {
+    if let Ok(seed) = std::env::var("PRODUCER_SEED") {
+        run(seed.parse().unwrap(), true);
+        return;
+    }
+    let seeds = std::env::var("PRODUCER_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    let mut counts = BTreeMap::<String, usize>::new();
+    for seed in 0..seeds {
+        let found = std::panic::catch_unwind(|| run(seed, false)).unwrap_or_else(|cause| {
+            eprintln!("seed {seed} failed; replay it with PRODUCER_SEED={seed}");
+            std::panic::resume_unwind(cause)
+        });
+        for (what, count) in found {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    eprintln!("{seeds} schedules: {counts:#?}");
+    let wanted = [
+        "NONE",
+        "UNKNOWN_SERVER_ERROR",
+        "CORRUPT_MESSAGE",
+        "LEADER_NOT_AVAILABLE",
+        "NOT_LEADER_OR_FOLLOWER",
+        "REQUEST_TIMED_OUT",
+        "BROKER_NOT_AVAILABLE",
+        "MESSAGE_TOO_LARGE",
+        "NETWORK_EXCEPTION",
+        "NOT_ENOUGH_REPLICAS",
+        "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+        "TOPIC_AUTHORIZATION_FAILED",
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "OUT_OF_ORDER_SEQUENCE_NUMBER",
+        "INVALID_PRODUCER_EPOCH",
+        "KAFKA_STORAGE_ERROR",
+        "UNKNOWN_PRODUCER_ID",
+        "INVALID_RECORD",
+        "UNDEFINED_ERROR_CODE",
+        "answer lost",
+        "connection lost",
+        "late: NONE",
+        "late: NOT_LEADER_OR_FOLLOWER",
+        "late: OUT_OF_ORDER_SEQUENCE_NUMBER",
+        "leader moved",
+        "leader moved, and did not have all",
+        "long silence",
+        "metadata is stale",
+        "metadata: LEADER_NOT_AVAILABLE",
+        "metadata: UNKNOWN_TOPIC_OR_PARTITION",
+        "more partitions seen",
+        "no metadata",
+        "recovered",
+        "several in flight",
+        "started over",
+        "throttled",
+    ];
+    let never: Vec<_> = wanted.iter().filter(|what| !counts.contains_key(**what)).collect();
+    assert!(seeds < 20_000 || never.is_empty(), "{never:?} never happened");
+}
