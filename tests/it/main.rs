@@ -11,5 +11,6 @@ mod heal;
 mod idle;
 mod oracle;
 mod refusals;
+mod sequences;
 mod support;
 mod takeover;
