@@ -18,11 +18,14 @@ pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
 
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
+use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
+use crate::relay::route::is_topic;
 use bytesize::ByteSize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 const APP_NAME: &str = "owlpost";
@@ -52,6 +55,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// What a record looks like.
     pub records: RecordConfig,
+    /// What becomes of facts that cannot be published.
+    pub policies: Policies,
     /// Every limit.
     pub limits: Limits,
     /// Where the health port listens; none when it is switched off.
@@ -253,6 +258,7 @@ impl Config {
             ),
             metadata_headers: boolean(p, "METADATA_HEADERS", &raw.metadata_headers),
         };
+        let policies = policies(raw, p);
         // Read before it is needed, because the connection takes it as a fallback.
         let tcp_user_timeout =
             duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
@@ -291,6 +297,7 @@ impl Config {
                 publication,
                 kafka: KafkaConfig { brokers, client_id: app_name },
                 records,
+                policies,
                 limits,
                 http,
                 metrics_port,
@@ -622,6 +629,45 @@ fn log_level(raw: &RawConfig, p: &mut Problems) -> String {
         p.add("LOG_LEVEL", format!("{level:?} is no level; use error, warn, info, debug or trace"));
     }
     level.to_owned()
+}
+
+fn policies(raw: &RawConfig, p: &mut Problems) -> Policies {
+    const POLICIES: [(&str, Policy); 2] =
+        [("dead-letter", Policy::DeadLetter), ("skip", Policy::Skip)];
+    let general = choice(p, "POISON_POLICY", &raw.poison_policy, ("halt", Policy::Halt), &POLICIES);
+    let mut by_topic = Vec::new();
+    for entry in set(&raw.poison_policy_topics).into_iter().flat_map(|list| list.split(',')) {
+        let entry = entry.trim();
+        let is_pattern = |text: &str| !text.is_empty() && is_topic(&text.replace('*', "x"));
+        match entry.split_once('=').map(|(topic, policy)| (topic.trim(), policy.trim().parse())) {
+            Some((topic, Ok(policy))) if is_pattern(topic) => {
+                by_topic.push((TopicPattern::new(topic), policy));
+            }
+            _ => p.add(
+                "POISON_POLICY_TOPICS",
+                format!("{entry:?}: write topic=policy, with halt, dead-letter or skip"),
+            ),
+        }
+    }
+    let dead_letter_topic = set(&raw.dead_letter_topic).map(Arc::from);
+    let wanted = general == Policy::DeadLetter
+        || by_topic.iter().any(|(_, policy)| *policy == Policy::DeadLetter);
+    match &dead_letter_topic {
+        Some(topic) if !is_topic(topic) => p.add(
+            "DEAD_LETTER_TOPIC",
+            format!("{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -"),
+        ),
+        Some(_) if !wanted => p.add(
+            "DEAD_LETTER_TOPIC",
+            "no policy is dead-letter: set POISON_POLICY or POISON_POLICY_TOPICS, or remove this"
+                .to_owned(),
+        ),
+        None if wanted => {
+            p.add("DEAD_LETTER_TOPIC", "is wanted, because a policy is dead-letter".to_owned())
+        }
+        _ => {}
+    }
+    Policies { general, by_topic, dead_letter_topic }
 }
 
 /// One of a few words.

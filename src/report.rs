@@ -1,7 +1,8 @@
 //! Puts the engine's events and standing into words: log lines and the health board.
 
 use crate::http::{self, Health, Snapshot};
-use crate::relay::event::{Event, Halted};
+use crate::relay::event::{Event, GivenUp, Halted};
+use crate::relay::poison::Policy;
 use crate::relay::producer::Blocked;
 use crate::relay::{Standing, State};
 use factlib_protocol::Lsn;
@@ -15,13 +16,23 @@ pub(crate) struct Report {
     slot: String,
     health: Arc<Health>,
     published: u64,
+    skipped: u64,
+    dead_lettered: u64,
     halted_since: Option<(Halted, SystemTime)>,
     due: bool,
 }
 
 impl Report {
     pub(crate) fn new(slot: &str, health: Arc<Health>) -> Self {
-        Self { slot: slot.to_owned(), health, published: 0, halted_since: None, due: true }
+        Self {
+            slot: slot.to_owned(),
+            health,
+            published: 0,
+            skipped: 0,
+            dead_lettered: 0,
+            halted_since: None,
+            due: true,
+        }
     }
 
     /// True when something happened that health should show at once.
@@ -112,12 +123,32 @@ impl Report {
             ),
             Event::SequencesLost { topic, partition, cause, facts } => warn!(
                 %topic, partition, cause, facts,
-                "the broker does not know the producer's sequence any more; these facts may be repeated"
+                "the producer's sequence begins anew in this partition; so many facts may be repeated"
             ),
+            Event::GivenUp(given_up) => self.given_up(given_up),
             Event::Throttled { broker, throttle } => warn!(broker, ?throttle, "throttled by quota"),
             Event::Stopping { unsettled } => {
                 info!(slot, unsettled, "stopping: settling what was read");
             }
+        }
+    }
+
+    fn given_up(&mut self, given_up: &GivenUp) {
+        let GivenUp { policy, poison, partition, position, facts } = given_up;
+        let (slot, cause, topic) = (&self.slot, poison.cause.as_str(), poison.topic.as_deref());
+        let reason = &poison.reason;
+        if *policy == Policy::DeadLetter {
+            self.dead_lettered += *facts as u64;
+            error!(
+                slot, topic, partition, %position, facts, cause, error = reason,
+                "dead letter: facts that cannot be published go to the dead-letter topic"
+            );
+        } else {
+            self.skipped += *facts as u64;
+            error!(
+                slot, topic, partition, %position, facts, cause, error = reason,
+                "skipped: facts that cannot be published are not in Kafka"
+            );
         }
     }
 
@@ -149,6 +180,8 @@ impl Report {
             confirmed_lsn: lsn(standing.confirmed),
             in_flight_bytes: standing.unsettled_bytes as u64,
             published: self.published,
+            skipped: self.skipped,
+            dead_lettered: self.dead_lettered,
             ..shown
         });
     }

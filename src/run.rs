@@ -269,6 +269,7 @@ fn settings(config: &Config) -> Settings {
         metadata_age_max: config.limits.metadata_age,
         batch_bytes: config.limits.batch_bytes,
         batch_records: config.limits.batch_records,
+        policies: config.policies.clone(),
         in_flight_per_partition: config.limits.in_flight,
         startup_timeout: config.limits.startup,
         seed: u64::from_ne_bytes(seed),

@@ -12,13 +12,14 @@ mod model;
 use factlib::relay::backoff::Jitter;
 use factlib::relay::batch::Record;
 use factlib::relay::error_code::*;
-use factlib::relay::event::Event;
+use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::fact::Fact;
 use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::ledger::Ledger;
+use factlib::relay::poison::{Policies, Policy};
 use factlib::relay::position::{Position, Unit};
 use factlib::relay::producer::{Producer, Route, Settings};
 use factlib::relay::route::{Headers, Source};
@@ -26,11 +27,12 @@ use factlib_protocol::Lsn;
 use model::{Dice, Fate, Producers};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 const BROKERS: usize = 3;
 const TOPIC: &str = "facts.fact";
+const DEAD: &str = "facts.dead";
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A batch in a log.
@@ -95,6 +97,10 @@ struct World {
     events: VecDeque<Event>,
     headers: Headers,
     logs: Vec<Log>,
+    /// Of the dead-letter topic.
+    dead: Vec<Log>,
+    /// Facts that were given up, and neither stored nor on their way to the dead letters.
+    skipped: HashSet<u64>,
     connections: Vec<Connection>,
     /// Requests of connections that are gone, which the broker has not read yet.
     late: Vec<VecDeque<Vec<PartitionBatch>>>,
@@ -102,11 +108,16 @@ struct World {
     init: bool,
     producers: i64,
     pushed: u64,
+    /// Where each fact was given.
+    partition_of: HashMap<u64, u32>,
     /// The next fact waits for its topic.
     waits: bool,
     /// The broker refuses this fact until somebody does something about it.
     refused: HashSet<u64>,
     faults: bool,
+    deleted: bool,
+    /// Facts that are refused wait.
+    halting: bool,
     /// Brokers lose what they knew of a producer for no reason.
     forgetful: bool,
     /// The producer had to start a new epoch, or was forgotten: repeats are possible.
@@ -124,6 +135,15 @@ impl World {
             batch_bytes: 200 + dice.below(1500),
             batch_records: 1 + dice.below(10),
             in_flight: 1 + dice.below(5),
+            policies: Policies {
+                general: match seed % 3 {
+                    0 => Policy::Halt,
+                    1 => Policy::Skip,
+                    _ => Policy::DeadLetter,
+                },
+                by_topic: Vec::new(),
+                dead_letter_topic: Some(DEAD.into()),
+            },
         };
         let mut producer = Producer::new(settings, Jitter::new(seed));
         producer.begin(now);
@@ -133,6 +153,7 @@ impl World {
             ..Log::default()
         };
         let logs = (0..2).map(|_| log(&mut dice)).collect();
+        let dead = (0..2).map(|_| log(&mut dice)).collect();
         Self {
             trace,
             now,
@@ -141,15 +162,20 @@ impl World {
             events: VecDeque::new(),
             headers: Headers::default(),
             logs,
+            dead,
+            skipped: HashSet::new(),
             connections: (0..BROKERS).map(|_| Connection::default()).collect(),
             late: vec![VecDeque::new(); BROKERS],
             metadata: None,
             init: false,
             producers: 0,
             pushed: 0,
+            partition_of: HashMap::new(),
             waits: false,
             refused: HashSet::new(),
             faults: true,
+            deleted: false,
+            halting: seed.is_multiple_of(3),
             forgetful: seed.is_multiple_of(2),
             restarted: false,
             counts: BTreeMap::new(),
@@ -185,10 +211,11 @@ impl World {
         let fact = Fact::decode(fact.as_bytes()).unwrap();
         let source = Source::new(1, 1);
         self.headers.fill(&fact, &source, &position, unit.lsn, false, &mut String::new());
-        let value = vec![7; self.dice.below(200)];
-        let key = id.as_bytes();
+        let value = vec![7; self.dice.below(300)];
+        let key = Some(id.as_bytes());
         let record = Record { timestamp_ms: 0, key, value: Some(&value), headers: &self.headers };
         let partition = u32::try_from(self.dice.below(partitions as usize)).unwrap();
+        self.partition_of.insert(number, partition);
         self.ledger.begin(unit);
         self.producer.push(topic, partition, position, &record, &mut self.ledger);
         self.ledger.end(unit, Lsn(10 * number + 5));
@@ -210,21 +237,18 @@ impl World {
                 }
                 Request::Produce { broker, batches, .. } => {
                     let broker = usize::try_from(broker).unwrap();
-                    if self.connections.iter().enumerate().any(|(id, connection)| {
-                        let sent = connection.requests.iter().flatten();
-                        let partitions: Vec<_> =
-                            batches.iter().map(|batch| batch.partition).collect();
-                        id != broker
-                            && sent.into_iter().any(|batch| partitions.contains(&batch.partition))
-                    }) {
-                        panic!("one partition's batches are on their way to two brokers");
-                    }
-                    if self.connections[broker]
-                        .requests
-                        .iter()
-                        .flatten()
-                        .any(|sent| batches.iter().any(|batch| batch.partition == sent.partition))
-                    {
+                    let there = |sent: &PartitionBatch| {
+                        let mut batches = batches.iter();
+                        batches.any(|batch| {
+                            (&batch.topic, batch.partition) == (&sent.topic, sent.partition)
+                        })
+                    };
+                    let mut connections = self.connections.iter().enumerate();
+                    let elsewhere = connections.any(|(id, connection)| {
+                        id != broker && connection.requests.iter().flatten().any(there)
+                    });
+                    assert!(!elsewhere, "one partition's batches are on their way to two brokers");
+                    if self.connections[broker].requests.iter().flatten().any(there) {
                         self.saw("several in flight");
                     }
                     self.connections[broker].requests.push_back(batches);
@@ -240,15 +264,32 @@ impl World {
                 eprintln!("  {event:?}");
             }
             match event {
-                Event::SequencesLost { .. } => {
-                    self.restarted = true;
+                Event::SequencesLost { facts, .. } => {
+                    self.restarted |= facts > 0;
                     self.saw("started over");
+                }
+                Event::GivenUp(GivenUp {
+                    policy: Policy::Skip, poison, position, facts, ..
+                }) => {
+                    self.saw(&format!("skipped: {}", poison.cause));
+                    self.skip(position, facts);
+                }
+                Event::GivenUp(GivenUp { poison, .. }) => {
+                    self.saw(&format!("dead letter: {}", poison.cause));
                 }
                 Event::PartitionRecovered { .. } => self.saw("recovered"),
                 Event::PartitionsChanged { .. } => self.saw("more partitions seen"),
                 _ => {}
             }
         }
+    }
+
+    /// A batch holds a run of its partition's facts.
+    fn skip(&mut self, first: Position, facts: usize) {
+        let first = first.unit.lsn.0 / 10;
+        let partition = self.partition_of[&first];
+        let there = (first..).filter(|fact| self.partition_of.get(fact) == Some(&partition));
+        self.skipped.extend(there.take(facts));
     }
 
     // ---- the cluster's side ----
@@ -263,6 +304,7 @@ impl World {
         let mut found = Vec::new();
         for name in topics {
             let error = match self.dice.below(100) {
+                _ if self.deleted && &*name == TOPIC => UNKNOWN_TOPIC_OR_PARTITION,
                 0..3 if self.faults => UNKNOWN_TOPIC_OR_PARTITION,
                 3..6 if self.faults => LEADER_NOT_AVAILABLE,
                 _ => NONE,
@@ -271,14 +313,15 @@ impl World {
                 self.saw(&format!("metadata: {}", name_of(error)));
             }
             let mut partitions = Vec::new();
-            for index in 0..self.logs.len() {
+            let leaders: Vec<usize> = self.logs_of(&name).iter().map(|log| log.leader).collect();
+            for (index, leader) in leaders.into_iter().enumerate() {
                 let leader = match self.dice.below(100) {
                     0..5 if self.faults => None,
                     5..10 if self.faults => {
                         self.saw("metadata is stale");
                         Some(self.dice.below(BROKERS))
                     }
-                    _ => Some(self.logs[index].leader),
+                    _ => Some(leader),
                 };
                 let leader = leader.map(|leader| i32::try_from(leader).unwrap());
                 partitions.push(PartitionMetadata { index: i32::try_from(index).unwrap(), leader });
@@ -309,10 +352,17 @@ impl World {
         self.answer(Answer::ProducerId(answer));
     }
 
+    fn logs_of(&mut self, topic: &str) -> &mut Vec<Log> {
+        if topic == DEAD { &mut self.dead } else { &mut self.logs }
+    }
+
     /// A broker comes to a batch: the error code that it answers.
     fn arrive(&mut self, broker: usize, batch: &PartitionBatch, answered: bool) -> i16 {
         let index = usize::try_from(batch.partition).unwrap();
-        if self.logs[index].leader != broker {
+        if self.deleted && &*batch.topic == TOPIC {
+            return UNKNOWN_TOPIC_OR_PARTITION;
+        }
+        if self.logs_of(&batch.topic)[index].leader != broker {
             return NOT_LEADER_OR_FOLLOWER;
         }
         let decoded = RecordBatch::read(&mut std::io::Cursor::new(&batch.batch)).unwrap();
@@ -326,10 +376,13 @@ impl World {
             base: decoded.base_sequence,
             facts: records.into_iter().map(fact).collect(),
         };
-        if batch.batch.len() > self.logs[index].bytes_max && appended.facts.len() > 1 {
+        // A single fact always fits under the halting policy, or it would halt for ever; so does a dead
+        // letter that cannot be cut any more.
+        let single = appended.facts.len() == 1 && (self.halting || &*batch.topic == DEAD);
+        if batch.batch.len() > self.logs_of(&batch.topic)[index].bytes_max && !single {
             return MESSAGE_TOO_LARGE;
         }
-        if appended.facts.iter().any(|fact| self.refused.contains(fact)) {
+        if &*batch.topic == TOPIC && appended.facts.iter().any(|fact| self.refused.contains(fact)) {
             return INVALID_RECORD;
         }
         let fault = if self.faults && answered { self.dice.below(100) } else { 100 };
@@ -349,7 +402,7 @@ impl World {
         if before != NONE {
             return before;
         }
-        let log = &mut self.logs[index];
+        let log = &mut self.logs_of(&batch.topic)[index];
         if let Fate::Refused(error) = log.arrive(&appended) {
             return error;
         }
@@ -363,7 +416,9 @@ impl World {
         };
         if after == NONE {
             log.replicated = log.batches.len();
-            self.check_order(index);
+            if &*batch.topic == TOPIC {
+                self.check_order(index);
+            }
         }
         after
     }
@@ -443,11 +498,13 @@ impl World {
     }
 
     fn move_leader(&mut self) {
-        let index = self.dice.below(self.logs.len());
-        let broker = self.dice.below(BROKERS);
-        let log = &mut self.logs[index];
+        let topic = if self.dice.percent(20) { DEAD } else { TOPIC };
+        let count = self.logs_of(topic).len();
+        let (index, broker) = (self.dice.below(count), self.dice.below(BROKERS));
+        let kept = self.dice.next();
+        let log = &mut self.logs_of(topic)[index];
         let unreplicated = log.batches.len() - log.replicated;
-        let kept = log.replicated + self.dice.below(unreplicated + 1);
+        let kept = log.replicated + usize::try_from(kept % (unreplicated as u64 + 1)).unwrap();
         let cut = kept < log.batches.len();
         log.leader = broker;
         log.cut(kept);
@@ -476,7 +533,8 @@ impl World {
         let replicated = |log: &Log| {
             log.batches[..log.replicated].iter().map(|batch| batch.facts.len()).sum::<usize>()
         };
-        if self.logs.iter().map(replicated).sum::<usize>() < usize::try_from(confirmed).unwrap() {
+        let stored: usize = self.logs.iter().chain(&self.dead).map(replicated).sum();
+        if stored + self.skipped.len() < usize::try_from(confirmed).unwrap() {
             panic!("{confirmed} facts are confirmed, and not so many are stored");
         }
     }
@@ -488,9 +546,11 @@ impl World {
             let batches = log.batches[..log.replicated].to_vec();
             batches.into_iter().flat_map(|batch| batch.facts)
         };
-        let stored: HashSet<u64> = self.logs.iter().flat_map(replicated).collect();
+        let stored: HashSet<u64> =
+            self.logs.iter().chain(&self.dead).flat_map(replicated).collect();
         for fact in 1..=confirmed {
-            assert!(stored.contains(&fact), "fact {fact} is confirmed and not stored");
+            let done = stored.contains(&fact) || self.skipped.contains(&fact);
+            assert!(done, "fact {fact} is confirmed and not stored");
         }
         (0..self.logs.len()).for_each(|index| self.check_order(index));
     }
@@ -512,6 +572,7 @@ impl World {
                 self.logs.push(Log { bytes_max: 1_000_000, ..Log::default() });
             }
             93 if self.faults && self.dice.percent(20) => self.long_silence(),
+            94 if self.faults && self.dice.percent(20) => self.delete_or_create(),
             _ => self.pass(),
         }
         self.check_promise();
@@ -521,6 +582,12 @@ impl World {
         let nap = Duration::from_millis(1 + self.dice.next() % 300);
         let next = self.producer.deadline(true).unwrap_or(self.now + nap);
         self.now = if self.dice.percent(50) { self.now.max(next) } else { self.now + nap };
+    }
+
+    /// The topic is not there any more, as far as clients can see. Its facts are, so that they can be counted.
+    fn delete_or_create(&mut self) {
+        self.deleted = !self.deleted;
+        self.saw(if self.deleted { "topic deleted" } else { "topic made again" });
     }
 
     /// Nobody has said anything for a day, and the brokers forget the producers.
@@ -533,12 +600,14 @@ impl World {
         // A repeat of what nobody has answered cannot be recognised any more.
         self.restarted |= self.producer.unsettled_facts() > 0;
         self.now += 24 * HOUR;
-        self.logs.iter_mut().for_each(|log| log.producers = Producers::default());
+        let logs = self.logs.iter_mut().chain(&mut self.dead);
+        logs.for_each(|log| log.producers = Producers::default());
     }
 
     /// No more faults, and somebody has repaired what needed it.
     fn heal(&mut self) {
         self.faults = false;
+        self.deleted = false;
         self.refused.clear();
         for _ in 0..20_000 {
             if self.ledger.flush() == Lsn(10 * self.pushed + 5) {
@@ -555,6 +624,9 @@ impl World {
             }
         }
         let confirmed = self.ledger.flush();
+        if self.trace {
+            eprintln!("{:#?} {:#?}", self.ledger, self.producer);
+        }
         assert!(
             self.pushed == 0 || confirmed == Lsn(10 * self.pushed + 5),
             "no progress: {confirmed}"
@@ -619,6 +691,10 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
         "UNDEFINED_ERROR_CODE",
         "answer lost",
         "connection lost",
+        "dead letter: not-authorized",
+        "dead letter: rejected",
+        "dead letter: too-large",
+        "dead letter: topic-missing",
         "late: NONE",
         "late: NOT_LEADER_OR_FOLLOWER",
         "late: OUT_OF_ORDER_SEQUENCE_NUMBER",
@@ -632,8 +708,14 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
         "no metadata",
         "recovered",
         "several in flight",
+        "skipped: not-authorized",
+        "skipped: rejected",
+        "skipped: too-large",
+        "skipped: topic-missing",
         "started over",
         "throttled",
+        "topic deleted",
+        "topic made again",
     ];
     let never: Vec<_> = wanted.iter().filter(|what| !counts.contains_key(**what)).collect();
     assert!(seeds < 20_000 || never.is_empty(), "{never:?} never happened");

@@ -16,6 +16,7 @@ use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata, Unanswered,
 };
+use factlib::relay::poison::Policies;
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
@@ -110,6 +111,7 @@ fn settings(seed: u64) -> Settings {
         // Of two or three facts, and of as many as there are.
         batch_bytes: if seed.is_multiple_of(2) { 500 } else { 393_216 },
         batch_records: 10_000,
+        policies: Policies::HALT,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         startup_timeout: None,
         seed,

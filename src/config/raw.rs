@@ -59,6 +59,17 @@ settings! {
         /// false]
         #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         metadata_headers = "METADATA_HEADERS": "BOOL";
+        /// What becomes of a fact that cannot be published (unreadable envelope, no such topic or no
+        /// right to write to it, too large, refused by the broker): halt there until somebody acts,
+        /// publish it to DEAD_LETTER_TOPIC, or skip it, which is counted and logged [halt,
+        /// dead-letter or skip, default: halt]
+        poison_policy = "POISON_POLICY": "POLICY";
+        /// The same for facts of some topics: comma separated topic=policy, where * in a topic
+        /// stands for any characters; the first that matches decides
+        poison_policy_topics = "POISON_POLICY_TOPICS": "TOPIC=POLICY,...";
+        /// Where dead letters go: the fact as it was emitted, with headers that say why. Required
+        /// with the policy dead-letter
+        dead_letter_topic = "DEAD_LETTER_TOPIC": "TOPIC";
     }
     "PostgreSQL" {
         /// Where the facts are: a postgres:// URL or a keyword=value string with libpq's meaning;

@@ -66,6 +66,7 @@ fn three_settings_are_enough() {
                 value: RecordValue::Envelope,
                 metadata_headers: false,
             },
+            policies: Policies::HALT,
             limits: Limits {
                 in_flight_bytes: 8 << 20,
                 frame_max_bytes: 64 << 20,
@@ -98,6 +99,9 @@ fn every_setting_takes_effect() {
         kafka_value: some("payload"),
         kafka_timestamp: some("publish"),
         metadata_headers: some("yes"),
+        poison_policy: some("skip"),
+        poison_policy_topics: some("orders.audit=dead-letter, *.order=halt"),
+        dead_letter_topic: some("dead.letters"),
         replication_slot_name: some("orders_1"),
         publication_name: some("Orders' facts"),
         wal_sender_timeout: some("1m 30s"),
@@ -136,6 +140,17 @@ fn every_setting_takes_effect() {
             timestamp: RecordTimestamp::Publish,
             value: RecordValue::Payload,
             metadata_headers: true
+        }
+    );
+    assert_eq!(
+        config.policies,
+        Policies {
+            general: Policy::Skip,
+            by_topic: vec![
+                (TopicPattern::new("orders.audit"), Policy::DeadLetter),
+                (TopicPattern::new("*.order"), Policy::Halt)
+            ],
+            dead_letter_topic: Some("dead.letters".into()),
         }
     );
     assert_eq!((&*config.slot, &*config.publication), ("orders_1", "Orders' facts"));
@@ -185,6 +200,9 @@ fn all_problems_are_reported_at_once_and_in_order() {
         kafka_value: text("both"),
         kafka_timestamp: text("now"),
         metadata_headers: text("maybe"),
+        poison_policy: text("drop"),
+        dead_letter_topic: None,
+        poison_policy_topics: text("orders.audit=dead-letter,x y=skip,orders.*=drop,skip"),
         master_database_url: text("postgres://db:5432/app?sslmode=require&fun=1"),
         replication_slot_name: text("Factlib-Slot"),
         publication_name: Some("x".repeat(64)),
@@ -223,6 +241,11 @@ WAL_PREFIX: "ä" contains 'ä', which no topic may; use a-z A-Z 0-9 . _ -
 KAFKA_VALUE: "both" is not one of: envelope, payload
 KAFKA_TIMESTAMP: "now" is not one of: commit, publish
 METADATA_HEADERS: "maybe" is neither true nor false
+POISON_POLICY: "drop" is not one of: halt, dead-letter, skip
+POISON_POLICY_TOPICS: "x y=skip": write topic=policy, with halt, dead-letter or skip
+POISON_POLICY_TOPICS: "orders.*=drop": write topic=policy, with halt, dead-letter or skip
+POISON_POLICY_TOPICS: "skip": write topic=policy, with halt, dead-letter or skip
+DEAD_LETTER_TOPIC: is wanted, because a policy is dead-letter
 MASTER_DATABASE_URL: unknown parameter "fun", in postgres://db:5432/app?sslmode=require&fun=1
 REPLICATION_SLOT_NAME: "Factlib-Slot" is not a slot name; PostgreSQL wants 1 to 63 of a-z 0-9 _
 PUBLICATION_NAME: "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" has more than 63 bytes; choose a shorter name

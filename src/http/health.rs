@@ -33,6 +33,10 @@ pub struct Snapshot {
     pub in_flight_bytes: u64,
     /// Facts published by this process.
     pub published: u64,
+    /// Facts that could not be published and were skipped, as the policy says.
+    pub skipped: u64,
+    /// Facts that could not be published and went to the dead-letter topic; `published` counts them, too.
+    pub dead_lettered: u64,
     /// Log lines dropped because nobody read them.
     pub dropped_log_lines: u64,
 }
@@ -110,6 +114,8 @@ impl Health {
                 confirmed_lsn: None,
                 in_flight_bytes: 0,
                 published: 0,
+                skipped: 0,
+                dead_lettered: 0,
                 dropped_log_lines: 0,
             }),
         }

@@ -15,6 +15,10 @@ pub const BATCH_BYTES_MAX: usize = 900_000;
 /// and us no less per record, and the live records leave the processor's cache.
 pub const BATCH_BYTES_FULL: usize = 384 * 1024;
 
+/// A longer value is not tried: by default a broker closes the connection over a request of more than 100 MiB
+/// (`socket.request.max.bytes`), which looks like a fault of the network and would be repeated for ever.
+pub(super) const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
+
 const HEADER_LEN: usize = 61;
 /// The checksum covers everything from here to the end.
 const ATTRIBUTES: usize = 21;
@@ -24,8 +28,8 @@ const ATTRIBUTES: usize = 21;
 pub struct Record<'a> {
     /// Create time in milliseconds since 1970.
     pub timestamp_ms: i64,
-    /// Key: the aggregate id.
-    pub key: &'a [u8],
+    /// Key: the aggregate id. None only for a dead letter whose envelope cannot be read.
+    pub key: Option<&'a [u8]>,
     /// Value, or none for a tombstone.
     pub value: Option<&'a [u8]>,
     /// Headers.
@@ -37,7 +41,7 @@ impl Record<'_> {
     fn body_len(&self, timestamp_delta: i64, offset_delta: i64) -> usize {
         1 + varint_len(timestamp_delta)
             + varint_len(offset_delta)
-            + bytes_len(Some(self.key))
+            + bytes_len(self.key)
             + bytes_len(self.value)
             + varint_len(i64::from(self.headers.count()))
             + self.headers.encoded().len()
@@ -106,7 +110,7 @@ impl OpenBatch {
         out.push(0);
         write_varint(out, timestamp_delta);
         write_varint(out, offset_delta);
-        write_bytes(out, Some(record.key));
+        write_bytes(out, record.key);
         write_bytes(out, record.value);
         write_varint(out, i64::from(record.headers.count()));
         out.extend_from_slice(record.headers.encoded());
@@ -222,38 +226,43 @@ impl Batch {
         Ok(parts)
     }
 
+    /// The records as they are encoded.
+    pub(super) fn encoded_records(&self) -> impl Iterator<Item = EncodedRecord<'_>> {
+        let mut rest = self.encoded.get(HEADER_LEN..).unwrap_or_default();
+        let base = self.encoded.get(27..35).and_then(|base| base.try_into().ok());
+        let base_timestamp = base.map_or(0, i64::from_be_bytes);
+        (0..self.records).map_while(move |_| EncodedRecord::read(&mut rest, base_timestamp))
+    }
+
     fn split_at(&self, half: i32) -> Option<[Self; 2]> {
-        let mut rest = self.encoded.get(HEADER_LEN..)?;
-        let base_timestamp = self.encoded.get(27..35)?.try_into().map(i64::from_be_bytes).ok()?;
         let mut parts = [OpenBatch::new(self.first), OpenBatch::new(self.first)];
-        for index in 0..self.records {
-            let len = usize::try_from(read_varint(&mut rest)?).ok()?;
-            let (mut record, after) = rest.split_at_checked(len)?;
-            rest = after;
-            record = record.get(1..)?;
-            let timestamp = base_timestamp + read_varint(&mut record)?;
-            read_varint(&mut record)?;
+        for record in self.encoded_records() {
             let [first, second] = &mut parts;
-            if index == half {
-                // Errors name it.
-                second.first = position_of(record).unwrap_or(self.first);
+            if first.records < half {
+                first.push_encoded(&record);
+            } else {
+                if second.records == 0 {
+                    // Errors name it.
+                    second.first = record.position().unwrap_or(self.first);
+                }
+                second.push_encoded(&record);
             }
-            let part = if index < half { first } else { second };
-            part.push_encoded(timestamp, record);
         }
-        Some(parts.map(OpenBatch::seal))
+        let complete = parts.iter().map(|part| part.records).sum::<i32>() == self.records;
+        complete.then(|| parts.map(OpenBatch::seal))
     }
 }
 
 impl OpenBatch {
-    /// Appends a record whose key, value and headers are encoded already.
-    fn push_encoded(&mut self, timestamp_ms: i64, rest: &[u8]) {
+    /// Appends a record as it is encoded in another batch.
+    fn push_encoded(&mut self, record: &EncodedRecord<'_>) {
         if self.records == 0 {
-            self.base_timestamp = timestamp_ms;
+            self.base_timestamp = record.timestamp_ms;
         }
-        self.max_timestamp = self.max_timestamp.max(timestamp_ms);
-        let timestamp_delta = timestamp_ms - self.base_timestamp;
+        self.max_timestamp = self.max_timestamp.max(record.timestamp_ms);
+        let timestamp_delta = record.timestamp_ms - self.base_timestamp;
         let offset_delta = i64::from(self.records);
+        let rest = record.encoded;
         let out = &mut self.encoded;
         write_len(out, 1 + varint_len(timestamp_delta) + varint_len(offset_delta) + rest.len());
         out.push(0);
@@ -264,17 +273,54 @@ impl OpenBatch {
     }
 }
 
-/// The position in the headers of a record, of which `rest` is what follows the offset delta.
-fn position_of(mut rest: &[u8]) -> Option<Position> {
-    let _key = read_bytes(&mut rest)?;
-    let _value = read_bytes(&mut rest)?;
-    for _ in 0..read_varint(&mut rest)? {
-        let (key, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
-        if key == Some(POSITION.as_bytes()) {
-            return Position::from_text(value?);
-        }
+/// A record in a batch, borrowed from it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EncodedRecord<'a> {
+    pub(super) timestamp_ms: i64,
+    pub(super) key: Option<&'a [u8]>,
+    pub(super) value: Option<&'a [u8]>,
+    pub(super) header_count: u32,
+    /// See [`Headers::encoded`].
+    pub(super) headers: &'a [u8],
+    /// Everything that does not depend on the batch: key, value and headers.
+    encoded: &'a [u8],
+}
+
+impl<'a> EncodedRecord<'a> {
+    fn read(from: &mut &'a [u8], base_timestamp: i64) -> Option<Self> {
+        let len = usize::try_from(read_varint(from)?).ok()?;
+        let (record, after) = from.split_at_checked(len)?;
+        *from = after;
+        let mut record = record.get(1..)?;
+        let timestamp_ms = base_timestamp + read_varint(&mut record)?;
+        let _offset_delta = read_varint(&mut record)?;
+        let encoded = record;
+        let key = read_bytes(&mut record)?;
+        let value = read_bytes(&mut record)?;
+        let header_count = u32::try_from(read_varint(&mut record)?).ok()?;
+        Some(Self { timestamp_ms, key, value, header_count, headers: record, encoded })
     }
-    None
+
+    /// The value of the first header of this name.
+    fn header(&self, name: &str) -> Option<&'a [u8]> {
+        let mut rest = self.headers;
+        for _ in 0..self.header_count {
+            let (key, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
+            if key == Some(name.as_bytes()) {
+                return value;
+            }
+        }
+        None
+    }
+
+    pub(super) fn has_header(&self, name: &str) -> bool {
+        self.header(name).is_some()
+    }
+
+    /// Where the fact stands in delivery order.
+    pub(super) fn position(&self) -> Option<Position> {
+        Position::from_text(self.header(POSITION)?)
+    }
 }
 
 fn read_bytes<'a>(from: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
@@ -391,7 +437,7 @@ mod tests {
             let mut open = OpenBatch::new(position(0));
             for (index, (timestamp_ms, key, value)) in facts.iter().enumerate() {
                 let headers = headers(u32::try_from(index).unwrap());
-                let record = Record { timestamp_ms: *timestamp_ms, key, value: value.as_deref(), headers: &headers };
+                let record = Record { timestamp_ms: *timestamp_ms, key: Some(key), value: value.as_deref(), headers: &headers };
                 prop_assert!(open.has_room_for(&record, usize::MAX));
                 open.push(&record);
             }
@@ -432,7 +478,7 @@ mod tests {
     fn a_stamped_batch_keeps_its_bytes() {
         let mut open = OpenBatch::new(position(0));
         let headers = headers(0);
-        open.push(&Record { timestamp_ms: 5, key: b"k", value: None, headers: &headers });
+        open.push(&Record { timestamp_ms: 5, key: Some(b"k"), value: None, headers: &headers });
         let mut batch = open.seal();
         batch.set_stamp(PRODUCER, 7);
         let first = batch.encoded();
@@ -448,7 +494,8 @@ mod tests {
         let mut open = OpenBatch::new(position(0));
         let headers = headers(0);
         let value = vec![7; 200_000];
-        let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
+        let record =
+            Record { timestamp_ms: 5, key: Some(b"k"), value: Some(&value), headers: &headers };
         while open.has_room_for(&record, usize::MAX) {
             open.push(&record);
         }
@@ -464,7 +511,8 @@ mod tests {
         let mut open = OpenBatch::new(position(0));
         let headers = headers(0);
         let value = vec![7; 2_000_000];
-        let record = Record { timestamp_ms: 5, key: b"k", value: Some(&value), headers: &headers };
+        let record =
+            Record { timestamp_ms: 5, key: Some(b"k"), value: Some(&value), headers: &headers };
         assert!(open.has_room_for(&record, usize::MAX));
         open.push(&record);
         assert!(!open.has_room_for(&record, usize::MAX));

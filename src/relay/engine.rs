@@ -5,6 +5,7 @@ use super::event::{Event, Halted};
 use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone};
 use super::ledger::Ledger;
+use super::oversize::Oversize;
 use super::position::{Class, Position, Timelines, Unit};
 use super::producer::{self, Producer};
 use super::route::{Headers, Source};
@@ -118,6 +119,8 @@ pub struct Relay {
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
     /// one position does for all partitions.
     pub(super) enqueued: Option<Position>,
+    /// A message that is over the limit and being read past.
+    pub(super) oversize: Option<Oversize>,
     /// Prefixes of others that were named already.
     pub(super) foreign: Vec<Box<[u8]>>,
     pub(super) stopping: Option<Stopping>,
@@ -141,6 +144,7 @@ impl Relay {
             batch_bytes: settings.batch_bytes,
             batch_records: settings.batch_records,
             in_flight: settings.in_flight_per_partition,
+            policies: settings.policies.clone(),
         };
         Self {
             started: None,
@@ -170,6 +174,7 @@ impl Relay {
             read_to: Lsn::INVALID,
             ended: None,
             enqueued: None,
+            oversize: None,
             foreign: Vec::new(),
             stopping: None,
             exited: false,
@@ -404,6 +409,7 @@ impl Relay {
         self.ended = None;
         self.ledger.disconnected();
         self.receive = BytesMut::new();
+        self.oversize = None;
         self.stuck = None;
         self.paused = None;
         self.drained = true;

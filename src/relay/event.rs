@@ -1,6 +1,7 @@
 //! What is worth telling: one vocabulary for log, health and, later, metrics.
 
 use super::kafka::BrokerId;
+use super::poison::{Poison, Policy};
 use super::position::Position;
 use super::producer::Blocked;
 use factlib_protocol::Lsn;
@@ -116,8 +117,9 @@ pub enum Event {
         /// Partitions there are.
         to: usize,
     },
-    /// The broker does not know our sequences any more. What is not stored goes under another epoch, and
-    /// what was stored of it without our knowing is repeated.
+    /// The sequences of a partition begin anew, because the broker does not know them any more or a batch was
+    /// given up. What is not stored goes under another epoch, and what was stored of it without our knowing
+    /// is repeated.
     SequencesLost {
         /// Topic.
         topic: Arc<str>,
@@ -128,6 +130,8 @@ pub enum Event {
         /// Facts that may be repeated.
         facts: usize,
     },
+    /// Facts were given up as their policy says.
+    GivenUp(GivenUp),
     /// A broker asks to be left alone for a while.
     Throttled {
         /// Node id.
@@ -147,6 +151,21 @@ pub enum Event {
         /// Facts without an acknowledgement.
         unsettled: usize,
     },
+}
+
+/// Facts that cannot be published and do not stop the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// [`Policy::Skip`] or [`Policy::DeadLetter`].
+    pub policy: Policy,
+    /// Why, and where they were going.
+    pub poison: Poison,
+    /// The partition that they were going to, if it was known.
+    pub partition: Option<i32>,
+    /// Position of the first.
+    pub position: Position,
+    /// How many.
+    pub facts: usize,
 }
 
 /// A fact that can be neither published nor passed over.

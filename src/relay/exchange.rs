@@ -3,6 +3,7 @@
 use super::event::Event;
 use super::gone::{Exit, Gone};
 use super::kafka::{Answer, Request};
+use super::poison::Policies;
 use bytes::BytesMut;
 use factlib_protocol::{Lsn, Timestamp};
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub struct Settings {
     pub in_flight_per_partition: usize,
     /// How long the first contact with PostgreSQL and Kafka may take; none is for ever.
     pub startup_timeout: Option<Duration>,
+    /// What becomes of facts that cannot be published.
+    pub policies: Policies,
     /// Seed of the jitter.
     pub seed: u64,
 }

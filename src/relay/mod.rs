@@ -27,6 +27,8 @@ pub mod fact;
 pub mod gone;
 pub mod kafka;
 pub mod ledger;
+mod oversize;
+pub mod poison;
 pub mod policy;
 pub mod position;
 pub mod producer;

@@ -31,6 +31,13 @@ pub enum Verdict {
     ClientRefused,
 }
 
+impl Verdict {
+    /// True if a batch that was answered so may have been appended.
+    pub fn is_ambiguous(self) -> bool {
+        matches!(self, Self::Moved | Self::Retry)
+    }
+}
+
 /// What the error code of a topic in a Metadata answer leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TopicVerdict {
@@ -285,7 +292,7 @@ mod tests {
             KAFKA_STORAGE_ERROR,
         ];
         for code in ambiguous {
-            assert!(matches!(produce(code), Verdict::Retry | Verdict::Moved), "{}", name(code));
+            assert!(produce(code).is_ambiguous(), "{}", name(code));
         }
     }
 

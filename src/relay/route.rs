@@ -125,6 +125,16 @@ impl Headers {
         }
     }
 
+    /// The headers of a fact of which only the position is known.
+    pub fn fill_unreadable(&mut self, source: &Source, position: &Position, lsn: Lsn) {
+        self.count = 0;
+        self.encoded.clear();
+        self.push("event_id", source.id(position).hyphenated().to_string().as_bytes());
+        self.push("LSN", lsn.to_string().as_bytes());
+        self.push(POSITION, &position.text());
+        self.push("factlib_source", source.as_str().as_bytes());
+    }
+
     /// Number of headers.
     pub fn count(&self) -> u32 {
         self.count
@@ -135,7 +145,12 @@ impl Headers {
         &self.encoded
     }
 
-    fn push(&mut self, key: &str, value: &[u8]) {
+    /// Headers of a record that is encoded already, and room for more.
+    pub(super) fn from_encoded(count: u32, encoded: &[u8]) -> Self {
+        Self { count, encoded: encoded.to_vec() }
+    }
+
+    pub(super) fn push(&mut self, key: &str, value: &[u8]) {
         self.count += 1;
         super::batch::write_bytes(&mut self.encoded, Some(key.as_bytes()));
         super::batch::write_bytes(&mut self.encoded, Some(value));

@@ -1,12 +1,14 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
+use super::batch::RECORD_BYTES_MAX;
 use super::batch::Record;
 use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE};
 use super::error_code;
-use super::event::{Event, Halted};
+use super::event::{Event, GivenUp, Halted};
 use super::exchange::{Now, Output};
 use super::fact::Fact;
 use super::gone::{self, Gone};
+use super::poison::{Cause, Poison, Policy};
 use super::position::{Position, Unit};
 use super::producer::Route;
 use super::route;
@@ -19,15 +21,14 @@ use factlib_protocol::replication::XLogData;
 use factlib_protocol::{DecodeError, Fault, Frame, Lsn, Timestamp};
 use factlib_protocol::{backend, pgoutput, replication};
 
-/// Tag, length, and of an XLogData its own tag and the position it starts with.
-const WAL_START_END: usize = 1 + 4 + 1 + 8;
-
-/// The position in the header of an XLogData of which no more need be there.
-fn wal_start(frame: &[u8]) -> Option<Lsn> {
-    let [b'd', _, _, _, _, b'w', wal_start @ ..] = frame.first_chunk::<WAL_START_END>()? else {
-        return None;
-    };
-    Some(Lsn(u64::from_be_bytes(*wal_start)))
+/// A fact that cannot be published, as far as it is known.
+pub(super) struct Letter<'a> {
+    pub(super) position: Position,
+    pub(super) lsn: Lsn,
+    pub(super) timestamp: Timestamp,
+    pub(super) key: Option<&'a [u8]>,
+    /// What was emitted, or its first part.
+    pub(super) value: &'a [u8],
 }
 
 impl Relay {
@@ -38,13 +39,17 @@ impl Relay {
         let mut rest: &[u8] = &buffer;
         let mut failed = None;
         while matches!(self.link, Link::Streaming(_)) && !self.is_paused() {
+            if self.oversize.is_some() && !self.pass_oversize(now, &mut rest) {
+                self.measure();
+                break;
+            }
             let frame = match Frame::decode(rest, self.settings.frame_bytes_max) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                // Where it stands is said in its first bytes.
-                Err(error)
-                    if matches!(error.fault, Fault::TooLong(_)) && rest.len() < WAL_START_END =>
-                {
+                Err(DecodeError { fault: Fault::TooLong(length), .. }) => {
+                    if self.oversize(now, rest, usize::try_from(length).unwrap_or(usize::MAX)) {
+                        continue;
+                    }
                     break;
                 }
                 Err(error) => {
@@ -65,7 +70,8 @@ impl Relay {
         }
         let taken = buffer.len() - rest.len();
         if let Some(error) = failed {
-            self.undecodable(now, error, rest);
+            let cause = format!("what PostgreSQL sent cannot be read: {error}");
+            self.hang_up(now, self.settings.backoff_max, cause);
         }
         if matches!(self.link, Link::Streaming(_)) {
             self.receive = buffer;
@@ -85,32 +91,6 @@ impl Relay {
         let max = (max - max / UNTOLD_SHARE) as u64;
         let bytes = self.held() + self.ledger.untold();
         self.full = bytes >= max || (self.full && bytes > max / 4 * 3);
-    }
-
-    /// `rest` begins with what cannot be read.
-    pub(super) fn undecodable(&mut self, now: Now, error: DecodeError, rest: &[u8]) {
-        let Fault::TooLong(length) = error.fault else {
-            let cause = format!("what PostgreSQL sent cannot be read: {error}");
-            return self.hang_up(now, self.settings.backoff_max, cause);
-        };
-        // Whose it is stands behind what is not read; past it nothing can be.
-        let cause = format!(
-            "a message of {length} bytes, possibly another service's, is over FRAME_MAX_BYTES ({}); raise \
-             it and restart",
-            self.settings.frame_bytes_max
-        );
-        let transaction = match &self.link {
-            Link::Streaming(session) => session.transaction.as_ref(),
-            _ => None,
-        };
-        let position = match (transaction, wal_start(rest)) {
-            (Some(transaction), _) => self.position(transaction.unit, transaction.next_index),
-            (None, Some(lsn)) => self.position(Unit::message(lsn), 0),
-            // No stream has a message so long that is not of the log.
-            (None, None) => return self.hang_up(now, self.settings.backoff_max, cause),
-        };
-        self.halt(position, position.unit.lsn, None, cause);
-        self.stuck = Some(Stuck::Halted);
     }
 
     pub(super) fn frame(&mut self, now: Now, frame: Frame<'_>) -> Result<Flow, DecodeError> {
@@ -253,24 +233,25 @@ impl Relay {
         } else {
             self.name_foreign(message.prefix);
         }
-        if let Link::Streaming(session) = &mut self.link {
-            if let Some(transaction) = &mut session.transaction
-                && !alone
-            {
-                transaction.next_index = index.saturating_add(1);
-            }
-            if alone {
-                session.last_unit = Some(unit);
-                session.feedback.receive(message.lsn);
-                self.end(unit, message.lsn);
-            }
-        }
+        self.message_taken(unit, index, message.lsn);
         Ok(Flow::Taken)
+    }
+
+    /// A message, whoever's, was read, and what it asked for is done.
+    pub(super) fn message_taken(&mut self, unit: Unit, index: u32, lsn: Lsn) {
+        let Link::Streaming(session) = &mut self.link else { return };
+        if let Some(transaction) = &mut session.transaction {
+            transaction.next_index = index.saturating_add(1);
+        } else {
+            session.last_unit = Some(unit);
+            session.feedback.receive(lsn);
+            self.end(unit, lsn);
+        }
     }
 
     /// A prefix that was meant to be ours and is not passes facts over for good: whoever mistyped it can
     /// see so in the log.
-    fn name_foreign(&mut self, prefix: &[u8]) {
+    pub(super) fn name_foreign(&mut self, prefix: &[u8]) {
         let named = &mut self.foreign;
         if named.len() < FOREIGN_NAMED_MAX && !named.iter().any(|known| **known == *prefix) {
             named.push(prefix.into());
@@ -295,7 +276,12 @@ impl Relay {
                     "unreadable envelope: {error}; it was emitted with another format or to another \
                      prefix's owner"
                 );
-                return self.halt(position, lsn, None, reason);
+                self.headers.fill_unreadable(&self.source, &position, lsn);
+                let cause = Cause::UnreadableEnvelope;
+                let poison = Poison { cause, reason, topic: None, attempts: 0 };
+                let value = message.content;
+                let letter = Letter { position, lsn, timestamp, key: None, value };
+                return self.poisoned(now, &letter, poison);
             }
         };
         self.topic.clear();
@@ -303,26 +289,32 @@ impl Relay {
         self.topic.push_str(std::str::from_utf8(message.prefix).unwrap_or_default());
         self.topic.push('.');
         self.topic.push_str(&fact.aggregate_type);
-        if !route::is_topic(&self.topic) {
-            let topic = self.topic.clone();
-            let reason = format!(
-                "{topic:?} cannot be a topic's name: only letters, digits, '.', '_' and '-', at most \
-                 {} of them",
-                route::TOPIC_LEN_MAX
-            );
-            return self.halt(position, lsn, Some(topic), reason);
-        }
-        let (topic, partitions) = match self.producer.route(now.at, &self.topic) {
-            Route::Ready(topic, partitions) => (topic, partitions),
-            Route::Wait => return Flow::Stuck(Stuck::Topic),
-            Route::Missing(code) => {
-                let topic = self.topic.clone();
+        let routed = match route::is_topic(&self.topic) {
+            true => match self.producer.route(now.at, &self.topic) {
+                Route::Ready(topic, partitions) => Ok((topic, partitions)),
+                Route::Wait => return Flow::Stuck(Stuck::Topic),
+                Route::Missing(code) => {
+                    let cause = match code {
+                        error_code::TOPIC_AUTHORIZATION_FAILED => Cause::NotAuthorized,
+                        _ => Cause::TopicMissing,
+                    };
+                    let reason = format!(
+                        "topic {} cannot be used ({}): create it, or allow this client to describe and \
+                         write to it",
+                        self.topic,
+                        error_code::name(code)
+                    );
+                    Err((cause, reason))
+                }
+            },
+            false => {
                 let reason = format!(
-                    "topic {topic} cannot be used ({}): create it, or allow this client to describe \
-                     and write to it",
-                    error_code::name(code)
+                    "{:?} cannot be a topic's name: only letters, digits, '.', '_' and '-', at most {} \
+                     of them",
+                    self.topic,
+                    route::TOPIC_LEN_MAX
                 );
-                return self.halt(position, lsn, Some(topic), reason);
+                Err((Cause::InvalidTopic, reason))
             }
         };
         let key = fact.aggregate_id.as_bytes();
@@ -338,15 +330,83 @@ impl Relay {
             false => Some(message.content),
             true => fact.payload.bytes(),
         };
-        let record =
-            Record { timestamp_ms: timestamp.unix_millis(), key, value, headers: &self.headers };
+        let too_large = || {
+            let reason =
+                "larger than a broker takes in one request by default (100 MiB)".to_owned();
+            (Cause::TooLarge, reason)
+        };
+        let fits = value.is_none_or(|value| value.len() <= RECORD_BYTES_MAX);
+        let (topic, partitions) = match routed
+            .and_then(|to| fits.then_some(to).ok_or_else(too_large))
+        {
+            Ok(to) => to,
+            Err((cause, reason)) => {
+                let poison = Poison { cause, reason, topic: Some(self.topic.clone()), attempts: 0 };
+                let value = message.content;
+                let letter = Letter { position, lsn, timestamp, key: Some(key), value };
+                return self.poisoned(now, &letter, poison);
+            }
+        };
+        let record = Record {
+            timestamp_ms: timestamp.unix_millis(),
+            key: Some(key),
+            value,
+            headers: &self.headers,
+        };
         let partition = route::partition(key, partitions);
         self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        self.done_with(position);
+        Flow::Taken
+    }
+
+    /// The fact at `position` is on its way, or nothing more is to be done about it.
+    fn done_with(&mut self, position: Position) {
         self.enqueued = Some(position);
         self.stalled = None;
         if self.halted.take().is_some() {
             self.events.push_back(Event::Resumed { position });
         }
+    }
+
+    /// Does with a fact what the policy says. What is known of it is in `self.headers`.
+    pub(super) fn poisoned(&mut self, now: Now, letter: &Letter<'_>, poison: Poison) -> Flow {
+        let Letter { position, lsn, timestamp, key, value } = *letter;
+        let policy = self.settings.policies.of(poison.topic.as_deref());
+        match policy {
+            Policy::Halt => return self.halt(position, lsn, poison.topic, poison.reason),
+            Policy::Skip => {}
+            Policy::DeadLetter => {
+                let name = self.settings.policies.dead_letter_topic.as_deref().unwrap_or_default();
+                let (topic, partitions) = match self.producer.route(now.at, name) {
+                    Route::Ready(topic, partitions) => (topic, partitions),
+                    Route::Wait => return Flow::Stuck(Stuck::Topic),
+                    Route::Missing(code) => {
+                        let reason = format!(
+                            "{}; the dead-letter topic {name} cannot be used ({}): create it, or allow \
+                             this client to write to it",
+                            poison.reason,
+                            error_code::name(code)
+                        );
+                        return self.halt(position, lsn, poison.topic, reason);
+                    }
+                };
+                poison.describe(&mut self.headers);
+                let value = value.get(..value.len().min(RECORD_BYTES_MAX));
+                let headers = &self.headers;
+                let record = Record { timestamp_ms: timestamp.unix_millis(), key, value, headers };
+                let partition = route::partition(key.unwrap_or_default(), partitions);
+                self.producer.push(topic, partition, position, &record, &mut self.ledger);
+            }
+        }
+        self.done_with(position);
+        let (partition, facts) = (None, 1);
+        self.events.push_back(Event::GivenUp(GivenUp {
+            policy,
+            poison,
+            partition,
+            position,
+            facts,
+        }));
         Flow::Taken
     }
 

@@ -25,7 +25,12 @@ fn batch(producer: ProducerId, base_sequence: i32, count: i32) -> PartitionBatch
     let mut open = OpenBatch::new(position);
     for _ in 0..count {
         let headers = Headers::default();
-        open.push(&Record { timestamp_ms: 0, key: b"k", value: Some(b"v"), headers: &headers });
+        open.push(&Record {
+            timestamp_ms: 0,
+            key: Some(b"k"),
+            value: Some(b"v"),
+            headers: &headers,
+        });
     }
     let mut batch = open.seal();
     batch.set_stamp(producer, base_sequence);

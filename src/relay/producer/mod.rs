@@ -4,24 +4,28 @@
 //! `topic` what is known of a topic; here is the cluster: metadata, producer id, requests, throttling.
 
 mod partition;
+mod refused;
 mod topic;
 
 use crate::relay::backoff::Jitter;
 use crate::relay::batch::Record;
-use crate::relay::error_code;
+use crate::relay::error_code::{
+    self, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION, TOPIC_AUTHORIZATION_FAILED,
+};
 use crate::relay::event::Event;
 use crate::relay::kafka::{
     Answer, BrokerId, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
     Request, TopicMetadata,
 };
 use crate::relay::ledger::Ledger;
+use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::policy::{self, InitVerdict, TopicVerdict, Verdict};
 use crate::relay::position::Position;
 use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use topic::{MISSING_AGE_MAX, Topic, TopicState};
+use topic::{MISSING_AGE_MAX, Missing, Topic, TopicState};
 
 /// Attempts from here on are as far apart as they may be.
 const SLOW_FROM_ATTEMPT: u32 = 16;
@@ -39,7 +43,7 @@ const RESERVED_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const IN_FLIGHT_MAX: usize = 5;
 
 /// How the producer behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Largest delay between attempts.
     pub backoff_max: Duration,
@@ -51,6 +55,8 @@ pub struct Settings {
     pub batch_records: usize,
     /// How many batches of a partition may be in flight, from 1 to [`IN_FLIGHT_MAX`].
     pub in_flight: usize,
+    /// What becomes of facts that cannot be published.
+    pub policies: Policies,
 }
 
 /// Index of a topic in [`Producer`].
@@ -186,6 +192,9 @@ impl Producer {
 
     /// The first requests: who is there, and who we are.
     pub fn begin(&mut self, now: Instant) {
+        if let Some(topic) = self.settings.policies.dead_letter_topic.clone() {
+            self.route(now, &topic);
+        }
         self.metadata.want(now);
         self.init.want(now);
     }
@@ -245,27 +254,33 @@ impl Producer {
             return Route::Wait;
         };
         self.resize(index);
+        // To halt at once is no loss, and whoever creates the topic then need not wait.
+        let patient = self.settings.policies.of(Some(name)) != Policy::Halt;
         let Some(topic) = self.topics.get_mut(index) else { return Route::Wait };
+        // If this halts, somebody will create it again, and what waits for it is sent then.
+        let waits = matches!(topic.state, TopicState::Known { .. }) && !patient;
+        if let Some(said) = topic.said_missing().filter(|_| !waits) {
+            if now >= said.at + MISSING_AGE_MAX {
+                self.metadata.want(now);
+            } else if let Some(error) = topic.missing(now, patient) {
+                return Route::Missing(error);
+            } else {
+                self.metadata.want(said.at + MISSING_AGE_MAX);
+            }
+            return Route::Wait;
+        }
         match &topic.state {
-            TopicState::Known { resize_to: Some(_), .. } | TopicState::Asked => Route::Wait,
-            TopicState::Known { partitions, resize_to: None } => {
+            TopicState::Known { partitions, resize_to: None, .. } => {
                 Route::Ready(TopicId(index), u32::try_from(partitions.len()).unwrap_or(u32::MAX))
             }
-            TopicState::Missing { error, since } if now < *since + MISSING_AGE_MAX => {
-                Route::Missing(*error)
-            }
-            TopicState::Missing { .. } => {
-                topic.state = TopicState::Asked;
-                self.metadata.want(now);
-                Route::Wait
-            }
+            _ => Route::Wait,
         }
     }
 
     /// Another number of partitions is used as soon as nothing of the topic is unsettled: a key's facts
     /// before the change are stored then, wherever it goes after it.
     fn resize(&mut self, index: usize) {
-        let Some(Topic { state: TopicState::Known { partitions, resize_to }, .. }) =
+        let Some(Topic { state: TopicState::Known { partitions, resize_to, .. }, .. }) =
             self.topics.get_mut(index)
         else {
             return;
@@ -290,12 +305,7 @@ impl Producer {
         record: &Record<'_>,
         ledger: &mut Ledger,
     ) {
-        let Some(TopicState::Known { partitions, .. }) =
-            self.topics.get(topic.0).map(|topic| &topic.state)
-        else {
-            return;
-        };
-        let Some(&index) = partitions.get(partition as usize) else { return };
+        let Some(&index) = self.partitions_of(topic).get(partition as usize) else { return };
         // Many partitions must not reserve for a full batch each.
         let room = RESERVED_BYTES_MAX / self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
@@ -373,7 +383,7 @@ impl Producer {
                 match answer {
                     Ok(metadata) => {
                         self.metadata.succeeded();
-                        self.learn(now, metadata, events);
+                        self.learn(now, metadata, ledger, events);
                     }
                     Err(cause) => {
                         self.metadata.failed(now, &mut self.jitter, self.settings.backoff_max);
@@ -421,7 +431,8 @@ impl Producer {
                     let answer = match policy::produce(error) {
                         Verdict::Stored => Ok(()),
                         verdict => {
-                            Err(Failure { verdict, reason: error_code::name(error).to_owned() })
+                            let reason = error_code::name(error).to_owned();
+                            Err(Failure { verdict, code: error, reason })
                         }
                     };
                     self.answered(now, at, base_sequence, answer, ledger, events);
@@ -429,13 +440,21 @@ impl Producer {
             }
             Answer::ProduceUnanswered { batches, cause, .. } => {
                 // Who leads the partition now, and whether it is the same cluster, is to be seen first.
-                let failure = Failure { verdict: Verdict::Moved, reason: cause.to_string() };
+                let reason = cause.to_string();
+                let failure = Failure { verdict: Verdict::Moved, code: NETWORK_EXCEPTION, reason };
                 for batch in batches {
                     let Some(at) = self.find(&batch.topic, batch.partition) else { continue };
                     let failure = failure.clone();
                     self.answered(now, at, batch.base_sequence, Err(failure), ledger, events);
                 }
             }
+        }
+    }
+
+    fn partitions_of(&self, topic: TopicId) -> &[usize] {
+        match self.topics.get(topic.0).map(|topic| &topic.state) {
+            Some(TopicState::Known { partitions, .. }) => partitions,
+            _ => &[],
         }
     }
 
@@ -524,6 +543,23 @@ impl Producer {
         if !partition.answered(now, base_sequence, answer) {
             return;
         }
+        self.settle(now, at, ledger, events);
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        if let Some(failure) = partition.take_failure() {
+            self.resolve(now, at, &failure, ledger, events);
+        }
+        self.wait(at);
+    }
+
+    /// Settles the oldest batches of the partition, as far as they are stored.
+    fn settle(
+        &mut self,
+        now: Instant,
+        at: usize,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
         while let Some(stored) = partition.take_stored() {
             if let Some(trouble) = partition.trouble.take()
                 && let Some(topic) = self.topics.get(partition.topic)
@@ -543,10 +579,6 @@ impl Producer {
                 ledger.batch_settled(stored.place);
             }
         }
-        if let Some(failure) = partition.take_failure() {
-            self.resolve(now, at, &failure, ledger, events);
-        }
-        self.wait(at);
     }
 
     /// What follows from a failure, now that nothing of the partition is in flight.
@@ -569,25 +601,8 @@ impl Producer {
             }
             Verdict::NewEpoch | Verdict::NewProducerId => {
                 // Other partitions keep theirs: a broker checks producer and sequence by partition.
-                let bumped = partition.producer.and_then(|producer| {
-                    let epoch = producer.epoch.checked_add(1)?;
-                    Some(ProducerId { epoch, ..producer })
-                });
-                let next = bumped.filter(|_| failure.verdict == Verdict::NewEpoch);
-                let id = partition.producer.map(|producer| producer.id);
-                if next.is_none() && id == self.latest.map(|latest| latest.id) {
-                    self.latest = None;
-                    self.init.want(now);
-                }
-                let facts = partition.start_over(next);
-                if let Some(topic) = self.topics.get(partition.topic) {
-                    events.push_back(Event::SequencesLost {
-                        topic: Arc::clone(&topic.name),
-                        partition: partition.index,
-                        cause: reason.clone(),
-                        facts,
-                    });
-                }
+                let facts = self.start_over(now, at, failure.verdict == Verdict::NewProducerId);
+                self.sequences_lost(at, reason, facts, events);
             }
             Verdict::TooLarge | Verdict::RecordRefused => {
                 let too_large = failure.verdict == Verdict::TooLarge;
@@ -595,17 +610,47 @@ impl Producer {
                     self.unsettled_bytes += grown;
                     return;
                 }
-                halted = true;
-                if too_large {
-                    let len = partition.first_len();
-                    let reason =
-                        format!("{reason}: one record of {len} bytes is over the topic's limit");
-                    return self.retry(now, at, &reason, halted, events);
-                }
+                let cause = if too_large { Cause::TooLarge } else { Cause::Rejected };
+                return self.refused(now, at, cause, reason, ledger, events);
             }
-            Verdict::TopicRefused | Verdict::ClientRefused => halted = true,
+            Verdict::TopicRefused => {
+                let cause = match failure.code {
+                    TOPIC_AUTHORIZATION_FAILED => Cause::NotAuthorized,
+                    INVALID_TOPIC_EXCEPTION => Cause::InvalidTopic,
+                    _ => Cause::Rejected,
+                };
+                return self.refused(now, at, cause, reason, ledger, events);
+            }
+            Verdict::ClientRefused => halted = true,
         }
         self.retry(now, at, reason, halted, events);
+    }
+
+    /// The partition goes on under the next epoch, or another producer id; how many facts may be repeated.
+    fn start_over(&mut self, now: Instant, at: usize, new_id: bool) -> usize {
+        let Some(partition) = self.partitions.get_mut(at) else { return 0 };
+        let next = partition.producer.filter(|_| !new_id).and_then(|producer| {
+            let epoch = producer.epoch.checked_add(1)?;
+            Some(ProducerId { epoch, ..producer })
+        });
+        let id = partition.producer.map(|producer| producer.id);
+        if next.is_none() && id.is_some() && id == self.latest.map(|latest| latest.id) {
+            self.latest = None;
+            self.init.want(now);
+        }
+        partition.start_over(next)
+    }
+
+    fn sequences_lost(&self, at: usize, cause: &str, facts: usize, events: &mut VecDeque<Event>) {
+        let Some(partition) = self.partitions.get(at) else { return };
+        if let Some(topic) = self.topics.get(partition.topic) {
+            events.push_back(Event::SequencesLost {
+                topic: Arc::clone(&topic.name),
+                partition: partition.index,
+                cause: cause.to_owned(),
+                facts,
+            });
+        }
     }
 
     /// The same batch goes again, later.
@@ -659,7 +704,13 @@ impl Producer {
         }
     }
 
-    fn learn(&mut self, now: Instant, metadata: Metadata, events: &mut VecDeque<Event>) {
+    fn learn(
+        &mut self,
+        now: Instant,
+        metadata: Metadata,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
         if let Some(found) = metadata.cluster_id {
             match &self.cluster {
                 Some(cluster) if *cluster != found => {
@@ -677,7 +728,7 @@ impl Producer {
         }
         for found in metadata.topics {
             let Some(&index) = self.names.get(found.name.as_str()) else { continue };
-            let open = self.learn_topic(now, index, found, events);
+            let open = self.learn_topic(now, index, found, ledger, events);
             if let Some(topic) = self.topics.get_mut(index)
                 && let Some(at) =
                     topic.answered(now, open, &mut self.jitter, self.settings.backoff_max)
@@ -693,23 +744,29 @@ impl Producer {
         now: Instant,
         index: usize,
         mut found: TopicMetadata,
+        ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) -> bool {
         let Some(topic) = self.topics.get_mut(index) else { return false };
         let verdict = policy::topic_metadata(found.error);
         if verdict == TopicVerdict::Missing {
-            return match &topic.state {
+            return match &mut topic.state {
                 // Facts wait for it; they are never routed anew.
-                TopicState::Known { partitions, .. } => {
+                TopicState::Known { partitions, missing, .. } => {
+                    *missing = Some(Missing::said(*missing, found.error, now));
                     let partitions = partitions.clone();
                     let reason = format!(
                         "{}: the topic was there before; create it again, or let this client see it",
                         error_code::name(found.error)
                     );
-                    self.lose(now, &partitions, &reason, events)
+                    self.lose(now, &partitions, &reason, ledger, events)
                 }
-                _ => {
-                    topic.state = TopicState::Missing { error: found.error, since: now };
+                state => {
+                    let known = match state {
+                        TopicState::Missing(known) => Some(*known),
+                        _ => None,
+                    };
+                    *state = TopicState::Missing(Missing::said(known, found.error, now));
                     false
                 }
             };
@@ -727,7 +784,8 @@ impl Producer {
         let count = found.partitions.len();
         let mut gone = Vec::new();
         match &mut topic.state {
-            TopicState::Known { partitions, resize_to } => {
+            TopicState::Known { partitions, resize_to, missing } => {
+                *missing = None;
                 let from = partitions.len();
                 let known = resize_to.as_ref().map_or(from, Vec::len);
                 *resize_to = Some(found.partitions.clone()).filter(|_| count != from);
@@ -739,7 +797,7 @@ impl Producer {
             }
             state => {
                 let resize_to = Some(found.partitions.clone());
-                *state = TopicState::Known { partitions: Vec::new(), resize_to };
+                *state = TopicState::Known { partitions: Vec::new(), resize_to, missing: None };
                 self.resize(index);
             }
         }
@@ -747,7 +805,7 @@ impl Producer {
             "the topic was made anew with fewer partitions ({count}): add some, or restart the relay, which \
              then reads these facts again and gives them to the others"
         );
-        self.lose(now, &gone, &reason, events);
+        self.lose(now, &gone, &reason, ledger, events);
         let mut again = false;
         for partition in &found.partitions {
             again |= partition.leader.is_none();
@@ -766,6 +824,7 @@ impl Producer {
         now: Instant,
         partitions: &[usize],
         reason: &str,
+        ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) -> bool {
         let mut lost = false;
@@ -773,10 +832,11 @@ impl Producer {
             let Some(partition) = self.partitions.get_mut(at) else { continue };
             partition.leader = None;
             if !partition.is_idle() {
-                lost = true;
                 partition.attempts = partition.attempts.saturating_add(1);
                 partition.seal(self.generation);
                 self.trouble(now, at, reason, true, events);
+                self.give_up_missing(now, at, reason, ledger, events);
+                lost |= self.partitions.get(at).is_some_and(|partition| !partition.is_idle());
             }
         }
         lost

@@ -45,6 +45,14 @@ pub(super) struct Queued {
     /// See [`super::Producer::timeline_changed`].
     pub(super) generation: u32,
     state: State,
+    /// A copy of it may have been appended, or still be.
+    ambiguous: bool,
+}
+
+impl Queued {
+    fn new(batch: Batch, place: Place, generation: u32) -> Self {
+        Self { batch, place, generation, state: State::Ready, ambiguous: false }
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +68,8 @@ enum State {
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) verdict: Verdict,
+    /// Kafka's error code.
+    pub(super) code: i16,
     pub(super) reason: String,
 }
 
@@ -185,7 +195,7 @@ impl Partition {
     pub(super) fn seal(&mut self, generation: u32) {
         if let Some(Open { batch, place }) = self.open.take() {
             let batch = batch.seal();
-            self.queue.push_back(Queued { batch, place, generation, state: State::Ready });
+            self.queue.push_back(Queued::new(batch, place, generation));
         }
     }
 
@@ -291,6 +301,7 @@ impl Partition {
         let mut first = None;
         for queued in &mut self.queue {
             if let State::Failed(failure) = &mut queued.state {
+                queued.ambiguous |= failure.verdict.is_ambiguous();
                 first = first.or_else(|| Some(failure.clone()));
                 queued.state = State::Ready;
             }
@@ -299,14 +310,16 @@ impl Partition {
     }
 
     /// Goes on under another identity, or none for the moment. What was sent and is not known to be stored
-    /// is encoded anew, and no broker can recognise a repeat of it; so many records there are.
+    /// is encoded anew, and no broker can recognise a repeat of it; of so many records there may be one.
     pub(super) fn start_over(&mut self, producer: Option<ProducerId>) -> usize {
         self.producer = producer;
         self.next_sequence = 0;
         let mut records = 0;
         for queued in &mut self.queue {
             if matches!(queued.state, State::Ready) && queued.batch.stamp().is_some() {
-                records += usize::try_from(queued.batch.records()).unwrap_or(0);
+                if std::mem::take(&mut queued.ambiguous) {
+                    records += usize::try_from(queued.batch.records()).unwrap_or(0);
+                }
                 queued.batch.clear_stamp();
             }
         }
@@ -344,12 +357,13 @@ impl Partition {
 
     /// The same for one batch, which is not appended.
     fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<usize> {
-        let Queued { batch, place, generation, state } = self.queue.remove(at)?;
+        let Queued { batch, place, generation, state, ambiguous } = self.queue.remove(at)?;
         let (len, stamp) = (batch.encoded_len(), batch.stamp());
         let mut parts = match batch.split() {
             Ok(parts) => parts,
             Err(batch) => {
-                self.queue.insert(at, Queued { batch, place, generation, state });
+                let whole = Queued { batch, place, generation, state, ambiguous };
+                self.queue.insert(at, whole);
                 return None;
             }
         };
@@ -366,9 +380,35 @@ impl Partition {
         };
         let grown = (first.encoded_len() + second.encoded_len()).saturating_sub(len);
         for (batch, place) in [(second, behind), (first, place)] {
-            self.queue.insert(at, Queued { batch, place, generation, state: State::Ready });
+            self.queue.insert(at, Queued::new(batch, place, generation));
         }
         Some(grown)
+    }
+
+    /// Takes the oldest batch away, which is given up. A hole in the sequences is not filled: the others must
+    /// go under another identity.
+    pub(super) fn give_up(&mut self) -> Option<Queued> {
+        self.attempts = 0;
+        self.retry_at = None;
+        self.queue.pop_front()
+    }
+
+    /// The oldest batch, if nothing is in flight.
+    pub(super) fn head(&self) -> Option<&Batch> {
+        self.queue.front().filter(|_| self.in_flight == 0).map(|queued| &queued.batch)
+    }
+
+    /// Another batch stands for the oldest one, with as many records.
+    pub(super) fn replace_head(&mut self, batch: Batch) {
+        if let Some(queued) = self.queue.front_mut() {
+            queued.batch = batch;
+        }
+    }
+
+    /// Puts a batch at the end, behind the open one.
+    pub(super) fn enqueue(&mut self, batch: Batch, place: Place, generation: u32, now: u32) {
+        self.seal(now);
+        self.queue.push_back(Queued::new(batch, place, generation));
     }
 
     /// Length of the oldest batch, encoded.

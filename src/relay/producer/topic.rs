@@ -1,9 +1,14 @@
 //! What is known of a topic, and when it is asked for again.
 
 use crate::relay::backoff::Jitter;
+use crate::relay::error_code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::relay::kafka::PartitionMetadata;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A topic that the cluster does not know for so long is not one that was created a moment ago, of which not
+/// every broker has heard.
+pub(super) const MISSING_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a topic that is missing is taken to be missing before it is asked for again.
 pub(super) const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
@@ -20,8 +25,8 @@ pub(super) struct Topic {
 pub(super) enum TopicState {
     /// Nothing is known yet.
     Asked,
-    /// The cluster says that we cannot use it: Kafka's error code.
-    Missing { error: i16, since: Instant },
+    /// The cluster says that we cannot use it.
+    Missing(Missing),
     /// Facts of it are enqueued, or were.
     Known {
         /// Where its partitions are in [`super::Producer::partitions`], by index.
@@ -29,12 +34,49 @@ pub(super) enum TopicState {
         /// The cluster has these, which are more or fewer: they are used as soon as nothing of the topic
         /// is unsettled.
         resize_to: Option<Vec<PartitionMetadata>>,
+        /// The cluster says that it is not there any more.
+        missing: Option<Missing>,
     },
+}
+
+/// What the cluster says of a topic that we cannot use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Missing {
+    /// Kafka's error code.
+    pub(super) error: i16,
+    /// When it said so last.
+    pub(super) at: Instant,
+    /// When it said so first.
+    pub(super) since: Instant,
+}
+
+impl Missing {
+    /// Said again, or for the first time.
+    pub(super) fn said(known: Option<Self>, error: i16, now: Instant) -> Self {
+        let since = known.map_or(now, |known| known.since);
+        Self { error, at: now, since }
+    }
 }
 
 impl Topic {
     pub(super) fn new(name: Arc<str>) -> Self {
         Self { name, state: TopicState::Asked, attempts: 0 }
+    }
+
+    /// Why it is taken to be missing, if it is. To those who are `patient` it is not before some time.
+    pub(super) fn missing(&self, now: Instant, patient: bool) -> Option<i16> {
+        let Missing { error, since, .. } = self.said_missing()?;
+        let sure = error != UNKNOWN_TOPIC_OR_PARTITION || now >= since + MISSING_GRACE;
+        (sure || !patient).then_some(error)
+    }
+
+    /// What the cluster said last, if that is that we cannot use it.
+    pub(super) fn said_missing(&self) -> Option<Missing> {
+        match &self.state {
+            TopicState::Missing(missing) => Some(*missing),
+            TopicState::Known { missing, .. } => *missing,
+            TopicState::Asked => None,
+        }
     }
 
     /// The cluster has answered; when to ask again if that left something `open`.
