@@ -10,6 +10,7 @@ mod examples;
 mod heal;
 mod idle;
 mod oracle;
+mod poison;
 mod refusals;
 mod sequences;
 mod support;
