@@ -1,5 +1,6 @@
 //! A real Apache Kafka, of one broker or several.
 
+mod admin;
 pub(crate) mod config;
 mod java;
 mod reader;
