@@ -2,8 +2,11 @@
 //!
 //! `compose.yml` names the same versions, and [`compose_disagreements`] is the check.
 
-/// Apache Kafka, from Maven's central repository.
+/// Apache Kafka, from Maven's central repository, where `KAFKA_VERSION` does not say.
 pub const KAFKA: &str = "4.3.1";
+
+/// The versions of Apache Kafka that we support, one of each series.
+pub const KAFKA_VERSIONS: [&str; 2] = ["3.9.1", KAFKA];
 
 /// The Scala version in the broker's artifact name.
 pub const KAFKA_SCALA: &str = "2.13";

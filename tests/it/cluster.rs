@@ -233,6 +233,24 @@ fn a_topic_of_small_batches_and_one_that_is_compacted_take_every_fact_once() {
 }
 
 #[test]
+fn an_older_kafka_takes_every_fact_once_too() {
+    let postgres = Postgres::builder().start();
+    let kafka = Kafka::builder().version("3.9.1").start();
+    kafka.create_topic("older.order", 4, &[]);
+    let relay = relay("older", &postgres, &kafka).spawn();
+    relay.wait_ready();
+    let load = load("older").start(&postgres);
+    for _ in 0..2 {
+        wait_flowing(&relay, &kafka, "older.order");
+        kafka.kill9();
+        kafka.start_again();
+    }
+    wait_flowing(&relay, &kafka, "older.order");
+    load.stop();
+    assert_once(&relay, &postgres, &kafka, "older.order");
+}
+
+#[test]
 fn another_cluster_at_the_same_address_gets_nothing_and_ends_the_relay() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
     kafka.create_topic("swapped.order", 2, &[]);

@@ -115,7 +115,7 @@ impl Kafka {
     }
 
     fn format_anew(&self) -> Result<()> {
-        let checkpoint = crate::provision::kafka()?.folder.join("bootstrap.checkpoint");
+        let checkpoint = self.install.folder.join("bootstrap.checkpoint");
         let cluster = config::random_uuid()?;
         for broker in &self.brokers {
             let data = broker.folder.join("data");

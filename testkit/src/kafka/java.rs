@@ -5,6 +5,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::process;
 use crate::provision;
 use crate::scratch;
+use crate::versions;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::process::{Command, Output};
@@ -19,7 +20,7 @@ impl Kafka {
     /// When Kafka is not installed, which a running broker excludes.
     #[must_use]
     pub fn java_command(&self, main_class: &str, arguments: &[&str]) -> Command {
-        let mut command = provision::kafka().expect("Kafka is installed").command();
+        let mut command = provision::kafka(versions::KAFKA).expect("Kafka is installed").command();
         command.arg("-Xmx256m").arg(main_class).args(arguments);
         command
     }
@@ -69,7 +70,7 @@ fn ask(keys: &[impl AsRef<[u8]>], partitions: usize) -> Result<Vec<i32>> {
     }
     let input = folder.join("keys");
     fs::write(&input, lines).context(input.display())?;
-    let mut command = provision::kafka()?.command();
+    let mut command = provision::kafka(versions::KAFKA)?.command();
     command.arg(&source).arg(partitions.to_string());
     let output = command
         .stdin(File::open(&input).context(input.display())?)

@@ -15,6 +15,7 @@ use self::config::Node;
 use self::wire::{Wire, block_on};
 use crate::error::{Context as _, Error, Result};
 use crate::process::{self, Process, Signal};
+use crate::provision::KafkaInstall;
 use crate::{port, provision, scratch, wait};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -27,12 +28,14 @@ const LIMIT: Duration = wait::LIMIT;
 /// A cluster on loopback. Dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Kafka {
+    install: KafkaInstall,
     folder: PathBuf,
     brokers: Vec<Broker>,
 }
 
 #[derive(Debug)]
 struct Broker {
+    install: KafkaInstall,
     node: Node,
     folder: PathBuf,
     heap: String,
@@ -42,12 +45,20 @@ struct Broker {
 /// What to start.
 #[derive(Debug)]
 pub struct Builder {
+    version: Option<&'static str>,
     brokers: usize,
     heap: String,
     settings: Vec<(String, String)>,
 }
 
 impl Builder {
+    /// Which of [`crate::versions::KAFKA_VERSIONS`]; `KAFKA_VERSION` or the default unless said.
+    #[must_use]
+    pub fn version(mut self, version: &'static str) -> Self {
+        self.version = Some(version);
+        self
+    }
+
     /// How many brokers; 1 unless said.
     #[must_use]
     pub fn brokers(mut self, brokers: usize) -> Self {
@@ -86,7 +97,10 @@ impl Builder {
     ///
     /// When something is missing or a broker does not start.
     pub fn try_start(self) -> Result<Kafka> {
-        let install = provision::kafka()?;
+        let install = match self.version {
+            Some(version) => provision::kafka(version)?,
+            None => provision::kafka(provision::kafka_version()?)?,
+        };
         let folder = scratch::folder("kafka")?;
         let nodes: Vec<Node> = (1..=self.brokers)
             .map(|id| Node { id, port: port::free(), controller_port: port::free() })
@@ -101,13 +115,14 @@ impl Builder {
             let text = config::properties(*node, &nodes, &data, &self.settings);
             fs::write(&file, text).context(file.display())?;
             brokers.push(Broker {
+                install: install.clone(),
                 node: *node,
                 folder: own,
                 heap: format!("-Xmx{}", self.heap),
                 process: Mutex::new(None),
             });
         }
-        let kafka = Kafka { folder, brokers };
+        let kafka = Kafka { install, folder, brokers };
         kafka.try_start_again()?;
         Ok(kafka)
     }
@@ -117,7 +132,7 @@ impl Kafka {
     /// One broker, unless more are asked for.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { brokers: 1, heap: "384m".to_owned(), settings: Vec::new() }
+        Builder { version: None, brokers: 1, heap: "384m".to_owned(), settings: Vec::new() }
     }
 
     /// The one broker that the tests of this process share, started when first asked for. Use topic
@@ -283,7 +298,7 @@ impl Broker {
         }
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.context(self.log().display())?;
-        let mut command = provision::kafka()?.command();
+        let mut command = self.install.command();
         command.args([self.heap.as_str(), "kafka.Kafka"]);
         command.arg(self.folder.join("server.properties"));
         command.stdout(log.try_clone().context("the broker's log")?).stderr(log);

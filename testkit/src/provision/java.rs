@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Apache Kafka with its Java tools.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KafkaInstall {
+    /// The version.
+    pub version: &'static str,
     /// Holds the jars and `bootstrap.checkpoint`.
     pub folder: PathBuf,
     /// The Java runtime.
@@ -21,20 +23,20 @@ pub struct KafkaInstall {
     archive: Option<PathBuf>,
 }
 
-pub(super) fn install() -> Result<KafkaInstall> {
+pub(super) fn install(kafka: &'static str) -> Result<KafkaInstall> {
     super::need("setpriv", "util-linux", "ending servers with the tests")?;
     let java = java()?;
-    let folder = super::cached(&format!("kafka-{}", versions::KAFKA), |draft| {
-        download(draft)?;
-        let draft = KafkaInstall::at(draft.to_owned(), java.clone())?;
+    let folder = super::cached(&format!("kafka-{kafka}"), |draft| {
+        download(draft, kafka)?;
+        let draft = KafkaInstall::at(draft.to_owned(), java.clone(), kafka)?;
         train::bootstrap_checkpoint(&draft)
     })?;
-    let mut install = KafkaInstall::at(folder, java)?;
+    let mut install = KafkaInstall::at(folder, java, kafka)?;
     // The archive fits one Java runtime and one path of jars only.
     let mut version = Command::new(&install.java);
     let version = process::run("java -version", version.arg("-version"))?;
     let key = fnv(&[version.stderr.as_slice(), install.classpath.as_bytes()].concat());
-    let name = format!("kafka-{}-classes-{key:016x}", versions::KAFKA);
+    let name = format!("kafka-{kafka}-classes-{key:016x}");
     let archive = super::cached(&name, |draft| {
         // Only speed is lost without it, so a runtime that cannot do it is no error.
         let _ = train::class_archive(&install, &draft.join("kafka.jsa"));
@@ -46,7 +48,7 @@ pub(super) fn install() -> Result<KafkaInstall> {
 }
 
 impl KafkaInstall {
-    fn at(folder: PathBuf, java: PathBuf) -> Result<Self> {
+    fn at(folder: PathBuf, java: PathBuf, version: &'static str) -> Result<Self> {
         let jars = folder.join("jars");
         let mut names: Vec<String> = fs::read_dir(&jars)
             .context(jars.display())?
@@ -54,7 +56,7 @@ impl KafkaInstall {
             .filter(|path| path.ends_with(".jar"))
             .collect();
         names.sort();
-        Ok(Self { folder, java, classpath: names.join(":"), archive: None })
+        Ok(Self { version, folder, java, classpath: names.join(":"), archive: None })
     }
 
     /// A Java process with Kafka's classes; dies with the calling thread.
@@ -83,12 +85,12 @@ fn java() -> Result<PathBuf> {
     }
 }
 
-fn download(draft: &Path) -> Result<()> {
+fn download(draft: &Path, kafka: &str) -> Result<()> {
     let mvn = super::need("mvn", "maven", "fetching Apache Kafka")?;
     let mut dependencies = String::new();
     for (group, artifact, version) in [
-        ("org.apache.kafka", format!("kafka_{}", versions::KAFKA_SCALA), versions::KAFKA),
-        ("org.apache.kafka", "kafka-tools".to_owned(), versions::KAFKA),
+        ("org.apache.kafka", format!("kafka_{}", versions::KAFKA_SCALA), kafka),
+        ("org.apache.kafka", "kafka-tools".to_owned(), kafka),
         ("org.slf4j", "slf4j-simple".to_owned(), versions::SLF4J),
     ] {
         let _ = write!(
@@ -107,7 +109,7 @@ fn download(draft: &Path) -> Result<()> {
     let mut copy = Command::new(mvn);
     copy.args(["--quiet", "--batch-mode", "-Dstyle.color=never", "dependency:copy-dependencies"]);
     copy.arg("-DoutputDirectory=jars").current_dir(draft);
-    process::run(&format!("fetching Apache Kafka {} with Maven", versions::KAFKA), &mut copy)?;
+    process::run(&format!("fetching Apache Kafka {kafka} with Maven"), &mut copy)?;
     if !draft.join("jars").is_dir() {
         return Err(Error::new("Maven fetched no jars"));
     }

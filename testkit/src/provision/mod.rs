@@ -16,7 +16,7 @@ use crate::{process, scratch, versions};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Sets up everything that the tests and the demo need; says each thing through `say`.
 ///
@@ -26,8 +26,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 pub fn setup(mut say: impl FnMut(&str)) -> Result<()> {
     let postgres = postgres(major()?)?;
     say(&format!("PostgreSQL {} in {}", postgres.version, postgres.bin.display()));
-    let kafka = kafka()?;
-    say(&format!("Apache Kafka {} in {}", versions::KAFKA, kafka.folder.display()));
+    let kafka = kafka(kafka_version()?)?;
+    say(&format!("Apache Kafka {} in {}", kafka.version, kafka.folder.display()));
+    // Its tools do for brokers of both.
+    self::kafka(versions::KAFKA)?;
     Ok(())
 }
 
@@ -59,19 +61,33 @@ pub fn postgres(major: u32) -> Result<PostgresInstall> {
     Ok(install)
 }
 
-/// Apache Kafka, installed where it is missing.
+/// The Apache Kafka to test against: `KAFKA_VERSION`, or the default.
+///
+/// # Errors
+///
+/// When `KAFKA_VERSION` is not a version that we support.
+pub fn kafka_version() -> Result<&'static str> {
+    let Ok(text) = std::env::var("KAFKA_VERSION") else { return Ok(versions::KAFKA) };
+    let known = versions::KAFKA_VERSIONS;
+    let version = known.into_iter().find(|version| *version == text.trim());
+    version
+        .ok_or_else(|| Error(format!("KAFKA_VERSION is {text:?}, but it can be one of {known:?}")))
+}
+
+/// Apache Kafka of that version, installed where it is missing.
 ///
 /// # Errors
 ///
 /// When it is missing and cannot be installed.
-pub fn kafka() -> Result<&'static KafkaInstall> {
-    static FOUND: OnceLock<KafkaInstall> = OnceLock::new();
-    static FINDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = FINDING.lock().unwrap_or_else(PoisonError::into_inner);
-    if FOUND.get().is_none() {
-        let _ = FOUND.set(java::install()?);
+pub fn kafka(version: &'static str) -> Result<KafkaInstall> {
+    static FOUND: Mutex<Vec<KafkaInstall>> = Mutex::new(Vec::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(install) = found.iter().find(|install| install.version == version) {
+        return Ok(install.clone());
     }
-    FOUND.get().ok_or_else(|| Error::new("no Kafka"))
+    let install = java::install(version)?;
+    found.push(install.clone());
+    Ok(install)
 }
 
 /// The folder of downloads: `FACTLIB_CACHE`, or `.cache/factlib` at home. Root's home is closed to
