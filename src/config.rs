@@ -17,6 +17,7 @@ pub use postgres::{Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs
 pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
 
+use crate::kafka::{Mechanism, Sasl, TlsFiles};
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
 use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
@@ -25,6 +26,7 @@ use bytesize::ByteSize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +76,10 @@ pub struct KafkaConfig {
     pub brokers: Vec<BrokerAddress>,
     /// What brokers call us in their logs and quotas.
     pub client_id: String,
+    /// TLS, where it is asked for.
+    pub tls: Option<TlsFiles>,
+    /// Who we are, where the brokers want to know.
+    pub sasl: Option<Sasl>,
 }
 
 /// Where a broker listens.
@@ -274,7 +280,7 @@ impl Config {
         let publication = publication(raw, p);
         let limits = limits(raw, tcp_user_timeout, p);
         let brokers = brokers(raw, p);
-        refuse_kafka_security(raw, p);
+        let (tls, sasl) = (tls(raw, p), sasl(raw, p));
         let http = http(raw, p);
         let metrics_port = port(p, "METRICS_PORT", &raw.metrics_port, 2112);
         let log = LogConfig {
@@ -295,7 +301,7 @@ impl Config {
                 postgres,
                 slot,
                 publication,
-                kafka: KafkaConfig { brokers, client_id: app_name },
+                kafka: KafkaConfig { brokers, client_id: app_name, tls, sasl },
                 records,
                 policies,
                 limits,
@@ -584,25 +590,64 @@ fn broker(text: &str) -> Result<BrokerAddress, String> {
     Ok(BrokerAddress { host: host.to_owned(), port })
 }
 
-fn refuse_kafka_security(raw: &RawConfig, p: &mut Problems) {
-    if set(&raw.kafka_username).is_some() {
+fn tls(raw: &RawConfig, p: &mut Problems) -> Option<TlsFiles> {
+    let wanted = boolean(p, "KAFKA_SSL", &raw.kafka_ssl);
+    let verify = match set(&raw.kafka_ssl_verification) {
+        None => true,
+        Some(_) => boolean(p, "KAFKA_SSL_VERIFICATION", &raw.kafka_ssl_verification),
+    };
+    let file = |raw: &Option<String>| set(raw).map(PathBuf::from);
+    let ca = file(&raw.kafka_ssl_ca_location);
+    let certificate = file(&raw.kafka_ssl_certificate_location);
+    let key = file(&raw.kafka_ssl_key_location);
+    let files = [
+        ("KAFKA_SSL_CA_LOCATION", ca.is_some()),
+        ("KAFKA_SSL_CERTIFICATE_LOCATION", certificate.is_some()),
+        ("KAFKA_SSL_KEY_LOCATION", key.is_some()),
+    ];
+    for (setting, _) in files.into_iter().filter(|(_, given)| *given && !wanted) {
+        p.add(setting, "has no effect without KAFKA_SSL=true; set that, or remove this");
+    }
+    if !verify && ca.is_some() {
         p.add(
-            "KAFKA_USERNAME",
-            "SASL to Kafka is not in this version; use a listener without it and remove this",
+            "KAFKA_SSL_VERIFICATION",
+            "false makes KAFKA_SSL_CA_LOCATION pointless; remove one of them",
         );
     }
-    if set(&raw.kafka_password).is_some() {
-        p.add(
-            "KAFKA_PASSWORD",
-            "SASL to Kafka is not in this version; use a listener without it and remove this",
-        );
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            p.add("KAFKA_SSL_KEY_LOCATION", "is wanted with KAFKA_SSL_CERTIFICATE_LOCATION");
+            None
+        }
+        (None, Some(_)) => {
+            p.add("KAFKA_SSL_CERTIFICATE_LOCATION", "is wanted with KAFKA_SSL_KEY_LOCATION");
+            None
+        }
+    };
+    wanted.then_some(TlsFiles { ca, identity, verify })
+}
+
+fn sasl(raw: &RawConfig, p: &mut Problems) -> Option<Sasl> {
+    // What deployments of the relay's predecessor mean when they say nothing.
+    let mechanism = choice(
+        p,
+        "KAFKA_SASL_MECHANISM",
+        &raw.kafka_sasl_mechanism,
+        ("SCRAM-SHA-512", Mechanism::ScramSha512),
+        &[("SCRAM-SHA-256", Mechanism::ScramSha256), ("PLAIN", Mechanism::Plain)],
+    );
+    match (set(&raw.kafka_username), set(&raw.kafka_password)) {
+        (Some(username), Some(password)) => {
+            let (username, password) = (username.to_owned(), Secret::new(password));
+            return Some(Sasl { mechanism, username, password });
+        }
+        (Some(_), None) => p.add("KAFKA_PASSWORD", "is wanted with KAFKA_USERNAME"),
+        (None, Some(_)) => p.add("KAFKA_USERNAME", "is wanted with KAFKA_PASSWORD"),
+        (None, None) => {}
     }
-    if boolean(p, "KAFKA_SSL", &raw.kafka_ssl) {
-        p.add(
-            "KAFKA_SSL",
-            "TLS to Kafka is not in this version; use a listener without it and set this to false",
-        );
-    }
+    None
 }
 
 fn http(raw: &RawConfig, p: &mut Problems) -> Option<SocketAddr> {

@@ -4,6 +4,7 @@ use factlib::cli::{Cli, Command};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
 use factlib::http::{self, Health};
+use factlib::kafka::Tls;
 use factlib::postgres::identify;
 use factlib::relay::gone::{Exit, ExitKind, Gone};
 use factlib::{run, telemetry};
@@ -41,6 +42,17 @@ fn main() -> std::process::ExitCode {
 
 async fn relay(config: &Config) -> ExitCode {
     let log = telemetry::init(&config.log);
+    let tls = match config.kafka.tls.as_ref().map(Tls::load).transpose() {
+        Ok(tls) => tls,
+        Err(error) => {
+            drop(log);
+            say(&format!("owlpost: {error}"));
+            return ExitCode::Configuration;
+        }
+    };
+    if config.kafka.tls.as_ref().is_some_and(|tls| !tls.verify) {
+        tracing::warn!("KAFKA_SSL_VERIFICATION=false: anybody may pass for a broker");
+    }
     let health = Arc::new(Health::new(&config.slot));
     let served = config.http.map(|address| http::serve(address, Arc::clone(&health))).transpose();
     let _server = match served {
@@ -51,7 +63,7 @@ async fn relay(config: &Config) -> ExitCode {
             return ExitCode::Configuration;
         }
     };
-    let exit = run::run(config, health, asked_to_stop()).await;
+    let exit = run::run(config, tls, health, asked_to_stop()).await;
     match exit.kind {
         ExitKind::Stopped => tracing::info!(slot = config.slot, "stopped: {}", exit.reason),
         _ => tracing::error!(slot = config.slot, "stopped: {}", exit.reason),

@@ -2,7 +2,7 @@
 
 use crate::config::{Config, RecordTimestamp, RecordValue};
 use crate::http::Health;
-use crate::kafka::{self, Kafka};
+use crate::kafka::{self, Kafka, Tls};
 use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
 use crate::relay::gone::{Exit, Gone};
 use crate::relay::{Input, Now, Output, Reading, Relay, Settings};
@@ -56,9 +56,14 @@ enum Happened {
 /// Publishes until told to stop, or until it cannot go on.
 ///
 /// `stop` is any future: it says when to finish.
-pub async fn run(config: &Config, health: Arc<Health>, stop: impl Future<Output = ()>) -> Exit {
+pub async fn run(
+    config: &Config,
+    tls: Option<Tls>,
+    health: Arc<Health>,
+    stop: impl Future<Output = ()>,
+) -> Exit {
     let (answers, mut answered) = mpsc::unbounded_channel();
-    let kafka = Kafka::new(kafka_config(config), answers);
+    let kafka = Kafka::new(kafka_config(config, tls), answers);
     let mut relay = Relay::new(settings(config));
     #[cfg(feature = "seeded-bugs")]
     if let Ok(name) = std::env::var("OWLPOST_SEEDED_BUG")
@@ -236,7 +241,7 @@ pub fn ask(config: &Config, may_create: bool, may_change_prefixes: bool) -> Ask 
     }
 }
 
-fn kafka_config(config: &Config) -> kafka::Config {
+fn kafka_config(config: &Config, tls: Option<Tls>) -> kafka::Config {
     let bootstrap = config.kafka.brokers.iter().map(ToString::to_string).collect();
     let request_timeout = config.limits.request;
     kafka::Config {
@@ -244,6 +249,8 @@ fn kafka_config(config: &Config) -> kafka::Config {
         request_timeout,
         connect_timeout: request_timeout / 2,
         ack_timeout: request_timeout / 5 * 4,
+        tls,
+        sasl: config.kafka.sasl.clone(),
         ..kafka::Config::new(bootstrap)
     }
 }

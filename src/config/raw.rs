@@ -101,14 +101,27 @@ settings! {
         /// The brokers to ask first: host or host:port, comma separated, an IPv6 address in
         /// brackets. Required [default port: 9092]
         kafka_brokers = "KAFKA_BROKERS": "HOST:PORT,...";
-        /// Reserved: SASL is not in this version, and a user name is refused rather than ignored
+        /// The user to log in as (SASL)
         kafka_username = "KAFKA_USERNAME": "NAME";
-        /// Reserved: SASL is not in this version, and a password is refused rather than ignored
+        /// Its password. Prefer the variable to the flag: flags are visible to every process
         kafka_password = "KAFKA_PASSWORD": "PASSWORD";
-        /// Reserved: TLS to Kafka is not in this version, and true is refused rather than ignored
-        /// [default: false]
+        /// How to log in; the listener must offer it [SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN, default:
+        /// SCRAM-SHA-512]
+        kafka_sasl_mechanism = "KAFKA_SASL_MECHANISM": "NAME";
+        /// Whether to talk TLS to brokers [default: false]
         #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         kafka_ssl = "KAFKA_SSL": "BOOL";
+        /// PEM file with the certificates of the authorities to trust; without it the system's are
+        /// trusted
+        kafka_ssl_ca_location = "KAFKA_SSL_CA_LOCATION": "FILE";
+        /// PEM file with our own certificate, for brokers that want one, and those up to its
+        /// authority's
+        kafka_ssl_certificate_location = "KAFKA_SSL_CERTIFICATE_LOCATION": "FILE";
+        /// PEM file with its private key, not encrypted
+        kafka_ssl_key_location = "KAFKA_SSL_KEY_LOCATION": "FILE";
+        /// false takes any certificate of a broker: anybody in between can then read and change
+        /// everything [default: true]
+        kafka_ssl_verification = "KAFKA_SSL_VERIFICATION": "BOOL";
         /// How long one request to Kafka may take before it is sent again [100ms to 5m, default:
         /// 10s]
         request_timeout = "REQUEST_TIMEOUT": "DURATION";

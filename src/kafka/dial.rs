@@ -2,19 +2,23 @@
 
 use super::Config;
 use super::link::{Link, Traffic};
+use super::{sasl, tls};
 use crate::relay::kafka::Unanswered;
 use rskafka::messenger::{Messenger, RequestError, SyncVersionsError};
 use rskafka::protocol::frame;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Ipv6Addr, Shutdown};
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
 /// The largest response we accept. The largest there can be is a Metadata response: about 50 bytes
 /// a partition with three replicas, so this is room for 160,000 partitions. (The messenger
@@ -80,13 +84,73 @@ impl fmt::Display for Address {
     }
 }
 
-/// What the messenger talks through. TLS will be one more layer inside the link.
-pub(super) type Stream = BufReader<Link<TcpStream>>;
+/// What the messenger talks through.
+pub(super) type Stream = BufReader<Link<Transport>>;
 
-/// A connection on which the broker's versions are known.
+/// TCP, with or without TLS on top.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A connection on which the broker's versions are known, and we are logged in.
 pub(super) struct Connection {
     pub(super) messenger: Arc<Messenger<Stream>>,
     pub(super) traffic: Arc<Traffic>,
+    /// When the broker would want us to log in again (KIP-368), less some time for what is on its way.
+    pub(super) renew_at: Option<Instant>,
     /// The same socket again, because the messenger owns the stream.
     socket: Socket,
 }
@@ -104,7 +168,7 @@ impl Connection {
     }
 }
 
-/// Connects and asks for the broker's versions, by `deadline`.
+/// Connects, asks for the broker's versions and logs in, by `deadline`.
 ///
 /// Cancel safe: dropping it closes what was opened.
 pub(super) async fn dial(
@@ -125,16 +189,52 @@ pub(super) async fn dial(
         .try_clone()
         .map_err(|e| Unanswered(format!("{address}: cannot clone the socket: {e}")))?;
 
+    let stream = match &config.tls {
+        None => Transport::Plain(stream),
+        Some(tls) => {
+            let shaken = timeout_at(deadline, tls.connect(&address.host, stream)).await;
+            let shaken = shaken.map_err(|_| after("connected, but no TLS handshake"))?;
+            let stream = shaken.map_err(|e| {
+                let cause = tls::describe(&e).unwrap_or_else(|| {
+                    format!("no TLS handshake: {e} (does the listener want KAFKA_SSL=false?)")
+                });
+                Unanswered(format!("{address}: {cause}"))
+            })?;
+            Transport::Tls(Box::new(stream))
+        }
+    };
+
     let traffic = Arc::new(Traffic::default());
     let stream = BufReader::with_capacity(READ_BUFFER_LEN, Link::new(stream, Arc::clone(&traffic)));
     let mut messenger =
         Messenger::new(stream, RESPONSE_LEN_MAX, Arc::from(config.client_id.as_str()));
     let versions = timeout_at(deadline, messenger.sync_versions()).await;
-    let connection = Connection { messenger: Arc::new(messenger), traffic, socket };
+    let messenger = Arc::new(messenger);
+    let mut connection = Connection { messenger, traffic, renew_at: None, socket };
     let cause = match versions {
-        Ok(Ok(())) => return Ok(connection),
+        Ok(Ok(())) => match &config.sasl {
+            None => return Ok(connection),
+            Some(sasl) => {
+                let begun = Instant::now();
+                let lifetime =
+                    timeout_at(deadline, sasl::authenticate(&connection.messenger, sasl)).await;
+                match lifetime {
+                    Ok(Ok(lifetime)) => {
+                        // As the Java client does, between 85 and 95 % of it.
+                        connection.renew_at = lifetime.map(|lifetime| begun + lifetime / 10 * 9);
+                        return Ok(connection);
+                    }
+                    Ok(Err(what)) => Unanswered(format!("{address}: {what}")),
+                    Err(_) => after("connected, but not logged in"),
+                }
+            }
+        },
         Ok(Err(SyncVersionsError::RequestError(e))) => {
-            Unanswered(format!("{address}: asked for its versions: {}", describe(&e)))
+            let hint = match config.tls {
+                Some(_) => "",
+                None => " (does this listener want KAFKA_SSL=true?)",
+            };
+            Unanswered(format!("{address}: asked for its versions: {}{hint}", describe(&e)))
         }
         Ok(Err(e)) => Unanswered(format!("{address}: asked for its versions: {e}")),
         Err(_) => after("connected, but does not answer like a Kafka broker"),
@@ -182,9 +282,10 @@ fn set_options(stream: &TcpStream, config: &Config) -> io::Result<()> {
 
 /// A messenger's error in one sentence, without the layers it has been through.
 pub(super) fn describe(error: &RequestError) -> String {
-    let io = |e: &io::Error| match e.kind() {
-        io::ErrorKind::UnexpectedEof => "closed the connection".to_owned(),
-        _ => format!("connection lost: {e}"),
+    let io = |e: &io::Error| match (tls::describe(e), e.kind()) {
+        (Some(of_tls), _) => of_tls,
+        (None, io::ErrorKind::UnexpectedEof) => "closed the connection".to_owned(),
+        (None, _) => format!("connection lost: {e}"),
     };
     match error {
         RequestError::Poisoned(cause) => describe(cause),

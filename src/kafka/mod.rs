@@ -23,8 +23,13 @@ mod dial;
 mod link;
 mod message;
 mod peer;
+mod sasl;
 #[cfg(test)]
 mod tests;
+mod tls;
+
+pub use sasl::{Mechanism, Sasl};
+pub use tls::{Tls, TlsFiles, TlsFilesError};
 
 pub use dial::{Address, InvalidAddress};
 
@@ -66,6 +71,10 @@ pub struct Config {
     /// How long a broker may wait for its replicas. Shorter than the request's time-out: then it
     /// can still tell us that they were too slow (REQUEST_TIMED_OUT), and the connection survives.
     pub ack_timeout: Duration,
+    /// TLS, where the listeners have it.
+    pub tls: Option<Tls>,
+    /// Who we are, where the listeners want to know.
+    pub sasl: Option<Sasl>,
 }
 
 impl Config {
@@ -78,6 +87,8 @@ impl Config {
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(8),
+            tls: None,
+            sasl: None,
         }
     }
 }

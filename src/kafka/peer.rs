@@ -206,6 +206,8 @@ enum Event {
     Ended,
     /// Nobody needs this connection any more.
     Released,
+    /// The broker would want us to log in again.
+    Renew,
 }
 
 /// Serves one connection until it is lost (the cause) or not needed any more. Everything taken from
@@ -222,6 +224,7 @@ async fn serve(
     let mut exchanges = FuturesUnordered::new();
     let mut pending: VecDeque<Pending> = VecDeque::new();
     let mut next_id = 0;
+    let mut answered = false;
     // How many requests the traffic will have counted when all that were started are written.
     let mut started = traffic.requests();
     // One timer for all: it fires for the oldest request, or in vain and is set again.
@@ -260,8 +263,16 @@ async fn serve(
                     timer.as_mut().reset(deadline);
                 }
             }
-            Event::Done(_, Err(e)) => break format!("{address}: {}", describe(&e)),
+            Event::Done(_, Err(e)) => {
+                // A listener that wants to know who we are tells its versions, and no more.
+                let hint = match answered || config.sasl.is_some() {
+                    true => "",
+                    false => " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)",
+                };
+                break format!("{address}: {}{hint}", describe(&e));
+            }
             Event::Done(id, Ok(response)) => {
+                answered = true;
                 let at = pending.iter().position(|p| p.id == id);
                 if let Some(mut done) = at.and_then(|at| pending.remove(at))
                     && let Err((ask, what)) = hand_over(address, done.ask, response)
@@ -283,6 +294,10 @@ async fn serve(
                 return Ok(());
             }
             Event::Released => return Ok(()),
+            Event::Renew => {
+                tracing::debug!(broker = %address, "connecting anew before the session ends");
+                return Ok(());
+            }
         }
 
         event = poll_fn(|cx| {
@@ -293,7 +308,11 @@ async fn serve(
             if deaf.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Released);
             }
+            let renew = connection.renew_at.is_some_and(|at| at <= Instant::now());
             if pending.is_empty() {
+                if renew {
+                    return Poll::Ready(Event::Renew);
+                }
                 // Before the inbox: a request must not be written to a connection known to be dead.
                 if traffic.poll_ended(cx).is_ready() {
                     return Poll::Ready(Event::Ended);
@@ -303,7 +322,7 @@ async fn serve(
             }
             // One request is written at a time, in the order of the inbox. Then the bytes counted
             // since a request was started are its own, and only one is held encoded.
-            if traffic.requests() == started {
+            if traffic.requests() == started && !renew {
                 match inbox.poll_recv(cx) {
                     Poll::Ready(Some(job)) => return Poll::Ready(Event::Job(job)),
                     Poll::Ready(None) if pending.is_empty() => {

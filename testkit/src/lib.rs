@@ -39,6 +39,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests live in real time")]
 
 pub mod capture;
+pub mod certificates;
 pub mod checker;
 pub mod demo;
 pub mod envelope;

@@ -13,6 +13,7 @@ mod idle;
 mod oracle;
 mod poison;
 mod refusals;
+mod security;
 mod sequences;
 mod support;
 mod takeover;

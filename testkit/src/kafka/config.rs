@@ -14,24 +14,38 @@ pub(crate) struct Node {
     pub(crate) controller_port: u16,
 }
 
+/// One more listener of a broker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Listener<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) protocol: &'a str,
+    pub(crate) port: u16,
+}
+
 /// The text of `server.properties`: broker and controller in one process, nothing that waits.
 pub(crate) fn properties(
     node: Node,
     nodes: &[Node],
     data: &Path,
+    listeners: &[Listener<'_>],
     settings: &[(String, String)],
 ) -> String {
     let copies = nodes.len().min(3);
     let voters: Vec<String> =
         nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.id, n.controller_port)).collect();
     let Node { id, port, controller_port } = node;
+    let (mut others, mut protocols) = (String::new(), String::new());
+    for Listener { name, protocol, port } in listeners {
+        let _ = write!(others, ",{name}://127.0.0.1:{port}");
+        let _ = write!(protocols, ",{name}:{protocol}");
+    }
     let mut text = format!(
         "process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=CLIENT://127.0.0.1:{port}
-listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{others}
+advertised.listeners=CLIENT://127.0.0.1:{port}{others}
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENT
 log.dirs={data}

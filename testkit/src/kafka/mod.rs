@@ -11,7 +11,7 @@ mod wire;
 pub use self::java::java_partitions;
 pub use self::reader::{Reader, Record};
 
-use self::config::Node;
+use self::config::{Listener, Node};
 use self::wire::{Wire, block_on};
 use crate::error::{Context as _, Error, Result};
 use crate::process::{self, Process, Signal};
@@ -37,6 +37,7 @@ pub struct Kafka {
 struct Broker {
     install: KafkaInstall,
     node: Node,
+    listeners: Vec<(String, u16)>,
     folder: PathBuf,
     heap: String,
     process: Mutex<Option<Process>>,
@@ -49,9 +50,18 @@ pub struct Builder {
     brokers: usize,
     heap: String,
     settings: Vec<(String, String)>,
+    listeners: Vec<(String, String)>,
 }
 
 impl Builder {
+    /// One more listener beside the plain one: its name, in capital letters, and its protocol, such as
+    /// `SASL_SSL`. What it needs is set by [`Builder::setting`], under `listener.name.` and its name.
+    #[must_use]
+    pub fn listener(mut self, name: &str, protocol: &str) -> Self {
+        self.listeners.push((name.to_owned(), protocol.to_owned()));
+        self
+    }
+
     /// Which of [`crate::versions::KAFKA_VERSIONS`]; `KAFKA_VERSION` or the default unless said.
     #[must_use]
     pub fn version(mut self, version: &'static str) -> Self {
@@ -112,11 +122,19 @@ impl Builder {
             let data = own.join("data");
             config::format(&data, node.id, &cluster, &install.folder.join("bootstrap.checkpoint"))?;
             let file = own.join("server.properties");
-            let text = config::properties(*node, &nodes, &data, &self.settings);
+            let ports: Vec<u16> = self.listeners.iter().map(|_| port::free()).collect();
+            let listeners: Vec<Listener<'_>> = self
+                .listeners
+                .iter()
+                .zip(&ports)
+                .map(|((name, protocol), port)| Listener { name, protocol, port: *port })
+                .collect();
+            let text = config::properties(*node, &nodes, &data, &listeners, &self.settings);
             fs::write(&file, text).context(file.display())?;
             brokers.push(Broker {
                 install: install.clone(),
                 node: *node,
+                listeners: listeners.iter().map(|l| (l.name.to_owned(), l.port)).collect(),
                 folder: own,
                 heap: format!("-Xmx{}", self.heap),
                 process: Mutex::new(None),
@@ -132,7 +150,13 @@ impl Kafka {
     /// One broker, unless more are asked for.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { version: None, brokers: 1, heap: "384m".to_owned(), settings: Vec::new() }
+        Builder {
+            version: None,
+            brokers: 1,
+            heap: "384m".to_owned(),
+            settings: Vec::new(),
+            listeners: Vec::new(),
+        }
     }
 
     /// The one broker that the tests of this process share, started when first asked for. Use topic
@@ -156,6 +180,14 @@ impl Kafka {
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.node.port)).collect()
+    }
+
+    /// The brokers' addresses on one of [`Builder::listener`], by this host name or address.
+    #[must_use]
+    pub fn bootstrap_of(&self, listener: &str, host: &str) -> String {
+        let ports = self.brokers.iter().flat_map(|broker| &broker.listeners);
+        let of_it = ports.filter(|(name, _)| name == listener);
+        of_it.map(|(_, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
     }
 
     /// How many brokers there are, running or not.

@@ -18,7 +18,7 @@ pub(crate) fn bootstrap_checkpoint(install: &KafkaInstall) -> Result<()> {
     let data = folder.join("data");
     let node = Node { id: 1, port: 1, controller_port: 2 };
     let file = folder.join("server.properties");
-    fs::write(&file, config::properties(node, &[node], &data, &[])).context(file.display())?;
+    fs::write(&file, config::properties(node, &[node], &data, &[], &[])).context(file.display())?;
     let mut format = install.command();
     format.args(["kafka.tools.StorageTool", "format", "-t", &config::random_uuid()?, "-c"]);
     process::run("formatting a Kafka data directory", format.arg(&file))?;
@@ -35,7 +35,7 @@ pub(crate) fn class_archive(install: &KafkaInstall, archive: &Path) -> Result<()
     let checkpoint = install.folder.join("bootstrap.checkpoint");
     config::format(&data, node.id, &config::random_uuid()?, &checkpoint)?;
     let file = folder.join("server.properties");
-    fs::write(&file, config::properties(node, &[node], &data, &[])).context(file.display())?;
+    fs::write(&file, config::properties(node, &[node], &data, &[], &[])).context(file.display())?;
     let mut command = install.command();
     command.arg(format!("-XX:ArchiveClassesAtExit={}", archive.display()));
     command.arg("kafka.Kafka").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,0 +1,207 @@
+//! TLS to brokers: rustls, with the system's roots or given ones, and a certificate of our own where the
+//! brokers want one.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore,
+    SignatureScheme,
+};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// What TLS needs, by the names of the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificates of the authorities that we trust, as PEM; the system's where there is none.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate and those up to the authority's, as PEM, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether the broker's certificate is looked at. Without that, anybody in between can read and change
+    /// everything.
+    pub verify: bool,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {cause}")]
+pub struct TlsFilesError {
+    what: String,
+    cause: String,
+}
+
+/// TLS as it was set up, to be shared by all connections.
+#[derive(Debug, Clone)]
+pub struct Tls(Arc<ClientConfig>);
+
+// Two of one process are one, and nobody compares others.
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tls {}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// Which file, and what is wrong with it.
+    pub fn load(files: &TlsFiles) -> Result<Self, TlsFilesError> {
+        let error = |what: String| {
+            move |cause: &dyn std::fmt::Display| TlsFilesError { what, cause: cause.to_string() }
+        };
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| error("TLS".to_owned())(&e))?;
+        let builder = if files.verify {
+            builder.with_root_certificates(roots(files.ca.as_deref())?)
+        } else {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        };
+        let config = match &files.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate, "KAFKA_SSL_CERTIFICATE_LOCATION")?;
+                let what = format!("KAFKA_SSL_KEY_LOCATION {}", key.display());
+                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| error(what.clone())(&e))?;
+                builder.with_client_auth_cert(chain, key).map_err(|e| error(what)(&e))?
+            }
+        };
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// Shakes hands with the broker at `host`, whose certificate must be for that name or address.
+    ///
+    /// Cancel safe: dropping it closes the connection.
+    pub(super) async fn connect(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        tokio_rustls::TlsConnector::from(Arc::clone(&self.0)).connect(name, stream).await
+    }
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFilesError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(ca) = ca {
+        for certificate in certificates(ca, "KAFKA_SSL_CA_LOCATION")? {
+            roots.add(certificate).map_err(|e| TlsFilesError {
+                what: format!("KAFKA_SSL_CA_LOCATION {}", ca.display()),
+                cause: e.to_string(),
+            })?;
+        }
+        return Ok(roots);
+    }
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let cause = match found.errors.first() {
+            Some(error) => error.to_string(),
+            None => "there are none; name a file in KAFKA_SSL_CA_LOCATION".to_owned(),
+        };
+        return Err(TlsFilesError { what: "the system's certificates".to_owned(), cause });
+    }
+    Ok(roots)
+}
+
+fn certificates(file: &Path, setting: &str) -> Result<Vec<CertificateDer<'static>>, TlsFilesError> {
+    let error =
+        |cause: String| TlsFilesError { what: format!("{setting} {}", file.display()), cause };
+    let found: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(file).map_err(|e| error(e.to_string()))?.collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(error("no certificate is in it".to_owned())),
+        Ok(found) => Ok(found),
+        Err(e) => Err(error(e.to_string())),
+    }
+}
+
+/// What went wrong with TLS, in words that say what to do; none if the error is not of TLS.
+pub(super) fn describe(error: &io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::InvalidCertificate(fault) => match fault {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => "the broker's certificate is of an authority that is not \
+                                                trusted: name its certificate in KAFKA_SSL_CA_LOCATION"
+                .to_owned(),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                format!(
+                    "the broker's certificate is for another host ({fault}): use that name in \
+                     KAFKA_BROKERS and the broker's advertised.listeners"
+                )
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                format!("the broker's certificate has expired ({fault})")
+            }
+            fault => format!("the broker's certificate is not valid: {fault}"),
+        },
+        rustls::Error::InvalidMessage(_) => {
+            "this is no TLS: does the listener want KAFKA_SSL=false?".to_owned()
+        }
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+        ) => {
+            format!(
+                "the broker wants another certificate of ours, or one at all ({error}): set \
+                 KAFKA_SSL_CERTIFICATE_LOCATION and KAFKA_SSL_KEY_LOCATION"
+            )
+        }
+        rustls::Error::AlertReceived(_) => {
+            format!("the broker refuses our TLS ({error}): is our certificate of an authority it trusts?")
+        }
+        error => format!("TLS: {error}"),
+    })
+}
+
+/// Takes any certificate, as was asked for.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,284 @@
+//! TLS and SASL to a real broker: every combination connects, and what is wrong is said in one sentence.
+
+use crate::support::{PATIENCE, count, emit, relay, stop, wait_confirmed, wait_state};
+use std::sync::OnceLock;
+use testkit::certificates::{Authority, Certificate};
+use testkit::checker::Checker;
+use testkit::workload::Workload;
+use testkit::{Kafka, Postgres, owlpost};
+
+const PASSWORD: &str = "correct horse battery";
+
+/// One broker with a listener of each kind.
+struct Secure {
+    kafka: Kafka,
+    authority: Authority,
+    client: Certificate,
+    /// An authority that nobody knows, and a certificate of it.
+    stranger: Authority,
+    strangers: Certificate,
+}
+
+fn secure() -> &'static Secure {
+    static SECURE: OnceLock<Secure> = OnceLock::new();
+    SECURE.get_or_init(|| {
+        let authority = Authority::new();
+        let broker = authority.issue("broker", &["127.0.0.1", "localhost"]);
+        let elsewhere = authority.issue("elsewhere", &["kafka.example.com"]);
+        let expired = authority.issue_expired("expired", &["127.0.0.1"]);
+        let client = authority.issue("client", &[]);
+        let stranger = Authority::new();
+        let strangers = stranger.issue("client", &[]);
+
+        let mut builder = Kafka::builder();
+        for (name, protocol, certificate) in [
+            ("SASLPLAIN", "SASL_PLAINTEXT", None),
+            ("TLS", "SSL", Some(&broker)),
+            ("MUTUAL", "SSL", Some(&broker)),
+            ("SASLTLS", "SASL_SSL", Some(&broker)),
+            ("SASLMUTUAL", "SASL_SSL", Some(&broker)),
+            ("ELSEWHERE", "SSL", Some(&elsewhere)),
+            ("EXPIRED", "SSL", Some(&expired)),
+            ("BRIEF", "SASL_SSL", Some(&broker)),
+            ("ONLYPLAIN", "SASL_PLAINTEXT", None),
+        ] {
+            let key = |key: &str| format!("listener.name.{}.{key}", name.to_lowercase());
+            builder = builder.listener(name, protocol);
+            if let Some(certificate) = certificate {
+                let both = certificate.both.display().to_string();
+                let ca = authority.file().display().to_string();
+                builder = builder
+                    .setting(&key("ssl.keystore.type"), "PEM")
+                    .setting(&key("ssl.keystore.location"), &both)
+                    .setting(&key("ssl.truststore.type"), "PEM")
+                    .setting(&key("ssl.truststore.location"), &ca);
+            }
+            if name.contains("MUTUAL") {
+                builder = builder.setting(&key("ssl.client.auth"), "required");
+            }
+            if protocol.starts_with("SASL") {
+                let mechanisms = match name {
+                    "ONLYPLAIN" => "PLAIN",
+                    _ => "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+                };
+                let module = "org.apache.kafka.common.security";
+                let plain =
+                    format!("{module}.plain.PlainLoginModule required user_owl=\"{PASSWORD}\";");
+                let scram = format!("{module}.scram.ScramLoginModule required;");
+                builder = builder
+                    .setting(&key("sasl.enabled.mechanisms"), mechanisms)
+                    .setting(&key("plain.sasl.jaas.config"), &plain)
+                    .setting(&key("scram-sha-256.sasl.jaas.config"), &scram)
+                    .setting(&key("scram-sha-512.sasl.jaas.config"), &scram);
+            }
+            if name == "BRIEF" {
+                for mechanism in ["plain", "scram-sha-256", "scram-sha-512"] {
+                    builder = builder
+                        .setting(&key(&format!("{mechanism}.connections.max.reauth.ms")), "1500");
+                }
+            }
+        }
+        let kafka = builder.start();
+        let brokers = kafka.bootstrap();
+        // Two in one request are refused.
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let credential = format!("{mechanism}=[password={PASSWORD}]");
+            let arguments = [
+                "--bootstrap-server",
+                &brokers,
+                "--alter",
+                "--add-config",
+                &credential,
+                "--entity-type",
+                "users",
+                "--entity-name",
+                "owl",
+            ];
+            kafka.java("kafka.admin.ConfigCommand", &arguments);
+        }
+        Secure { kafka, authority, client, stranger, strangers }
+    })
+}
+
+impl Secure {
+    /// A relay that talks to this listener.
+    fn relay(&self, prefix: &str, postgres: &Postgres, listener: &str) -> owlpost::Command {
+        relay(prefix, postgres, &self.kafka)
+            .env("KAFKA_BROKERS", self.kafka.bootstrap_of(listener, "127.0.0.1"))
+            .env("STARTUP_TIMEOUT", "3s")
+    }
+
+    fn tls(&self, command: owlpost::Command) -> owlpost::Command {
+        command
+            .env("KAFKA_SSL", "true")
+            .env("KAFKA_SSL_CA_LOCATION", self.authority.file().display())
+    }
+}
+
+fn identity(command: owlpost::Command, certificate: &Certificate) -> owlpost::Command {
+    command
+        .env("KAFKA_SSL_CERTIFICATE_LOCATION", certificate.certificate.display())
+        .env("KAFKA_SSL_KEY_LOCATION", certificate.key.display())
+}
+
+fn sasl(command: owlpost::Command, mechanism: &str) -> owlpost::Command {
+    command
+        .env("KAFKA_USERNAME", "owl")
+        .env("KAFKA_PASSWORD", PASSWORD)
+        .env("KAFKA_SASL_MECHANISM", mechanism)
+}
+
+/// It does not start, with this exit code and these words, and shows no password.
+#[track_caller]
+fn refused(command: owlpost::Command, words: &[&str]) {
+    let relay = command.spawn();
+    let status = relay.wait_exit(PATIENCE);
+    let text = relay.log_text();
+    assert_eq!(status.code(), Some(3), "{text}");
+    let sentence = text.lines().rfind(|line| line.starts_with("owlpost: ")).unwrap();
+    for word in words {
+        assert!(sentence.contains(word), "{word:?} is not in {sentence}");
+    }
+    for secret in ["battery", "wrong password"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+#[test]
+fn every_mechanism_logs_in_with_and_without_tls_and_certificate() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    secure.kafka.create_topic("secure.order", 1, &[]);
+    let mut expected = 0;
+    for listener in ["SASLPLAIN", "SASLTLS", "SASLMUTUAL", "TLS", "MUTUAL"] {
+        let mechanisms: &[_] = match listener.starts_with("SASL") {
+            true => &[Some("PLAIN"), Some("SCRAM-SHA-256"), Some("SCRAM-SHA-512")],
+            false => &[None],
+        };
+        for mechanism in mechanisms {
+            let mut command = secure.relay("secure", &postgres, listener).env("LOG_LEVEL", "trace");
+            if listener != "SASLPLAIN" {
+                command = secure.tls(command);
+            }
+            if listener.ends_with("MUTUAL") {
+                command = identity(command, &secure.client);
+            }
+            if let Some(mechanism) = mechanism {
+                command = sasl(command, mechanism);
+            }
+            let relay = command.spawn();
+            relay.wait_ready();
+            expected += 1;
+            let fact =
+                format!(r#"{{"id":"{expected}","aggregate_type":"order","aggregate_id":"k"}}"#);
+            emit(&postgres, true, "secure", fact.as_bytes());
+            wait_confirmed(&relay, &postgres, PATIENCE);
+            assert_eq!(count(&secure.kafka, "secure.order"), expected, "{listener} {mechanism:?}");
+            stop(&relay);
+            assert!(!relay.log_text().contains("battery"), "{}", relay.log_text());
+        }
+    }
+    assert_eq!(expected, 11);
+}
+
+#[test]
+fn ssl_with_user_and_password_means_scram_sha_512_over_tls_as_it_did() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    let command = secure
+        .tls(secure.relay("asbefore", &postgres, "SASLTLS"))
+        .env("KAFKA_USERNAME", "owl")
+        .env("KAFKA_PASSWORD", PASSWORD);
+    let relay = command.spawn();
+    relay.wait_ready();
+    stop(&relay);
+}
+
+#[test]
+fn who_may_not_log_in_is_told_so() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    let at = |listener: &str| secure.relay("stranger", &postgres, listener);
+    for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let wrong = sasl(at("SASLPLAIN"), mechanism).env("KAFKA_PASSWORD", "a wrong password");
+        refused(wrong, &["does not let user \"owl\" in", mechanism, "check KAFKA_USERNAME"]);
+        let unknown = sasl(at("SASLPLAIN"), mechanism).env("KAFKA_USERNAME", "nobody");
+        refused(unknown, &["does not let user \"nobody\" in", mechanism]);
+    }
+    let other = sasl(at("ONLYPLAIN"), "SCRAM-SHA-512");
+    refused(other, &["does not offer SCRAM-SHA-512, but PLAIN", "KAFKA_SASL_MECHANISM"]);
+    refused(at("SASLPLAIN"), &["closed the connection", "KAFKA_USERNAME"]);
+}
+
+#[test]
+fn what_is_wrong_with_tls_is_said() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    let at = |listener: &str| secure.relay("tlsless", &postgres, listener);
+    let tls = |listener: &str| secure.tls(at(listener));
+    let strangers_ca = secure.stranger.file();
+    refused(
+        tls("TLS").env("KAFKA_SSL_CA_LOCATION", strangers_ca.display()),
+        &["authority that is not trusted", "KAFKA_SSL_CA_LOCATION"],
+    );
+    refused(tls("ELSEWHERE"), &["for another host", "kafka.example.com", "KAFKA_BROKERS"]);
+    refused(tls("EXPIRED"), &["has expired"]);
+    refused(tls("MUTUAL"), &["certificate of ours", "KAFKA_SSL_CERTIFICATE_LOCATION"]);
+    refused(identity(tls("MUTUAL"), &secure.strangers), &["refuses our TLS"]);
+    refused(tls("SASLPLAIN"), &["KAFKA_SSL=false"]);
+    refused(at("TLS"), &["KAFKA_SSL=true"]);
+
+    // Asked not to look, we do not.
+    let blind =
+        at("ELSEWHERE").env("KAFKA_SSL", "true").env("KAFKA_SSL_VERIFICATION", "false").spawn();
+    blind.wait_ready();
+    assert!(blind.log_text().contains("anybody may pass for a broker"), "{}", blind.log_text());
+    stop(&blind);
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    let at = || secure.tls(secure.relay("fileless", &postgres, "TLS"));
+    let swapped = Certificate {
+        certificate: secure.client.key.clone(),
+        key: secure.client.certificate.clone(),
+        both: secure.client.both.clone(),
+    };
+    let foreign = Certificate { key: secure.strangers.key.clone(), ..secure.client.clone() };
+    for (command, words) in [
+        (at().env("KAFKA_SSL_CA_LOCATION", "/no/such/file.pem"), "KAFKA_SSL_CA_LOCATION /no/such"),
+        (at().env("KAFKA_SSL_CA_LOCATION", secure.client.key.display()), "no certificate is in it"),
+        (identity(at(), &swapped), "KAFKA_SSL_CERTIFICATE_LOCATION"),
+        (identity(at(), &foreign), "KAFKA_SSL_KEY_LOCATION"),
+    ] {
+        let relay = command.spawn();
+        assert_eq!(relay.wait_exit(PATIENCE).code(), Some(2), "{}", relay.log_text());
+        assert!(relay.log_text().contains(words), "{}", relay.log_text());
+    }
+}
+
+/// The broker ends a session that lasts longer than it said (KIP-368).
+#[test]
+fn sessions_that_end_are_renewed_without_a_loss_or_a_repeat() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    secure.kafka.create_topic("brief.order", 2, &[]);
+    let command = secure.tls(secure.relay("brief", &postgres, "BRIEF"));
+    let relay = sasl(command, "SCRAM-SHA-256").env("LOG_LEVEL", "info,factlib=debug").spawn();
+    relay.wait_ready();
+    let load = Workload { facts: 10_000_000, writers: 2, ..Workload::new("brief", 1) };
+    let load = load.start(&postgres);
+    relay.wait_until("five sessions", 2 * PATIENCE, || {
+        relay.log_text().matches("before the session ends").count() >= 5
+    });
+    load.stop();
+    wait_state(&relay, "streaming");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let log = relay.log_text();
+    assert!(!log.contains("produce is repeated"), "{log}");
+    let truth = crate::support::truth(&postgres);
+    Checker::new(&truth).check(&secure.kafka.read_topic("brief.order")).assert_clean();
+}
