@@ -19,6 +19,7 @@ pub use secret::Secret;
 
 use crate::kafka::{Mechanism, Sasl, TlsFiles};
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
+use crate::relay::compression::{Compression, ZSTD_LEVELS};
 use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
 use crate::relay::route::is_topic;
@@ -27,6 +28,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +112,8 @@ pub struct RecordConfig {
     pub value: RecordValue,
     /// Whether each entry of a fact's metadata becomes a header.
     pub metadata_headers: bool,
+    /// How batches are compressed.
+    pub compression: Compression,
 }
 
 /// Which moment is the record's timestamp.
@@ -263,6 +267,7 @@ impl Config {
                 &[("publish", RecordTimestamp::Publish)],
             ),
             metadata_headers: boolean(p, "METADATA_HEADERS", &raw.metadata_headers),
+            compression: compression(raw, p),
         };
         let policies = policies(raw, p);
         // Read before it is needed, because the connection takes it as a fallback.
@@ -676,6 +681,21 @@ fn log_level(raw: &RawConfig, p: &mut Problems) -> String {
     level.to_owned()
 }
 
+fn compression(raw: &RawConfig, p: &mut Problems) -> Compression {
+    let level = number(p, "COMPRESSION_LEVEL", &raw.compression_level, 3, ZSTD_LEVELS);
+    choice(
+        p,
+        "COMPRESSION_TYPE",
+        &raw.compression_type,
+        ("none", Compression::None),
+        &[
+            ("snappy", Compression::Snappy),
+            ("lz4", Compression::Lz4),
+            ("zstd", Compression::Zstd(level)),
+        ],
+    )
+}
+
 fn policies(raw: &RawConfig, p: &mut Problems) -> Policies {
     const POLICIES: [(&str, Policy); 2] =
         [("dead-letter", Policy::DeadLetter), ("skip", Policy::Skip)];
@@ -754,13 +774,13 @@ fn port(p: &mut Problems, setting: &'static str, raw: &Option<String>, default: 
     }
 }
 
-fn number(
+fn number<N: Copy + PartialOrd + fmt::Display + FromStr>(
     p: &mut Problems,
     setting: &'static str,
     raw: &Option<String>,
-    default: usize,
-    range: RangeInclusive<usize>,
-) -> usize {
+    default: N,
+    range: RangeInclusive<N>,
+) -> N {
     match set(raw).map(|text| (text, text.parse())) {
         None => default,
         Some((_, Ok(number))) if range.contains(&number) => number,

@@ -276,6 +276,7 @@ fn settings(config: &Config) -> Settings {
         metadata_age_max: config.limits.metadata_age,
         batch_bytes: config.limits.batch_bytes,
         batch_records: config.limits.batch_records,
+        compression: config.records.compression,
         policies: config.policies.clone(),
         in_flight_per_partition: config.limits.in_flight,
         startup_timeout: config.limits.startup,

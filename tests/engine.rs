@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the start of a clock that then stands still")]
 
 use bytes::BytesMut;
+use factlib::relay::compression::Compression;
 use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::gone::{self, Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
@@ -43,6 +44,7 @@ fn settings() -> Settings {
         metadata_age_max: 300 * SECOND,
         batch_bytes: 384 * 1024,
         batch_records: 10_000,
+        compression: Compression::None,
         policies: Policies::HALT,
         in_flight_per_partition: 5,
         startup_timeout: Some(30 * SECOND),

@@ -11,6 +11,7 @@ mod model;
 
 use factlib::relay::backoff::Jitter;
 use factlib::relay::batch::Record;
+use factlib::relay::compression::Compression;
 use factlib::relay::error_code::*;
 use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::fact::Fact;
@@ -135,6 +136,12 @@ impl World {
             batch_bytes: 200 + dice.below(1500),
             batch_records: 1 + dice.below(10),
             in_flight: 1 + dice.below(5),
+            compression: match seed % 5 {
+                0 => Compression::Lz4,
+                1 => Compression::Snappy,
+                2 => Compression::Zstd(1),
+                _ => Compression::None,
+            },
             policies: Policies {
                 general: match seed % 3 {
                     0 => Policy::Halt,

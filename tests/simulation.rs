@@ -11,6 +11,7 @@
 mod model;
 
 use bytes::BytesMut;
+use factlib::relay::compression::Compression;
 use factlib::relay::gone::{ExitKind, Gone};
 use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
@@ -111,6 +112,7 @@ fn settings(seed: u64) -> Settings {
         // Of two or three facts, and of as many as there are.
         batch_bytes: if seed.is_multiple_of(2) { 500 } else { 393_216 },
         batch_records: 10_000,
+        compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
         policies: Policies::HALT,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         startup_timeout: None,

@@ -125,6 +125,11 @@ settings! {
         /// How long one request to Kafka may take before it is sent again [100ms to 5m, default:
         /// 10s]
         request_timeout = "REQUEST_TIMEOUT": "DURATION";
+        /// How batches are compressed; one that does not get smaller is sent as it is [none, snappy,
+        /// lz4 or zstd, default: none]
+        compression_type = "COMPRESSION_TYPE": "CODEC";
+        /// The level of zstd [-7 to 22, default: 3]
+        compression_level = "COMPRESSION_LEVEL": "NUMBER";
         /// A batch of records for one partition is closed when it has so many bytes. Smaller ones are
         /// sent as soon as PostgreSQL has nothing more at the moment; what a topic refuses as too large
         /// is divided [1KiB to 900KB, default: 384KiB]

@@ -67,6 +67,7 @@ fn three_settings_are_enough() {
                 timestamp: RecordTimestamp::Commit,
                 value: RecordValue::Envelope,
                 metadata_headers: false,
+                compression: Compression::None,
             },
             policies: Policies::HALT,
             limits: Limits {
@@ -119,6 +120,8 @@ fn every_setting_takes_effect() {
         in_flight_bytes: some("1MiB"),
         frame_max_bytes: some("65536"),
         stall_timeout: some("1s"),
+        compression_type: some("zstd"),
+        compression_level: some("-3"),
         batch_bytes: some("64KiB"),
         batch_records: some("500"),
         max_in_flight: some("1"),
@@ -146,7 +149,8 @@ fn every_setting_takes_effect() {
         RecordConfig {
             timestamp: RecordTimestamp::Publish,
             value: RecordValue::Payload,
-            metadata_headers: true
+            metadata_headers: true,
+            compression: Compression::Zstd(-3),
         }
     );
     assert_eq!(
@@ -236,6 +240,8 @@ fn all_problems_are_reported_at_once_and_in_order() {
         in_flight_bytes: text("1KiB"),
         frame_max_bytes: text("big"),
         stall_timeout: text("1ms"),
+        compression_type: text("brotli"),
+        compression_level: text("23"),
         batch_bytes: text("1MiB"),
         batch_records: text("0"),
         max_in_flight: text("6"),
@@ -286,6 +292,8 @@ KAFKA_SSL_CERTIFICATE_LOCATION: has no effect without KAFKA_SSL=true; set that, 
 KAFKA_SSL_KEY_LOCATION: is wanted with KAFKA_SSL_CERTIFICATE_LOCATION
 KAFKA_SSL_VERIFICATION: false makes KAFKA_SSL_CA_LOCATION pointless; remove one of them
 REQUEST_TIMEOUT: "1d" is outside 100ms to 5m
+COMPRESSION_TYPE: "brotli" is not one of: none, snappy, lz4, zstd
+COMPRESSION_LEVEL: "23" is not a number from -7 to 22
 BATCH_BYTES: "1MiB" is outside 1.0 KiB to 878.9 KiB
 BATCH_RECORDS: "0" is not a number from 1 to 1000000
 MAX_IN_FLIGHT: "6" is not a number from 1 to 5

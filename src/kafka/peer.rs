@@ -264,10 +264,13 @@ async fn serve(
                 }
             }
             Event::Done(_, Err(e)) => {
-                // A listener that wants to know who we are tells its versions, and no more.
-                let hint = match answered || config.sasl.is_some() {
-                    true => "",
-                    false => " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)",
+                // A listener that wants to know who we are tells its versions, and no more. What is asked
+                // of it first is metadata.
+                let first = pending.front().map(|pending| &pending.ask);
+                let stranger = !answered && matches!(first, Some(Ask::Metadata { .. }));
+                let hint = match stranger && config.sasl.is_none() {
+                    true => " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)",
+                    false => "",
                 };
                 break format!("{address}: {}{hint}", describe(&e));
             }

@@ -566,7 +566,7 @@ async fn a_connection_closed_before_a_produce_is_read() {
     driver.send(1, 0, b"a");
     let (_, sent, cause) = driver.unanswered().await;
     assert!(!sent);
-    assert!(cause.ends_with("asked for its versions: closed the connection"), "{cause}");
+    assert!(cause.contains("asked for its versions: closed the connection"), "{cause}");
     after_the_pause().await;
     driver.send(1, 0, b"a");
     driver.produced().await;

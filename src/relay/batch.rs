@@ -2,10 +2,12 @@
 //!
 //! <https://kafka.apache.org/documentation/#recordbatch>
 
+use super::compression::Compression;
 use super::kafka::ProducerId;
 use super::position::{Position, Unit};
 use super::route::{Headers, POSITION};
 use bytes::Bytes;
+use std::borrow::Cow;
 
 /// A batch of several records is never encoded larger than this many bytes. Kafka's default limit
 /// (`message.max.bytes`) is 1,048,588; a single record may be larger, where its topic allows it.
@@ -56,23 +58,25 @@ pub struct OpenBatch {
     base_timestamp: i64,
     max_timestamp: i64,
     first: Position,
+    compression: Compression,
 }
 
 impl OpenBatch {
     /// An empty batch whose first record will be the fact at `first`.
-    pub fn new(first: Position) -> Self {
-        Self::with_capacity(first, 0)
+    pub fn new(first: Position, compression: Compression) -> Self {
+        Self::with_capacity(first, compression, 0)
     }
 
     /// The same, with room for about as many bytes, so that it need not be moved while it grows.
-    pub fn with_capacity(first: Position, bytes: usize) -> Self {
+    pub fn with_capacity(first: Position, compression: Compression, bytes: usize) -> Self {
         let bytes = bytes + bytes / 16;
         let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_MAX));
         encoded.resize(HEADER_LEN, 0);
-        Self { encoded, records: 0, base_timestamp: 0, max_timestamp: i64::MIN, first }
+        let (base_timestamp, max_timestamp) = (0, i64::MIN);
+        Self { encoded, records: 0, base_timestamp, max_timestamp, first, compression }
     }
 
-    /// Encoded bytes so far, the batch's header included.
+    /// Encoded bytes so far, the batch's header included, before compression.
     pub fn encoded_len(&self) -> usize {
         self.encoded.len()
     }
@@ -117,9 +121,21 @@ impl OpenBatch {
         self.records += 1;
     }
 
-    /// Closes the batch: no record is added any more.
+    /// Closes the batch: no record is added any more, and they are compressed if that makes them smaller.
     pub fn seal(self) -> Batch {
-        let Self { mut encoded, records, base_timestamp, max_timestamp, first } = self;
+        let Self { mut encoded, records, base_timestamp, max_timestamp, first, mut compression } =
+            self;
+        let plain_len = encoded.len();
+        let mut compressed = Vec::new();
+        let plain = encoded.get(HEADER_LEN..).unwrap_or_default();
+        if compression != Compression::None {
+            compressed.resize(HEADER_LEN, 0);
+            if compression.compress(plain, &mut compressed) {
+                encoded = compressed;
+            } else {
+                compression = Compression::None;
+            }
+        }
         // A realloc costs less than the memory only if there is much of it.
         if encoded.capacity() - encoded.len() > encoded.len() / 4 {
             encoded.shrink_to_fit();
@@ -132,7 +148,7 @@ impl OpenBatch {
         header.put((-1_i32).to_be_bytes()); // partition leader epoch: the broker's
         header.put([2]); // magic
         header.put([0; 4]); // checksum, when stamped
-        header.put(0_i16.to_be_bytes()); // attributes: no compression, create time
+        header.put(compression.attributes().to_be_bytes()); // and create time
         header.put((records - 1).to_be_bytes()); // last offset delta
         header.put(base_timestamp.to_be_bytes());
         header.put(max_timestamp.to_be_bytes());
@@ -140,7 +156,8 @@ impl OpenBatch {
         header.put((-1_i16).to_be_bytes());
         header.put((-1_i32).to_be_bytes());
         header.put(records.to_be_bytes());
-        Batch { encoded: Bytes::from(encoded), records, first, stamp: None }
+        let encoded = Bytes::from(encoded);
+        Batch { encoded, plain_len, records, first, compression, stamp: None }
     }
 }
 
@@ -160,15 +177,17 @@ impl Writer<'_> {
 #[derive(Debug, Clone)]
 pub struct Batch {
     encoded: Bytes,
+    plain_len: usize,
     records: i32,
     first: Position,
+    compression: Compression,
     stamp: Option<(ProducerId, i32)>,
 }
 
 impl Batch {
-    /// Encoded length in bytes.
-    pub fn encoded_len(&self) -> usize {
-        self.encoded.len()
+    /// Encoded length in bytes, before compression: what the window counts.
+    pub fn plain_len(&self) -> usize {
+        self.plain_len
     }
 
     /// Number of records.
@@ -226,17 +245,27 @@ impl Batch {
         Ok(parts)
     }
 
-    /// The records as they are encoded.
-    pub(super) fn encoded_records(&self) -> impl Iterator<Item = EncodedRecord<'_>> {
-        let mut rest = self.encoded.get(HEADER_LEN..).unwrap_or_default();
-        let base = self.encoded.get(27..35).and_then(|base| base.try_into().ok());
-        let base_timestamp = base.map_or(0, i64::from_be_bytes);
-        (0..self.records).map_while(move |_| EncodedRecord::read(&mut rest, base_timestamp))
+    /// The records, not compressed. None only if what we compressed cannot be read back.
+    pub(super) fn plain(&self) -> Option<PlainRecords<'_>> {
+        let base = self.encoded.get(27..35)?.try_into().ok()?;
+        let records = self.encoded.get(HEADER_LEN..)?;
+        let bytes = match self.compression {
+            Compression::None => Cow::Borrowed(records),
+            codec => Cow::Owned(codec.decompress(records, self.plain_len - HEADER_LEN)?),
+        };
+        Some(PlainRecords { bytes, count: self.records, base_timestamp: i64::from_be_bytes(base) })
+    }
+
+    /// The codec, or none where that did not make it smaller.
+    pub fn compression(&self) -> Compression {
+        self.compression
     }
 
     fn split_at(&self, half: i32) -> Option<[Self; 2]> {
-        let mut parts = [OpenBatch::new(self.first), OpenBatch::new(self.first)];
-        for record in self.encoded_records() {
+        let plain = self.plain()?;
+        let empty = || OpenBatch::new(self.first, self.compression);
+        let mut parts = [empty(), empty()];
+        for record in plain.iter() {
             let [first, second] = &mut parts;
             if first.records < half {
                 first.push_encoded(&record);
@@ -250,6 +279,21 @@ impl Batch {
         }
         let complete = parts.iter().map(|part| part.records).sum::<i32>() == self.records;
         complete.then(|| parts.map(OpenBatch::seal))
+    }
+}
+
+/// The records of a batch, as they are encoded.
+#[derive(Debug)]
+pub(super) struct PlainRecords<'a> {
+    bytes: Cow<'a, [u8]>,
+    count: i32,
+    base_timestamp: i64,
+}
+
+impl PlainRecords<'_> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = EncodedRecord<'_>> {
+        let mut rest: &[u8] = &self.bytes;
+        (0..self.count).map_while(move |_| EncodedRecord::read(&mut rest, self.base_timestamp))
     }
 }
 
@@ -434,7 +478,7 @@ mod tests {
                  proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300))), 1..40),
             split in any::<bool>(),
         ) {
-            let mut open = OpenBatch::new(position(0));
+            let mut open = OpenBatch::new(position(0), Compression::None);
             for (index, (timestamp_ms, key, value)) in facts.iter().enumerate() {
                 let headers = headers(u32::try_from(index).unwrap());
                 let record = Record { timestamp_ms: *timestamp_ms, key: Some(key), value: value.as_deref(), headers: &headers };
@@ -476,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_stamped_batch_keeps_its_bytes() {
-        let mut open = OpenBatch::new(position(0));
+        let mut open = OpenBatch::new(position(0), Compression::None);
         let headers = headers(0);
         open.push(&Record { timestamp_ms: 5, key: Some(b"k"), value: None, headers: &headers });
         let mut batch = open.seal();
@@ -491,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_several_records_stays_below_the_brokers_default_limit() {
-        let mut open = OpenBatch::new(position(0));
+        let mut open = OpenBatch::new(position(0), Compression::None);
         let headers = headers(0);
         let value = vec![7; 200_000];
         let record =
@@ -508,7 +552,7 @@ mod tests {
 
     #[test]
     fn a_record_larger_than_any_batch_is_alone_in_its_own() {
-        let mut open = OpenBatch::new(position(0));
+        let mut open = OpenBatch::new(position(0), Compression::None);
         let headers = headers(0);
         let value = vec![7; 2_000_000];
         let record =

@@ -144,6 +144,7 @@ impl Relay {
             batch_bytes: settings.batch_bytes,
             batch_records: settings.batch_records,
             in_flight: settings.in_flight_per_partition,
+            compression: settings.compression,
             policies: settings.policies.clone(),
         };
         Self {

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out: plain data, the whole contract with a driver.
 
+use super::compression::Compression;
 use super::event::Event;
 use super::gone::{Exit, Gone};
 use super::kafka::{Answer, Request};
@@ -53,6 +54,8 @@ pub struct Settings {
     pub in_flight_per_partition: usize,
     /// How long the first contact with PostgreSQL and Kafka may take; none is for ever.
     pub startup_timeout: Option<Duration>,
+    /// How batches are compressed.
+    pub compression: Compression,
     /// What becomes of facts that cannot be published.
     pub policies: Policies,
     /// Seed of the jitter.

@@ -19,6 +19,7 @@
 
 pub mod backoff;
 pub mod batch;
+pub mod compression;
 mod engine;
 pub mod error_code;
 pub mod event;

@@ -175,13 +175,14 @@ pub(super) fn dead_letter(record: &EncodedRecord<'_>, poison: &Poison, into: &mu
 
 /// The one record of a batch with half its value, or none if it is short.
 pub(super) fn cut_in_half(batch: &Batch) -> Option<Batch> {
-    let record = batch.encoded_records().next()?;
+    let plain = batch.plain()?;
+    let record = plain.iter().next()?;
     let value = record.value.filter(|value| value.len() > CUT_MIN)?;
     let mut headers = Headers::from_encoded(record.header_count, record.headers);
     if !record.has_header(LENGTH) {
         describe_cut(&mut headers, value.len() as u64, &Sha256::digest(value));
     }
-    let mut cut = OpenBatch::new(batch.first());
+    let mut cut = OpenBatch::new(batch.first(), batch.compression());
     cut.push(&Record {
         timestamp_ms: record.timestamp_ms,
         key: record.key,

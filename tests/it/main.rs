@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests live in real time")]
 
 mod cluster;
+mod compression;
 mod crash;
 mod delivery;
 mod examples;

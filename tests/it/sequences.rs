@@ -6,6 +6,7 @@ mod model;
 
 use factlib::kafka::{Config, Kafka as Driver};
 use factlib::relay::batch::{OpenBatch, Record};
+use factlib::relay::compression::Compression;
 use factlib::relay::error_code::name;
 use factlib::relay::kafka::{Answer, PartitionBatch, ProducerId, Request};
 use factlib::relay::position::{Position, Unit};
@@ -22,7 +23,7 @@ const TOPIC: &str = "model.sequences";
 
 fn batch(producer: ProducerId, base_sequence: i32, count: i32) -> PartitionBatch {
     let position = Position { timeline: 1, unit: Unit::transaction(Lsn(1)), index: 0 };
-    let mut open = OpenBatch::new(position);
+    let mut open = OpenBatch::new(position, Compression::None);
     for _ in 0..count {
         let headers = Headers::default();
         open.push(&Record {

@@ -9,6 +9,7 @@ mod topic;
 
 use crate::relay::backoff::Jitter;
 use crate::relay::batch::Record;
+use crate::relay::compression::Compression;
 use crate::relay::error_code::{
     self, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION, TOPIC_AUTHORIZATION_FAILED,
 };
@@ -55,6 +56,8 @@ pub struct Settings {
     pub batch_records: usize,
     /// How many batches of a partition may be in flight, from 1 to [`IN_FLIGHT_MAX`].
     pub in_flight: usize,
+    /// How batches are compressed.
+    pub compression: Compression,
     /// What becomes of facts that cannot be published.
     pub policies: Policies,
 }
@@ -291,7 +294,8 @@ impl Producer {
         for PartitionMetadata { index: partition, leader } in found {
             if usize::try_from(partition).is_ok_and(|partition| partition == partitions.len()) {
                 partitions.push(self.partitions.len());
-                self.partitions.push(Partition::new(index, partition, leader));
+                let compression = self.settings.compression;
+                self.partitions.push(Partition::new(index, partition, leader, compression));
             }
         }
     }
@@ -570,7 +574,7 @@ impl Producer {
                     after: now.saturating_duration_since(trouble.since),
                 });
             }
-            let bytes = stored.batch.encoded_len();
+            let bytes = stored.batch.plain_len();
             let facts = usize::try_from(stored.batch.records()).unwrap_or(0);
             self.unsettled_bytes -= bytes;
             self.unsettled_facts -= facts;

@@ -13,6 +13,7 @@
 //! forgotten.
 
 use crate::relay::batch::{Batch, OpenBatch, Record, sequence_after};
+use crate::relay::compression::Compression;
 use crate::relay::kafka::{BrokerId, ProducerId};
 use crate::relay::ledger::{Ledger, Place};
 use crate::relay::policy::Verdict;
@@ -105,6 +106,7 @@ pub(super) struct Partition {
     pub(super) trouble: Option<Trouble>,
     /// It is in [`super::Producer::waiting`].
     pub(super) waiting: bool,
+    compression: Compression,
     open: Option<Open>,
     /// What was sent is at the front.
     queue: VecDeque<Queued>,
@@ -124,8 +126,14 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    pub(super) fn new(topic: usize, index: i32, leader: Option<BrokerId>) -> Self {
+    pub(super) fn new(
+        topic: usize,
+        index: i32,
+        leader: Option<BrokerId>,
+        compression: Compression,
+    ) -> Self {
         Self {
+            compression,
             topic,
             index,
             leader,
@@ -175,7 +183,8 @@ impl Partition {
             }
             none => {
                 let place = ledger.batch_opened(position.unit);
-                let batch = OpenBatch::with_capacity(position, self.last_len.min(room));
+                let batch =
+                    OpenBatch::with_capacity(position, self.compression, self.last_len.min(room));
                 (none.insert(Open { batch, place }), 0)
             }
         };
@@ -287,7 +296,7 @@ impl Partition {
         self.queue.front().filter(|queued| matches!(queued.state, State::Stored))?;
         let queued = self.queue.pop_front()?;
         self.attempts = 0;
-        self.last_len = queued.batch.encoded_len();
+        self.last_len = queued.batch.plain_len();
         Some(queued)
     }
 
@@ -341,7 +350,7 @@ impl Partition {
             // What was never sent need not be refused first.
             let mut at = 2;
             while let Some(queued) = self.queue.get(at) {
-                let too_large = queued.batch.encoded_len() > self.bytes_max;
+                let too_large = queued.batch.plain_len() > self.bytes_max;
                 let divided = match too_large && queued.batch.stamp().is_none() {
                     true => self.divide_at(at, now, ledger),
                     false => None,
@@ -358,7 +367,7 @@ impl Partition {
     /// The same for one batch, which is not appended.
     fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<usize> {
         let Queued { batch, place, generation, state, ambiguous } = self.queue.remove(at)?;
-        let (len, stamp) = (batch.encoded_len(), batch.stamp());
+        let (len, stamp) = (batch.plain_len(), batch.stamp());
         let mut parts = match batch.split() {
             Ok(parts) => parts,
             Err(batch) => {
@@ -378,7 +387,7 @@ impl Partition {
             true => ledger.batch_divided(place, second.first().unit),
             false => place,
         };
-        let grown = (first.encoded_len() + second.encoded_len()).saturating_sub(len);
+        let grown = (first.plain_len() + second.plain_len()).saturating_sub(len);
         for (batch, place) in [(second, behind), (first, place)] {
             self.queue.insert(at, Queued::new(batch, place, generation));
         }
@@ -411,8 +420,8 @@ impl Partition {
         self.queue.push_back(Queued::new(batch, place, generation));
     }
 
-    /// Length of the oldest batch, encoded.
+    /// Length of the oldest batch, encoded, before compression.
     pub(super) fn first_len(&self) -> usize {
-        self.queue.front().map_or(0, |queued| queued.batch.encoded_len())
+        self.queue.front().map_or(0, |queued| queued.batch.plain_len())
     }
 }

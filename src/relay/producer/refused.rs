@@ -1,7 +1,7 @@
 //! Batches that Kafka refuses for good: the policy of their topic decides what becomes of them.
 
 use super::{Producer, Route};
-use crate::relay::batch::OpenBatch;
+use crate::relay::batch::{Batch, OpenBatch};
 use crate::relay::error_code;
 use crate::relay::event::{Event, GivenUp};
 use crate::relay::ledger::Ledger;
@@ -35,7 +35,7 @@ impl Producer {
             && cause == Cause::TooLarge
             && let Some(cut) = partition.head().and_then(poison::cut_in_half)
         {
-            let grown = cut.encoded_len();
+            let grown = cut.plain_len();
             partition.replace_head(cut);
             self.unsettled_bytes = self.unsettled_bytes + grown - len;
             return;
@@ -99,38 +99,38 @@ impl Producer {
             Policy::Skip => None,
             Policy::DeadLetter => Some(self.dead_letters(now)?),
         };
+        let poison = Poison { cause, reason: reason.to_owned(), topic: Some(topic), attempts };
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
+        let letters = match (&dead_letters, partition.head()) {
+            (Some(partitions), Some(batch)) => {
+                let letters = letters(batch, partitions.len(), &poison);
+                letters
+                    .ok_or_else(|| Hindrance::NoTopic("its records cannot be read".to_owned()))?
+            }
+            _ => BTreeMap::new(),
+        };
         let Some(given_up) = partition.give_up() else { return Ok(()) };
         partition.trouble = None;
         let position = given_up.batch.first();
         let facts = usize::try_from(given_up.batch.records()).unwrap_or(0);
-        let poison = Poison { cause, reason: reason.to_owned(), topic: Some(topic), attempts };
-        if let Some(partitions) = dead_letters {
-            let count = u32::try_from(partitions.len()).unwrap_or(u32::MAX);
-            let mut letters = BTreeMap::<u32, (Position, OpenBatch)>::new();
-            for record in given_up.batch.encoded_records() {
-                let to = route::partition(record.key.unwrap_or_default(), count);
-                let first = record.position().unwrap_or(position);
-                let (_, batch) =
-                    letters.entry(to).or_insert_with(|| (first, OpenBatch::new(first)));
-                poison::dead_letter(&record, &poison, batch);
+        match dead_letters {
+            None => self.unsettled_facts -= facts,
+            Some(partitions) => {
+                for (to, (first, batch)) in letters {
+                    let Some(&to) = partitions.get(to as usize) else { continue };
+                    let Some(partition) = self.partitions.get_mut(to) else { continue };
+                    let place = match given_up.generation == self.generation {
+                        true => ledger.batch_divided(given_up.place, first.unit),
+                        false => given_up.place,
+                    };
+                    let batch = batch.seal();
+                    self.unsettled_bytes += batch.plain_len();
+                    partition.enqueue(batch, place, given_up.generation, self.generation);
+                    self.wait(to);
+                }
             }
-            for (to, (first, batch)) in letters {
-                let Some(&to) = partitions.get(to as usize) else { continue };
-                let Some(partition) = self.partitions.get_mut(to) else { continue };
-                let place = match given_up.generation == self.generation {
-                    true => ledger.batch_divided(given_up.place, first.unit),
-                    false => given_up.place,
-                };
-                let batch = batch.seal();
-                self.unsettled_bytes += batch.encoded_len();
-                partition.enqueue(batch, place, given_up.generation, self.generation);
-                self.wait(to);
-            }
-        } else {
-            self.unsettled_facts -= facts;
         }
-        self.unsettled_bytes -= given_up.batch.encoded_len();
+        self.unsettled_bytes -= given_up.batch.plain_len();
         if given_up.generation == self.generation {
             ledger.batch_settled(given_up.place);
         }
@@ -167,6 +167,29 @@ impl Producer {
             ))),
         }
     }
+}
+
+/// A batch's records as dead letters, by partition, each with the position of its first. None if they cannot
+/// all be read.
+fn letters(
+    batch: &Batch,
+    partitions: usize,
+    poison: &Poison,
+) -> Option<BTreeMap<u32, (Position, OpenBatch)>> {
+    let count = u32::try_from(partitions).unwrap_or(u32::MAX);
+    let plain = batch.plain()?;
+    let mut letters = BTreeMap::new();
+    let mut records = 0;
+    for record in plain.iter() {
+        let to = route::partition(record.key.unwrap_or_default(), count);
+        let first = record.position().unwrap_or_else(|| batch.first());
+        let (_, open) = letters
+            .entry(to)
+            .or_insert_with(|| (first, OpenBatch::new(first, batch.compression())));
+        poison::dead_letter(&record, poison, open);
+        records += 1;
+    }
+    (records == batch.records()).then_some(letters)
 }
 
 /// Why a batch is not given up.

@@ -13,7 +13,9 @@ use rskafka::protocol::messages::{
 };
 use rskafka::protocol::primitives::{Array, Boolean, Int8, Int16, Int32, NullableString, String_};
 use rskafka::protocol::traits::{ReadType as _, WriteType as _};
+use std::fs;
 use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 impl Kafka {
     /// Makes a topic and waits until every partition has a leader. Settings are the broker's names,
@@ -110,6 +112,28 @@ impl Kafka {
             .collect();
         names.sort();
         names
+    }
+
+    /// Bytes of a topic's records as the brokers keep them, copies included.
+    ///
+    /// # Panics
+    ///
+    /// When a broker's folder cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn log_bytes(&self, topic: &str) -> u64 {
+        let entries = |folder: &Path| {
+            let read = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+            read.flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let is_of_topic = |folder: &PathBuf| {
+            let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.rsplit_once('-').is_some_and(|(of, _)| of == topic)
+        };
+        let folders = self.brokers.iter().flat_map(|broker| entries(&broker.folder.join("data")));
+        let files = folders.filter(is_of_topic).flat_map(|folder| entries(&folder));
+        let logs = files.filter(|file| file.extension().is_some_and(|kind| kind == "log"));
+        logs.map(|log| log.metadata().map_or(0, |metadata| metadata.len())).sum()
     }
 
     /// Changes one setting of a topic.
