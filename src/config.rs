@@ -23,6 +23,7 @@ use crate::relay::compression::{Compression, ZSTD_LEVELS};
 use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
 use crate::relay::route::is_topic;
+use crate::relay::template::{Field, Naming, Template};
 use bytesize::ByteSize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -57,6 +58,8 @@ pub struct Config {
     pub publication: String,
     /// Kafka.
     pub kafka: KafkaConfig,
+    /// How facts are named in Kafka.
+    pub naming: Naming,
     /// What a record looks like.
     pub records: RecordConfig,
     /// What becomes of facts that cannot be published.
@@ -269,6 +272,7 @@ impl Config {
             metadata_headers: boolean(p, "METADATA_HEADERS", &raw.metadata_headers),
             compression: compression(raw, p),
         };
+        let naming = naming(raw, &prefixes, p);
         let policies = policies(raw, p);
         // Read before it is needed, because the connection takes it as a fallback.
         let tcp_user_timeout =
@@ -307,6 +311,7 @@ impl Config {
                 slot,
                 publication,
                 kafka: KafkaConfig { brokers, client_id: app_name, tls, sasl },
+                naming,
                 records,
                 policies,
                 limits,
@@ -679,6 +684,49 @@ fn log_level(raw: &RawConfig, p: &mut Problems) -> String {
         p.add("LOG_LEVEL", format!("{level:?} is no level; use error, warn, info, debug or trace"));
     }
     level.to_owned()
+}
+
+fn naming(raw: &RawConfig, prefixes: &[String], p: &mut Problems) -> Naming {
+    let mut naming = Naming::default();
+    if let Some(text) = set(&raw.topic_template) {
+        match Template::parse(text, Field::OF_TOPICS) {
+            Ok(template) if template.literals().all(is_topic_part) => naming.topic = template,
+            Ok(_) => p.add(
+                "TOPIC_TEMPLATE",
+                format!("{text:?} has what no topic's name may; use a-z A-Z 0-9 . _ -"),
+            ),
+            Err(error) => p.add("TOPIC_TEMPLATE", format!("{text:?}: {error}")),
+        }
+    }
+    match set(&raw.key_template) {
+        None => {}
+        Some("{null}") => naming.key = None,
+        Some(text) => match Template::parse(text, Field::OF_KEYS) {
+            Ok(template) => naming.key = Some(template),
+            Err(error) => p.add("KEY_TEMPLATE", format!("{text:?}: {error}")),
+        },
+    }
+    for entry in set(&raw.topic_prefix_map).into_iter().flat_map(|list| list.split(',')) {
+        match entry.split_once('=').map(|(prefix, text)| (prefix.trim(), text.trim())) {
+            Some((prefix, text)) if !text.is_empty() && is_topic_part(text) => {
+                if prefixes.iter().any(|known| known == prefix) {
+                    naming.prefixes.push((prefix.to_owned(), text.to_owned()));
+                } else {
+                    p.add("TOPIC_PREFIX_MAP", format!("{prefix:?} is none of WAL_PREFIX"));
+                }
+            }
+            _ => p.add(
+                "TOPIC_PREFIX_MAP",
+                format!("{entry:?}: write prefix=text, the text of a-z A-Z 0-9 . _ -"),
+            ),
+        }
+    }
+    naming
+}
+
+/// True if it may stand in a topic's name.
+fn is_topic_part(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 fn compression(raw: &RawConfig, p: &mut Problems) -> Compression {

@@ -263,6 +263,7 @@ fn settings(config: &Config) -> Settings {
     }
     Settings {
         prefixes: config.prefixes.clone(),
+        naming: config.naming.clone(),
         value_is_payload: config.records.value == RecordValue::Payload,
         timestamp_is_publish: config.records.timestamp == RecordTimestamp::Publish,
         metadata_headers: config.records.metadata_headers,

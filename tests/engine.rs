@@ -15,6 +15,7 @@ use factlib::relay::kafka::{
 use factlib::relay::poison::{Cause, Policies, Policy, TopicPattern};
 use factlib::relay::position::Unit;
 use factlib::relay::route::partition;
+use factlib::relay::template::{Field, Naming, Template};
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, Standing, State};
 use factlib_protocol::backend::{ServerError, SqlState};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
@@ -31,6 +32,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn settings() -> Settings {
     Settings {
         prefixes: vec!["orders".to_owned()],
+        naming: Naming::default(),
         value_is_payload: false,
         timestamp_is_publish: false,
         metadata_headers: false,
@@ -1156,6 +1158,29 @@ fn a_message_over_the_frame_limit_outside_a_transaction_halts_at_its_position() 
     assert!(halted.reason.contains("FRAME_MAX_BYTES (1000)"), "{}", halted.reason);
     assert_eq!((halted.lsn, halted.position.unit), (Lsn(250), Unit::message(Lsn(250))));
     assert_eq!(rig.hangups, 0);
+}
+
+#[test]
+fn topics_and_keys_are_made_as_the_templates_say() {
+    let naming = Naming {
+        topic: Template::parse("eu.{prefix}-{event_type}", Field::OF_TOPICS).unwrap(),
+        key: Some(Template::parse("{aggregate_type}/{aggregate_id}", Field::OF_KEYS).unwrap()),
+        prefixes: vec![("orders".to_owned(), "sales".to_owned())],
+    };
+    for (naming, key) in [(naming.clone(), Some("order/7")), (Naming { key: None, ..naming }, None)]
+    {
+        let mut rig = Rig::streaming_with(Settings { naming, ..settings() });
+        let content = br#"{"aggregate_type":"order","aggregate_id":"7","event_type":"paid"}"#;
+        rig.receive(
+            &Stream::default().begin(200).content(150, true, "orders", content).commit(200).0,
+        );
+        rig.answer_metadata();
+        let batches = rig.produce().unwrap();
+        assert_eq!(&*batches[0].topic, "eu.sales-paid");
+        assert_eq!(records_of(&batches[0])[0].key.as_deref(), key.map(str::as_bytes));
+        let expected = partition(key.unwrap_or_default().as_bytes(), 2);
+        assert_eq!(batches[0].partition, i32::try_from(expected).unwrap());
+    }
 }
 
 // ---- what cannot be published, and what the policy makes of it ----

@@ -18,6 +18,7 @@ use factlib::relay::kafka::{
     Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::poison::Policies;
+use factlib::relay::template::Naming;
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings};
 use factlib_protocol::replication::{PrimaryKeepalive, StandbyStatusUpdate, XLogData};
 use factlib_protocol::{Frame, Lsn, Timestamp, pgoutput};
@@ -98,6 +99,7 @@ struct World {
 fn settings(seed: u64) -> Settings {
     Settings {
         prefixes: vec!["sim".to_owned()],
+        naming: Naming::default(),
         value_is_payload: false,
         timestamp_is_publish: false,
         metadata_headers: false,

@@ -49,6 +49,15 @@ settings! {
         /// pg_logical_emit_message, and the first part of every topic. Each of a-z A-Z 0-9 . _ -,
         /// at most 200 characters [default: the service name]
         wal_prefix = "WAL_PREFIX": "PREFIX,...";
+        /// The topic of a fact: text with {prefix}, {aggregate_type} and {event_type} [default:
+        /// {prefix}.{aggregate_type}]
+        topic_template = "TOPIC_TEMPLATE": "TEMPLATE";
+        /// What {prefix} is in topic names where it is not the prefix itself: comma separated
+        /// prefix=text
+        topic_prefix_map = "TOPIC_PREFIX_MAP": "PREFIX=TEXT,...";
+        /// The key of a record, which decides its partition: text with {prefix}, {aggregate_type},
+        /// {aggregate_id} and {event_type}, or {null} for none [default: {aggregate_id}]
+        key_template = "KEY_TEMPLATE": "TEMPLATE";
         /// What goes into a record's value: the envelope exactly as emitted, or its payload alone
         /// [envelope or payload, default: envelope]
         kafka_value = "KAFKA_VALUE": "KIND";

@@ -63,6 +63,7 @@ fn three_settings_are_enough() {
                 tls: None,
                 sasl: None,
             },
+            naming: Naming::default(),
             records: RecordConfig {
                 timestamp: RecordTimestamp::Commit,
                 value: RecordValue::Envelope,
@@ -99,6 +100,9 @@ fn every_setting_takes_effect() {
     let some = |text: &str| Some(text.to_owned());
     let config = accepted(&RawConfig {
         wal_prefix: some("orders, billing,orders"),
+        topic_template: some("eu.{prefix}"),
+        topic_prefix_map: some("orders=sales, billing=money"),
+        key_template: some("{null}"),
         kafka_value: some("payload"),
         kafka_timestamp: some("publish"),
         metadata_headers: some("yes"),
@@ -164,6 +168,10 @@ fn every_setting_takes_effect() {
             dead_letter_topic: Some("dead.letters".into()),
         }
     );
+    let topic = Template::parse("eu.{prefix}", Field::OF_TOPICS).unwrap();
+    let map = [("orders", "sales"), ("billing", "money")];
+    let prefixes = map.map(|(prefix, text)| (prefix.to_owned(), text.to_owned())).into();
+    assert_eq!(config.naming, Naming { topic, key: None, prefixes });
     assert_eq!((&*config.slot, &*config.publication), ("orders_1", "Orders' facts"));
     let brokers: Vec<_> = config.kafka.brokers.iter().map(ToString::to_string).collect();
     assert_eq!(brokers, ["a:1", "b:9092", "[2001:db8::1]:19092", "[::1]:9092"]);
@@ -214,6 +222,9 @@ fn all_problems_are_reported_at_once_and_in_order() {
     let text = |text: &str| Some(text.to_owned());
     let raw = RawConfig {
         wal_prefix: text("orders,bad prefix,,\u{e4}"),
+        topic_template: text("{prefix}/{aggregate_type}"),
+        topic_prefix_map: text("orders=a b,carts=c,orders"),
+        key_template: text("{id}"),
         kafka_value: text("both"),
         kafka_timestamp: text("now"),
         metadata_headers: text("maybe"),
@@ -262,6 +273,11 @@ fn all_problems_are_reported_at_once_and_in_order() {
 WAL_PREFIX: "bad prefix" contains ' ', which no topic may; use a-z A-Z 0-9 . _ -
 WAL_PREFIX: has an empty prefix; remove the comma too many
 WAL_PREFIX: "ä" contains 'ä', which no topic may; use a-z A-Z 0-9 . _ -
+TOPIC_TEMPLATE: "{prefix}/{aggregate_type}" has what no topic's name may; use a-z A-Z 0-9 . _ -
+TOPIC_PREFIX_MAP: "orders=a b": write prefix=text, the text of a-z A-Z 0-9 . _ -
+TOPIC_PREFIX_MAP: "carts" is none of WAL_PREFIX
+TOPIC_PREFIX_MAP: "orders": write prefix=text, the text of a-z A-Z 0-9 . _ -
+KEY_TEMPLATE: "{id}": {id} is none of the placeholders here
 KAFKA_VALUE: "both" is not one of: envelope, payload
 KAFKA_TIMESTAMP: "now" is not one of: commit, publish
 METADATA_HEADERS: "maybe" is neither true nor false

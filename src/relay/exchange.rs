@@ -5,6 +5,7 @@ use super::event::Event;
 use super::gone::{Exit, Gone};
 use super::kafka::{Answer, Request};
 use super::poison::Policies;
+use super::template::Naming;
 use bytes::BytesMut;
 use factlib_protocol::{Lsn, Timestamp};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub struct Now {
 pub struct Settings {
     /// The prefixes whose messages are facts of ours.
     pub prefixes: Vec<String>,
+    /// How facts are named in Kafka.
+    pub naming: Naming,
     /// Publish the payload alone instead of the envelope.
     pub value_is_payload: bool,
     /// Stamp records with the time of publishing instead of the commit's.

@@ -39,6 +39,7 @@ pub mod seeded_bug;
 mod session;
 mod standing;
 mod stream;
+pub mod template;
 
 pub use engine::Relay;
 pub use exchange::{Identity, Input, Now, Output, Reading, Settings};

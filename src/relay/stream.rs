@@ -284,11 +284,14 @@ impl Relay {
                 return self.poisoned(now, &letter, poison);
             }
         };
-        self.topic.clear();
         // Prefixes come from the configuration, so this one is UTF-8.
-        self.topic.push_str(std::str::from_utf8(message.prefix).unwrap_or_default());
-        self.topic.push('.');
-        self.topic.push_str(&fact.aggregate_type);
+        let prefix = std::str::from_utf8(message.prefix).unwrap_or_default();
+        let naming = &self.settings.naming;
+        naming.topic.render(naming.prefix(prefix), &fact, &mut self.topic);
+        if let Some(key) = &naming.key {
+            key.render(prefix, &fact, &mut self.key);
+        }
+        let key = naming.key.is_some().then_some(self.key.as_bytes());
         let routed = match route::is_topic(&self.topic) {
             true => match self.producer.route(now.at, &self.topic) {
                 Route::Ready(topic, partitions) => Ok((topic, partitions)),
@@ -317,7 +320,6 @@ impl Relay {
                 Err((Cause::InvalidTopic, reason))
             }
         };
-        let key = fact.aggregate_id.as_bytes();
         self.headers.fill(
             &fact,
             &self.source,
@@ -343,17 +345,14 @@ impl Relay {
             Err((cause, reason)) => {
                 let poison = Poison { cause, reason, topic: Some(self.topic.clone()), attempts: 0 };
                 let value = message.content;
-                let letter = Letter { position, lsn, timestamp, key: Some(key), value };
+                let key = key.map(<[u8]>::to_vec);
+                let letter = Letter { position, lsn, timestamp, key: key.as_deref(), value };
                 return self.poisoned(now, &letter, poison);
             }
         };
-        let record = Record {
-            timestamp_ms: timestamp.unix_millis(),
-            key: Some(key),
-            value,
-            headers: &self.headers,
-        };
-        let partition = route::partition(key, partitions);
+        let record =
+            Record { timestamp_ms: timestamp.unix_millis(), key, value, headers: &self.headers };
+        let partition = route::partition(key.unwrap_or_default(), partitions);
         self.producer.push(topic, partition, position, &record, &mut self.ledger);
         self.done_with(position);
         Flow::Taken
