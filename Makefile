@@ -1,19 +1,21 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint fuzz bench bench-drain mutants capture clean
+.PHONY: help setup demo test lint fuzz bench bench-drain bench-producer mutants capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
 	@echo 'make test    lint, then every test, on real servers'
 	@echo 'make lint    formatting, clippy, documentation'
 	@echo 'make bench   how fast the protocol crate decodes, beside its rivals'
+	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
 	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
 	@echo 'make clean   remove what was built (not what was fetched)'
-	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, FACTLIB_CACHE the folder of downloads.'
+	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, KAFKA_VERSION=3.9.1 an older Kafka,'
+	@echo 'FACTLIB_CACHE the folder of downloads.'
 
 setup demo test lint:
 	@scripts/$@
@@ -31,6 +33,10 @@ capture:
 
 mutants:
 	@scripts/mutants
+
+# Beside rskafka's own client and librdkafka, which is built from source for it.
+bench-producer: setup
+	cd benches/producer && cargo run --release -- $(ARGS)
 
 bench-drain: setup
 	cargo bench --bench drain -- $(ARGS)

@@ -21,6 +21,7 @@ use factlib::relay::kafka::{
 };
 use factlib::relay::ledger::Ledger;
 use factlib::relay::poison::{Policies, Policy};
+use factlib::relay::policy::{self, Verdict};
 use factlib::relay::position::{Position, Unit};
 use factlib::relay::producer::{Producer, Route, Settings};
 use factlib::relay::route::{Headers, Source};
@@ -117,6 +118,8 @@ struct World {
     refused: HashSet<u64>,
     faults: bool,
     deleted: bool,
+    /// What the broker answers to the next batch, and whether it appends it first.
+    forced: Option<(i16, bool)>,
     /// Facts that are refused wait.
     halting: bool,
     /// Brokers lose what they knew of a producer for no reason.
@@ -182,6 +185,7 @@ impl World {
             refused: HashSet::new(),
             faults: true,
             deleted: false,
+            forced: None,
             halting: seed.is_multiple_of(3),
             forgetful: seed.is_multiple_of(2),
             restarted: false,
@@ -383,6 +387,12 @@ impl World {
             base: decoded.base_sequence,
             facts: records.into_iter().map(fact).collect(),
         };
+        if let Some((error, append)) = self.forced.take() {
+            if append {
+                self.logs_of(&batch.topic)[index].arrive(&appended);
+            }
+            return error;
+        }
         // A single fact always fits under the halting policy, or it would halt for ever; so does a dead
         // letter that cannot be cut any more.
         let single = appended.facts.len() == 1 && (self.halting || &*batch.topic == DEAD);
@@ -726,4 +736,35 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
     ];
     let never: Vec<_> = wanted.iter().filter(|what| !counts.contains_key(**what)).collect();
     assert!(seeds < 20_000 || never.is_empty(), "{never:?} never happened");
+}
+
+/// Each code there is, before the append, and after it where it can come after it.
+#[test]
+fn whatever_the_broker_answers_each_fact_is_stored_once_and_in_order() {
+    let mut tried = 0;
+    for code in ALL.iter().copied().chain([-2, 134, 999]) {
+        let verdict = policy::produce(code);
+        let afterwards = verdict == Verdict::Stored || verdict.is_ambiguous();
+        for append in [false, true] {
+            if (append && !afterwards) || (!append && verdict == Verdict::Stored) {
+                continue;
+            }
+            // One that halts at what is refused.
+            let mut world = World::new(3, false);
+            world.faults = false;
+            world.forced = Some((code, append));
+            while world.pushed < 20 {
+                world.push();
+                world.poll();
+                world.metadata();
+                world.init();
+            }
+            world.heal();
+            assert_eq!(world.forced, None, "no batch was sent");
+            let stored: usize = world.logs.iter().map(|log| log.facts().count()).sum();
+            assert_eq!(stored, 20, "{} {append}", name(code));
+            tried += 1;
+        }
+    }
+    assert!(tried > 150, "{tried}");
 }

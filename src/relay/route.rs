@@ -3,7 +3,6 @@
 use super::fact::Fact;
 use super::position::Position;
 use factlib_protocol::Lsn;
-use std::fmt::Write as _;
 
 /// Longest topic name a broker accepts (`org.apache.kafka.common.internals.Topic.MAX_NAME_LENGTH`).
 pub const TOPIC_LEN_MAX: usize = 249;
@@ -110,8 +109,7 @@ impl Headers {
             self.push("event_id", fact.id.as_bytes());
         }
         self.push("event_type", fact.event_type.as_bytes());
-        // A String takes every write.
-        let _ = write!(scratch, "{lsn}");
+        write_lsn(lsn, scratch);
         self.push("LSN", scratch.as_bytes());
         self.push(POSITION, &position.text());
         self.push("factlib_source", source.as_str().as_bytes());
@@ -164,10 +162,36 @@ impl Headers {
     }
 }
 
+/// As `Display` writes it, and several times faster: it is in every record.
+fn write_lsn(Lsn(lsn): Lsn, out: &mut String) {
+    for (half, end) in [(lsn >> 32, "/"), (lsn & 0xffff_ffff, "")] {
+        let digits = (64 - (half | 1).leading_zeros()).div_ceil(4);
+        for place in (0..digits).rev() {
+            let digit = (half >> (4 * place)) & 0xf;
+            out.push(HEX.get(digit as usize).copied().unwrap_or_default());
+        }
+        out.push_str(end);
+    }
+}
+
+const HEX: [char; 16] =
+    ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::relay::position::Unit;
+
+    #[test]
+    fn an_lsn_is_written_as_it_is_displayed() {
+        for lsn in
+            [0, 1, 0xf, 0x10, 0xffff_ffff, 1 << 32, 0x16_B374_8000, 0xdead_beef_0000_00a0, u64::MAX]
+        {
+            let mut out = String::new();
+            write_lsn(Lsn(lsn), &mut out);
+            assert_eq!(out, Lsn(lsn).to_string());
+        }
+    }
 
     #[test]
     fn murmur2_is_javas() {

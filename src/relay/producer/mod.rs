@@ -28,8 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use topic::{MISSING_AGE_MAX, Missing, Topic, TopicState};
 
-/// Attempts from here on are as far apart as they may be.
-const SLOW_FROM_ATTEMPT: u32 = 16;
+/// Attempts from here on are as far apart as they may be, and the next one is told.
+const SLOW_FROM_ATTEMPT: u32 = 15;
 
 /// A Produce request is not made longer than this by putting several partitions into it: the driver
 /// holds one more copy of the request that it is writing. (A broker closes the connection over a
