@@ -44,6 +44,7 @@ pub mod checker;
 pub mod demo;
 pub mod envelope;
 mod error;
+pub mod forward;
 mod http;
 pub mod kafka;
 mod lsn;
@@ -61,6 +62,7 @@ pub mod wait;
 pub mod workload;
 
 pub use crate::error::{Error, Result};
+pub use crate::forward::Forward;
 pub use crate::kafka::{Kafka, Reader, Record, java_partitions};
 pub use crate::lsn::Lsn;
 pub use crate::owlpost::Owlpost;

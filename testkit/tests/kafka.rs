@@ -111,6 +111,20 @@ fn the_java_consumer_reads_what_was_written() {
 }
 
 #[test]
+fn a_broker_with_another_port_is_the_same_broker() {
+    let kafka = Kafka::builder().start();
+    kafka.create_topic("stays", 1, &[]);
+    produce(&kafka, "stays", 0, &["a"]);
+    let before = kafka.bootstrap();
+    kafka.stop();
+    kafka.change_port(1);
+    kafka.start_again();
+    assert_ne!(kafka.bootstrap(), before);
+    produce(&kafka, "stays", 0, &["b"]);
+    assert_eq!(values(&kafka, "stays"), ["a", "b"]);
+}
+
+#[test]
 fn three_brokers_elect_another_leader() {
     let kafka = Kafka::builder().brokers(3).heap("256m").start();
     kafka.create_topic("copied", 3, &[("min.insync.replicas", "2")]);

@@ -53,20 +53,15 @@ impl Kafka {
         let arguments =
             ["--bootstrap-server", &brokers, "--reassignment-json-file", &file, "--execute"];
         self.java("org.apache.kafka.tools.reassign.ReassignPartitionsCommand", &arguments);
-        for index in 0..wanted.len() {
-            let index = index.to_string();
-            let arguments = [
-                "--bootstrap-server",
-                &brokers,
-                "--election-type",
-                "preferred",
-                "--topic",
-                topic,
-                "--partition",
-                &index,
-            ];
-            self.java("org.apache.kafka.tools.LeaderElectionCommand", &arguments);
-        }
+        let arguments = [
+            "--bootstrap-server",
+            &brokers,
+            "--election-type",
+            "preferred",
+            "--path-to-json-file",
+            &file,
+        ];
+        self.java("org.apache.kafka.tools.LeaderElectionCommand", &arguments);
         wait::until(&format!("other leaders of topic {topic}"), LIMIT, || {
             let leaders = self.leaders(topic);
             leaders
@@ -118,9 +113,9 @@ impl Kafka {
         let checkpoint = self.install.folder.join("bootstrap.checkpoint");
         let cluster = config::random_uuid()?;
         for broker in &self.brokers {
-            let data = broker.folder.join("data");
+            let data = broker.folder.join(super::DATA);
             fs::remove_dir_all(&data).context(data.display())?;
-            config::format(&data, broker.node.id, &cluster, &checkpoint)?;
+            config::format(&data, broker.node().id, &cluster, &checkpoint)?;
         }
         Ok(())
     }

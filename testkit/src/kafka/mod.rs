@@ -25,19 +25,24 @@ use std::time::{Duration, Instant};
 /// How long a broker may take to start, stop or elect.
 const LIMIT: Duration = wait::LIMIT;
 
+/// The folder of a broker's log, in its own.
+const DATA: &str = "data";
+
 /// A cluster on loopback. Dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Kafka {
     install: KafkaInstall,
     folder: PathBuf,
+    settings: Vec<(String, String)>,
     brokers: Vec<Broker>,
 }
 
 #[derive(Debug)]
 struct Broker {
     install: KafkaInstall,
-    node: Node,
-    listeners: Vec<(String, u16)>,
+    node: Mutex<Node>,
+    /// Name, protocol and port of each listener beside the plain one.
+    listeners: Vec<(String, String, u16)>,
     folder: PathBuf,
     heap: String,
     process: Mutex<Option<Process>>,
@@ -119,28 +124,26 @@ impl Builder {
         let mut brokers = Vec::new();
         for node in &nodes {
             let own = folder.join(node.id.to_string());
-            let data = own.join("data");
-            config::format(&data, node.id, &cluster, &install.folder.join("bootstrap.checkpoint"))?;
-            let file = own.join("server.properties");
-            let ports: Vec<u16> = self.listeners.iter().map(|_| port::free()).collect();
-            let listeners: Vec<Listener<'_>> = self
-                .listeners
-                .iter()
-                .zip(&ports)
-                .map(|((name, protocol), port)| Listener { name, protocol, port: *port })
-                .collect();
-            let text = config::properties(*node, &nodes, &data, &listeners, &self.settings);
-            fs::write(&file, text).context(file.display())?;
+            config::format(
+                &own.join(DATA),
+                node.id,
+                &cluster,
+                &install.folder.join("bootstrap.checkpoint"),
+            )?;
+            let listeners = self.listeners.iter();
+            let listeners =
+                listeners.map(|(name, protocol)| (name.clone(), protocol.clone(), port::free()));
             brokers.push(Broker {
                 install: install.clone(),
-                node: *node,
-                listeners: listeners.iter().map(|l| (l.name.to_owned(), l.port)).collect(),
+                node: Mutex::new(*node),
+                listeners: listeners.collect(),
                 folder: own,
                 heap: format!("-Xmx{}", self.heap),
                 process: Mutex::new(None),
             });
         }
-        let kafka = Kafka { install, folder, brokers };
+        let kafka = Kafka { install, folder, settings: self.settings, brokers };
+        kafka.write_properties()?;
         kafka.try_start_again()?;
         Ok(kafka)
     }
@@ -179,15 +182,15 @@ impl Kafka {
     /// The brokers' addresses.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.node.port)).collect()
+        self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.node().port)).collect()
     }
 
     /// The brokers' addresses on one of [`Builder::listener`], by this host name or address.
     #[must_use]
     pub fn bootstrap_of(&self, listener: &str, host: &str) -> String {
         let ports = self.brokers.iter().flat_map(|broker| &broker.listeners);
-        let of_it = ports.filter(|(name, _)| name == listener);
-        of_it.map(|(_, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
+        let of_it = ports.filter(|(name, _, _)| name == listener);
+        of_it.map(|(_, _, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
     }
 
     /// How many brokers there are, running or not.
@@ -222,6 +225,19 @@ impl Kafka {
     #[track_caller]
     pub fn start_again(&self) {
         self.try_start_again().unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Gives a broker another port for its clients; it must not run. They are numbered from 1.
+    ///
+    /// # Panics
+    ///
+    /// When it runs.
+    #[track_caller]
+    pub fn change_port(&self, id: usize) {
+        let broker = &self.brokers[id - 1];
+        assert!(broker.ended(), "broker {id} still has its port");
+        broker.locked_node().port = port::free();
+        self.write_properties().unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// Stops and starts every broker.
@@ -268,6 +284,21 @@ impl Kafka {
         self.brokers.iter().map(Broker::log_text).collect()
     }
 
+    fn write_properties(&self) -> Result<()> {
+        let nodes: Vec<Node> = self.brokers.iter().map(Broker::node).collect();
+        for (broker, node) in self.brokers.iter().zip(&nodes) {
+            let data = broker.folder.join(DATA);
+            let listeners = broker.listeners.iter();
+            let listeners: Vec<Listener<'_>> = listeners
+                .map(|(name, protocol, port)| Listener { name, protocol, port: *port })
+                .collect();
+            let text = config::properties(*node, &nodes, &data, &listeners, &self.settings);
+            let file = broker.folder.join("server.properties");
+            fs::write(&file, text).context(file.display())?;
+        }
+        Ok(())
+    }
+
     fn try_start_again(&self) -> Result<()> {
         for broker in &self.brokers {
             broker.start()?;
@@ -306,6 +337,14 @@ impl Drop for Kafka {
 }
 
 impl Broker {
+    fn locked_node(&self) -> MutexGuard<'_, Node> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self) -> Node {
+        *self.locked_node()
+    }
+
     fn running(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -320,7 +359,7 @@ impl Broker {
 
     fn failed(&self, how: &str) -> Error {
         let log = process::last_lines(&self.log_text(), 30);
-        Error(format!("Kafka broker {}: {how}\n{log}", self.node.id))
+        Error(format!("Kafka broker {}: {how}\n{log}", self.node().id))
     }
 
     fn start(&self) -> Result<()> {
