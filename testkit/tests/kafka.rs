@@ -9,6 +9,18 @@ use testkit::{Kafka, java_partitions};
 
 /// Writes with rskafka's own client.
 fn produce(kafka: &Kafka, topic: &str, partition: i32, values: &[&str]) {
+    let key = Some(b"key".to_vec());
+    write(kafka, topic, partition, key, values).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// The same with any key; what the broker refuses is an error.
+fn write(
+    kafka: &Kafka,
+    topic: &str,
+    partition: i32,
+    key: Option<Vec<u8>>,
+    values: &[&str],
+) -> Result<(), String> {
     use rskafka::client::{
         ClientBuilder,
         partition::{Compression, UnknownTopicHandling},
@@ -18,7 +30,7 @@ fn produce(kafka: &Kafka, topic: &str, partition: i32, values: &[&str]) {
     let records = values
         .iter()
         .map(|value| Record {
-            key: Some(b"key".to_vec()),
+            key: key.clone(),
             value: Some(value.as_bytes().to_vec()),
             headers: BTreeMap::from([("name".to_owned(), b"header".to_vec())]),
             timestamp: rskafka::chrono::DateTime::from_timestamp_millis(1_700_000_000_123).unwrap(),
@@ -28,8 +40,9 @@ fn produce(kafka: &Kafka, topic: &str, partition: i32, values: &[&str]) {
         let client = ClientBuilder::new(kafka.addresses()).build().await.unwrap();
         let client =
             client.partition_client(topic, partition, UnknownTopicHandling::Error).await.unwrap();
-        client.produce(records, Compression::NoCompression).await.unwrap();
-    });
+        let produced = client.produce(records, Compression::NoCompression).await;
+        produced.map(drop).map_err(|e| format!("{e:?}"))
+    })
 }
 
 fn values(kafka: &Kafka, topic: &str) -> Vec<String> {
@@ -111,6 +124,35 @@ fn the_java_consumer_reads_what_was_written() {
 }
 
 #[test]
+fn kafkas_own_consumer_reads_what_ours_does() {
+    let kafka = Kafka::shared();
+    kafka.create_topic("read-twice", 2, &[]);
+    produce(kafka, "read-twice", 0, &["a", "ä\n "]);
+    write(kafka, "read-twice", 1, None, &[""]).unwrap();
+    let ours = kafka.read_topic("read-twice");
+    assert_eq!(ours.len(), 3);
+    assert_eq!((&ours[2].key, &ours[2].value), (&None, &Some(Vec::new())));
+    assert_eq!(kafka.read_topic_by_java("read-twice"), ours);
+
+    // The time of the append is the record's where the topic says so.
+    kafka.create_topic("read-late", 1, &[("message.timestamp.type", "LogAppendTime")]);
+    produce(kafka, "read-late", 0, &["a"]);
+    let ours = kafka.read_topic("read-late");
+    assert!(ours[0].timestamp_ms > 1_700_000_000_123, "{ours:?}");
+    assert_eq!(kafka.read_topic_by_java("read-late"), ours);
+}
+
+#[test]
+fn a_compacted_topic_refuses_a_record_without_a_key() {
+    let kafka = Kafka::shared();
+    kafka.create_topic("compacted", 1, &[("cleanup.policy", "compact")]);
+    produce(kafka, "compacted", 0, &["a"]);
+    let refused = write(kafka, "compacted", 0, None, &["b"]).unwrap_err();
+    assert!(refused.contains("InvalidRecord"), "{refused}");
+    assert_eq!(values(kafka, "compacted"), ["a"]);
+}
+
+#[test]
 fn a_broker_with_another_port_is_the_same_broker() {
     let kafka = Kafka::builder().start();
     kafka.create_topic("stays", 1, &[]);
@@ -128,6 +170,7 @@ fn a_broker_with_another_port_is_the_same_broker() {
 fn three_brokers_elect_another_leader() {
     let kafka = Kafka::builder().brokers(3).heap("256m").start();
     kafka.create_topic("copied", 3, &[("min.insync.replicas", "2")]);
+    kafka.wait_in_sync("copied");
     produce(&kafka, "copied", 0, &["a"]);
     let leader = kafka.leaders("copied")[0];
     kafka.kill9_broker(usize::try_from(leader).unwrap());

@@ -1,6 +1,6 @@
 //! Kafka's own Java programs: the foreign oracle for what we write.
 
-use super::Kafka;
+use super::{Kafka, Record};
 use crate::error::{Context as _, Error, Result};
 use crate::process;
 use crate::provision;
@@ -9,8 +9,10 @@ use crate::versions;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 const PARTITIONS: &str = include_str!("Partitions.java");
+const LOG: &str = include_str!("Log.java");
 
 impl Kafka {
     /// One of Kafka's Java programs with these arguments, not yet started.
@@ -44,6 +46,61 @@ impl Kafka {
         process::run(main_class, &mut self.java_command(main_class, arguments))
             .unwrap_or_else(|e| panic!("{e}"))
     }
+}
+
+impl Kafka {
+    /// What [`read_topic`](Self::read_topic) reads, read by Kafka's own consumer.
+    ///
+    /// # Panics
+    ///
+    /// When Java does not run.
+    #[must_use]
+    #[track_caller]
+    pub fn read_topic_by_java(&self, topic: &str) -> Vec<Record> {
+        let read = || {
+            let folder = scratch::folder("java")?;
+            let source = folder.join("Log.java");
+            fs::write(&source, LOG).context(source.display())?;
+            let mut command = provision::kafka(versions::KAFKA)?.command();
+            command.arg("-Xmx512m").arg(&source).arg(self.bootstrap()).arg(topic);
+            let output = process::run("Kafka's consumer", &mut command)?;
+            scratch::remove(&folder)?;
+            let topic: Arc<str> = Arc::from(topic);
+            let record =
+                |line| record(&topic, line).ok_or_else(|| Error(format!("no record: {line}")));
+            String::from_utf8_lossy(&output.stdout).lines().map(record).collect::<Result<Vec<_>>>()
+        };
+        let mut records = read().unwrap_or_else(|e| panic!("reading {topic} by Java: {e}"));
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+}
+
+/// A line of `Log.java`.
+fn record(topic: &Arc<str>, line: &str) -> Option<Record> {
+    let mut words = line.split(' ');
+    let mut word = || words.next();
+    Some(Record {
+        topic: Arc::clone(topic),
+        partition: word()?.parse().ok()?,
+        offset: word()?.parse().ok()?,
+        timestamp_ms: word()?.parse().ok()?,
+        key: bytes(word()?)?,
+        value: bytes(word()?)?,
+        headers: words
+            .map(|header| {
+                let (name, value) = header.split_once('=')?;
+                Some((String::from_utf8(bytes(name)??).ok()?, bytes(value)?.unwrap_or_default()))
+            })
+            .collect::<Option<_>>()?,
+    })
+}
+
+/// Bytes in hex behind an `x`, or a dash for null.
+fn bytes(word: &str) -> Option<Option<Vec<u8>>> {
+    let Some(hex) = word.strip_prefix('x') else { return (word == "-").then_some(None) };
+    let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(byte).collect::<Option<_>>().map(Some)
 }
 
 /// The partition that the Java producer would choose for each key, among `partitions`.

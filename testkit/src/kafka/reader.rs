@@ -10,7 +10,7 @@ use rskafka::protocol::messages::{
     ListOffsetsRequest, ListOffsetsRequestPartition, ListOffsetsRequestTopic,
 };
 use rskafka::protocol::primitives::{Int32, Int64, String_};
-use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
+use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch, RecordBatchTimestampType};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct Record {
     pub partition: i32,
     /// Its place in that partition.
     pub offset: i64,
-    /// The producer's timestamp.
+    /// The producer's timestamp, or where the topic says so, the time of the append.
     pub timestamp_ms: i64,
     /// The key; a null key is `None`.
     pub key: Option<Vec<u8>>,
@@ -306,11 +306,15 @@ fn records(topic: &Arc<str>, partition: i32, batch: RecordBatch) -> impl Iterato
         ControlBatchOrRecords::ControlBatch(_) => Vec::new(),
     };
     let topic = Arc::clone(topic);
+    let appended = batch.timestamp_type == RecordBatchTimestampType::LogAppendTime;
     records.into_iter().map(move |record| Record {
         topic: Arc::clone(&topic),
         partition,
         offset: batch.base_offset + i64::from(record.offset_delta),
-        timestamp_ms: batch.first_timestamp + record.timestamp_delta,
+        timestamp_ms: match appended {
+            true => batch.max_timestamp,
+            false => batch.first_timestamp + record.timestamp_delta,
+        },
         key: record.key,
         value: record.value,
         headers: record.headers.into_iter().map(|header| (header.key, header.value)).collect(),

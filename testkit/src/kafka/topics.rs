@@ -95,6 +95,27 @@ impl Kafka {
         partitions.into_iter().map(|(_, leader)| leader).collect()
     }
 
+    /// Waits until every replica of every partition of the topic has what its leader has.
+    ///
+    /// # Panics
+    ///
+    /// When one has not in a minute.
+    #[track_caller]
+    pub fn wait_in_sync(&self, topic: &str) {
+        let (addresses, names) = (self.addresses(), vec![topic.to_owned()]);
+        let in_sync = || {
+            let (addresses, names) = (addresses.clone(), names.clone());
+            let asked = async move { Wire::any(&addresses).await?.metadata(Some(&names)).await };
+            let Ok(answer) = block_on(asked) else { return false };
+            let count = |nodes: &Array<Int32>| nodes.0.as_ref().map_or(0, Vec::len);
+            let mut partitions =
+                answer.topics.iter().flat_map(|topic| &topic.partitions).peekable();
+            partitions.peek().is_some()
+                && partitions.all(|p| count(&p.isr_nodes) == count(&p.replica_nodes))
+        };
+        wait::until(&format!("all replicas of {topic} to be in sync"), LIMIT, in_sync);
+    }
+
     /// The topics there are, without Kafka's own.
     ///
     /// # Panics

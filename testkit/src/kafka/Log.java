@@ -1,0 +1,45 @@
+import java.time.Duration;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Map;
+import java.util.Properties;
+import org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.header.Header;
+import org.apache.kafka.common.serialization.ByteArrayDeserializer;
+
+/** Prints all records of a topic, one a line: numbers, and bytes in hex; a dash is null. */
+class Log {
+    public static void main(String[] arguments) {
+        Properties settings = new Properties();
+        settings.put("bootstrap.servers", arguments[0]);
+        settings.put("auto.offset.reset", "earliest");
+        ByteArrayDeserializer bytes = new ByteArrayDeserializer();
+        try (var consumer = new KafkaConsumer<byte[], byte[]>(settings, bytes, bytes)) {
+            List<TopicPartition> partitions = consumer.partitionsFor(arguments[1]).stream()
+                .map(info -> new TopicPartition(info.topic(), info.partition())).toList();
+            Map<TopicPartition, Long> ends = consumer.endOffsets(partitions);
+            consumer.assign(partitions);
+            consumer.seekToBeginning(partitions);
+            StringBuilder lines = new StringBuilder();
+            while (ends.entrySet().stream().anyMatch(end -> consumer.position(end.getKey()) < end.getValue())) {
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(100))) {
+                    lines.append(record.partition()).append(' ').append(record.offset()).append(' ');
+                    lines.append(record.timestamp()).append(' ').append(hex(record.key())).append(' ');
+                    lines.append(hex(record.value()));
+                    for (Header header : record.headers()) {
+                        lines.append(' ').append(hex(header.key().getBytes(java.nio.charset.StandardCharsets.UTF_8)));
+                        lines.append('=').append(hex(header.value()));
+                    }
+                    lines.append('\n');
+                }
+            }
+            System.out.print(lines);
+        }
+    }
+
+    static String hex(byte[] bytes) {
+        return bytes == null ? "-" : "x" + HexFormat.of().formatHex(bytes);
+    }
+}
