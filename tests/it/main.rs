@@ -18,3 +18,4 @@ mod security;
 mod sequences;
 mod support;
 mod takeover;
+mod topics;

@@ -1,0 +1,176 @@
+//! What operators do to topics while facts flow.
+
+use crate::support::{PATIENCE, count, emit, relay, stop, truth, wait_confirmed, wait_state};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use testkit::checker::Checker;
+use testkit::workload::{Truth, Workload};
+use testkit::{Kafka, Owlpost, Postgres, Record, java_partitions};
+
+fn load(prefix: &str) -> Workload {
+    Workload { facts: 10_000_000, aggregates: 200, writers: 2, ..Workload::new(prefix, 1) }
+}
+
+#[track_caller]
+fn wait_flowing(relay: &Owlpost, kafka: &Kafka, topic: &str) {
+    let before = count(kafka, topic);
+    relay.wait_until("facts to flow", PATIENCE, || count(kafka, topic) > before + 300);
+}
+
+fn position(record: &Record) -> &str {
+    record.header("factlib_position").unwrap()
+}
+
+#[test]
+fn when_a_topic_grows_no_key_moves_before_what_it_had_is_stored() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let workload = load("drained");
+    // The broker says when it stored what.
+    kafka.create_topic("drained.order", 2, &[("message.timestamp.type", "LogAppendTime")]);
+    let relay = relay("drained", &postgres, kafka).env("METADATA_MAX_AGE", "200ms").spawn();
+    relay.wait_ready();
+    let load = workload.start(&postgres);
+    wait_flowing(&relay, kafka, "drained.order");
+    kafka.grow_topic("drained.order", 5);
+    relay.wait_until("the new partitions to be used", PATIENCE, || {
+        kafka.end_offsets("drained.order").values().filter(|end| **end > 100).count() == 5
+    });
+    load.stop();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+
+    let keys = workload.keys();
+    let homes = |partitions| -> HashMap<Vec<u8>, i32> {
+        let homes = java_partitions(&keys, partitions);
+        keys.iter().map(|key| key.clone().into_bytes()).zip(homes).collect()
+    };
+    let (before, after) = (homes(2), homes(5));
+    let home = |homes: &HashMap<Vec<u8>, i32>, record: &Record| homes[record.key.as_ref().unwrap()];
+    let mut records = kafka.read_topic("drained.order");
+    for pair in records.windows(2) {
+        let same = pair[0].partition == pair[1].partition;
+        assert!(!same || position(&pair[0]) < position(&pair[1]), "{pair:?}");
+    }
+    records.sort_by(|a, b| position(a).cmp(position(b)));
+    let moves = |record: &Record| home(&before, record) != home(&after, record);
+    let moved = |record: &Record| record.partition != home(&before, record);
+    let switch = records.iter().position(moved).expect("a key has moved");
+
+    // On each side of it every fact is where Java puts it, once, in order.
+    let (old, new) = records.split_at(switch);
+    let ids: HashSet<&str> = old.iter().filter_map(|record| record.header("event_id")).collect();
+    let (old_truth, new_truth): (Vec<Truth>, Vec<Truth>) =
+        truth(&postgres).into_iter().partition(|fact| ids.contains(fact.fact_id.as_str()));
+    for (truth, records, partitions) in [(old_truth, old, 2), (new_truth, new, 5)] {
+        let homes = java_partitions(&keys, partitions);
+        Checker::new(&truth).partitions(&keys, &homes).check(records).assert_clean();
+    }
+    // Those that lie between the switch and the first key that moved are not known from others.
+    let last = old.iter().filter(|record| moves(record)).map(|record| record.timestamp_ms).max();
+    let first = new.iter().filter(|record| moves(record)).map(|record| record.timestamp_ms).min();
+    assert!(last.is_some() && last <= first, "{last:?} is behind {first:?}");
+}
+
+#[test]
+fn a_topic_that_is_made_anew_at_once_gets_all_that_follows_once_and_in_order() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("anew.order", 2, &[]);
+    let relay = relay("anew", &postgres, kafka).spawn();
+    relay.wait_ready();
+    let load = load("anew").start(&postgres);
+    for _ in 0..3 {
+        wait_flowing(&relay, kafka, "anew.order");
+        kafka.delete_topic("anew.order");
+        kafka.create_topic("anew.order", 2, &[]);
+    }
+    wait_flowing(&relay, kafka, "anew.order");
+    load.stop();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+
+    // What was stored before went with the topics. From its first fact here on, a key has them all.
+    let truth = truth(&postgres);
+    let records = kafka.read_topic("anew.order");
+    let mut first: HashMap<&[u8], i64> = HashMap::new();
+    let numbers: HashMap<&str, i64> =
+        truth.iter().map(|fact| (fact.fact_id.as_str(), fact.key_seq)).collect();
+    for record in &records {
+        let number = numbers[record.header("event_id").unwrap()];
+        let first = first.entry(record.key.as_deref().unwrap()).or_insert(number);
+        *first = number.min(*first);
+    }
+    let follow = |fact: &Truth| {
+        first.get(fact.aggregate_id.as_bytes()).is_some_and(|first| fact.key_seq >= *first)
+    };
+    let follow: Vec<Truth> = truth.into_iter().filter(follow).collect();
+    Checker::new(&follow).check(&records).assert_clean();
+    // Both partitions went on.
+    let mut begin: BTreeMap<i32, &str> = BTreeMap::new();
+    for record in &records {
+        begin.entry(record.partition).or_insert_with(|| position(record));
+    }
+    assert_eq!(begin.len(), 2);
+}
+
+#[test]
+fn batches_are_divided_down_to_the_one_record_that_is_too_large_and_only_that_one_waits() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("tight.order", 4, &[("max.message.bytes", "3000")]);
+    let relay = relay("tight", &postgres, kafka).spawn();
+    relay.wait_ready();
+    Workload { facts: 3000, ..load("tight") }.run(&postgres);
+    let payload = "p".repeat(5000);
+    let large = format!(
+        r#"{{"id":"large","aggregate_type":"order","aggregate_id":"k","event_type":"e","payload":"{payload}"}}"#
+    );
+    emit(&postgres, true, "tight", large.as_bytes());
+    // Less than the window, so that one partition that waits holds none of them up.
+    Workload { facts: 3000, seed: 2, ..load("tight") }.run(&postgres);
+    wait_state(&relay, "halted");
+    let health = relay.health();
+    let reason = health["blocked"]["reason"].as_str().unwrap();
+    assert!(reason.contains("MESSAGE_TOO_LARGE: one record of 5"), "{reason}");
+    let held = i32::try_from(health["blocked"]["partition"].as_i64().unwrap()).unwrap();
+    assert_eq!(vec![held], java_partitions(&["k"], 4));
+    let facts = truth(&postgres);
+    let homes =
+        java_partitions(&facts.iter().map(|fact| &fact.aggregate_id).collect::<Vec<_>>(), 4);
+    let others = homes.iter().filter(|home| **home != held).count();
+    relay.wait_until("the other partitions to have all of theirs", PATIENCE, || {
+        let ends = kafka.end_offsets("tight.order");
+        let stored: i64 = ends.iter().filter(|(at, _)| **at != held).map(|(_, end)| *end).sum();
+        usize::try_from(stored).unwrap() == others
+    });
+    assert!(count(kafka, "tight.order") < facts.len());
+
+    kafka.set_topic_config("tight.order", "max.message.bytes", "100000");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let mut records = kafka.read_topic("tight.order");
+    let all = records.len();
+    records.retain(|record| record.header("event_id") != Some("large"));
+    assert_eq!(records.len(), all - 1);
+    Checker::new(&facts).check(&records).assert_clean();
+}
+
+#[test]
+fn a_compacted_topic_takes_facts_without_an_id_of_an_aggregate_and_tombstones() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("packed.order", 2, &[("cleanup.policy", "compact")]);
+    let relay = relay("packed", &postgres, kafka).env("KAFKA_VALUE", "payload").spawn();
+    relay.wait_ready();
+    for (key, payload) in [("", "1"), ("k", "2"), ("k", "null")] {
+        let fact =
+            format!(r#"{{"aggregate_type":"order","aggregate_id":"{key}","payload":{payload}}}"#);
+        emit(&postgres, true, "packed", fact.as_bytes());
+    }
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let records = kafka.read_topic("packed.order");
+    let mut found: Vec<_> = records
+        .iter()
+        .map(|record| (record.key.as_deref().unwrap(), record.value.as_deref()))
+        .collect();
+    found.sort_unstable_by_key(|(key, _)| *key);
+    let (none, k): (&[u8], &[u8]) = (b"", b"k");
+    assert_eq!(found, [(none, Some(&b"1"[..])), (k, Some(b"2")), (k, None)]);
+}
