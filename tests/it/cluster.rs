@@ -1,21 +1,30 @@
 //! What brokers and their operators do while facts flow: afterwards the log holds every fact once, in order.
 
 use crate::support::{
-    PATIENCE, count, number, relay, state, stop, truth, wait_confirmed, wait_state,
+    PATIENCE, confirmed, count, lsn, number, relay, state, stop, truth, wait_confirmed, wait_state,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use testkit::checker::Checker;
+use testkit::process::Signal;
 use testkit::workload::{Truth, Workload};
-use testkit::{Kafka, Owlpost, Postgres};
+use testkit::{Forward, Kafka, Owlpost, Postgres};
 
-/// Three brokers, for one test at a time: they are killed and lose their leaders.
+/// How long all brokers are down, in seconds, where that is to be longer than in every run.
+const OUTAGE: &str = "KAFKA_OUTAGE";
+
+/// Three brokers that all run, for one test at a time: they are killed and lose their leaders.
 fn three() -> MutexGuard<'static, Kafka> {
     static THREE: OnceLock<Mutex<Kafka>> = OnceLock::new();
     let kafka = THREE.get_or_init(|| {
         Mutex::new(Kafka::builder().brokers(3).setting("min.insync.replicas", "2").start())
     });
-    kafka.lock().unwrap_or_else(PoisonError::into_inner)
+    let kafka = kafka.lock().unwrap_or_else(PoisonError::into_inner);
+    // A test that failed may have left them otherwise.
+    (1..=3).for_each(|id| kafka.signal_broker(id, Signal::SIGCONT));
+    kafka.start_again();
+    kafka
 }
 
 fn load(prefix: &str) -> Workload {
@@ -27,6 +36,16 @@ fn load(prefix: &str) -> Workload {
 fn wait_flowing(relay: &Owlpost, kafka: &Kafka, topic: &str) {
     let before = count(kafka, topic);
     relay.wait_until("facts to flow", 2 * PATIENCE, || count(kafka, topic) > before + 300);
+}
+
+/// Kafka's own consumer reads what ours does.
+#[track_caller]
+fn assert_java_agrees(kafka: &Kafka, topic: &str) {
+    let (ours, theirs) = (kafka.read_topic(topic), kafka.read_topic_by_java(topic));
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours, theirs);
+    }
 }
 
 /// Every fact is there, once.
@@ -55,6 +74,55 @@ fn brokers_that_are_killed_and_come_back_cost_no_fact_and_no_repeat() {
     wait_flowing(&relay, &kafka, "killed.order");
     load.stop();
     assert_once(&relay, &postgres, &kafka, "killed.order");
+    assert_java_agrees(&kafka, "killed.order");
+}
+
+#[test]
+fn a_broker_that_freezes_and_wakes_up_costs_no_fact_and_no_repeat() {
+    // Not the first, which is the one that is asked how things are.
+    const FROZEN: i32 = 3;
+    let kafka = three();
+    let postgres = Postgres::builder().start();
+    kafka.create_topic("frozen.order", 3, &[]);
+    let relay = relay("frozen", &postgres, &kafka).env("REQUEST_TIMEOUT", "4s").spawn();
+    relay.wait_ready();
+    let load = load("frozen").start(&postgres);
+    wait_flowing(&relay, &kafka, "frozen.order");
+    let led = kafka.leaders("frozen.order").iter().position(|leader| *leader == FROZEN).unwrap();
+    let led = i32::try_from(led).unwrap();
+    // What is on its way to it stays in its socket until it wakes up, when others lead.
+    kafka.signal_broker(FROZEN.unsigned_abs() as usize, Signal::SIGSTOP);
+    relay.wait_until("others to lead", PATIENCE, || {
+        !kafka.leaders("frozen.order").contains(&FROZEN)
+    });
+    let end = |kafka: &Kafka| kafka.end_offsets("frozen.order")[&led];
+    let before = end(&kafka);
+    relay.wait_until("its partition to go on elsewhere", PATIENCE, || end(&kafka) > before + 100);
+    kafka.signal_broker(FROZEN.unsigned_abs() as usize, Signal::SIGCONT);
+    kafka.wait_in_sync("frozen.order");
+    wait_flowing(&relay, &kafka, "frozen.order");
+    load.stop();
+    assert_once(&relay, &postgres, &kafka, "frozen.order");
+}
+
+#[test]
+fn brokers_with_other_addresses_are_found_behind_the_same_names() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
+    kafka.create_topic("rehoused.order", 4, &[]);
+    let name = Forward::to(&kafka.bootstrap());
+    let relay = relay("rehoused", &postgres, &kafka).env("KAFKA_BROKERS", name.address()).spawn();
+    relay.wait_ready();
+    let load = load("rehoused").start(&postgres);
+    for _ in 0..2 {
+        wait_flowing(&relay, &kafka, "rehoused.order");
+        kafka.stop();
+        kafka.change_port(1);
+        kafka.start_again();
+        name.lead_to(&kafka.bootstrap());
+    }
+    wait_flowing(&relay, &kafka, "rehoused.order");
+    load.stop();
+    assert_once(&relay, &postgres, &kafka, "rehoused.order");
 }
 
 #[test]
@@ -88,6 +156,8 @@ fn while_too_few_replicas_are_in_sync_facts_wait() {
         relay.log_text().contains("NOT_ENOUGH_REPLICAS")
     });
     load.stop();
+    let written = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
+    assert!(confirmed(&postgres) < written, "confirmed, and in two places instead of three");
     kafka.start_again();
     assert_once(&relay, &postgres, &kafka, "thin.order");
 }
@@ -102,10 +172,17 @@ fn when_all_brokers_were_down_facts_go_on_where_they_were() {
     let load = load("dark").start(&postgres);
     wait_flowing(&relay, &kafka, "dark.order");
     kafka.kill9();
+    let since = Instant::now();
     wait_state(&relay, "stalled");
     load.stop();
+    let seconds = std::env::var(OUTAGE).ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    std::thread::sleep(Duration::from_secs(seconds).saturating_sub(since.elapsed()));
     kafka.start_again();
+    let load = Workload { seed: 2, ..self::load("dark") }.start(&postgres);
+    wait_flowing(&relay, &kafka, "dark.order");
+    load.stop();
     assert_once(&relay, &postgres, &kafka, "dark.order");
+    assert_java_agrees(&kafka, "dark.order");
 }
 
 #[test]

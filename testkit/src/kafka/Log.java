@@ -1,3 +1,7 @@
+import java.io.BufferedOutputStream;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.PrintStream;
 import java.time.Duration;
 import java.util.HexFormat;
 import java.util.List;
@@ -22,9 +26,11 @@ class Log {
             Map<TopicPartition, Long> ends = consumer.endOffsets(partitions);
             consumer.assign(partitions);
             consumer.seekToBeginning(partitions);
-            StringBuilder lines = new StringBuilder();
+            // A topic may be larger than the heap.
+            PrintStream out = new PrintStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out), 1 << 16));
             while (ends.entrySet().stream().anyMatch(end -> consumer.position(end.getKey()) < end.getValue())) {
                 for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofMillis(100))) {
+                    StringBuilder lines = new StringBuilder();
                     lines.append(record.partition()).append(' ').append(record.offset()).append(' ');
                     lines.append(record.timestamp()).append(' ').append(hex(record.key())).append(' ');
                     lines.append(hex(record.value()));
@@ -32,10 +38,10 @@ class Log {
                         lines.append(' ').append(hex(header.key().getBytes(java.nio.charset.StandardCharsets.UTF_8)));
                         lines.append('=').append(hex(header.value()));
                     }
-                    lines.append('\n');
+                    out.println(lines);
                 }
             }
-            System.out.print(lines);
+            out.flush();
         }
     }
 
