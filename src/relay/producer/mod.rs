@@ -257,20 +257,22 @@ impl Producer {
             return Route::Wait;
         };
         self.resize(index);
-        // To halt at once is no loss, and whoever creates the topic then need not wait.
-        let patient = self.settings.policies.of(Some(name)) != Policy::Halt;
         let Some(topic) = self.topics.get_mut(index) else { return Route::Wait };
-        // If this halts, somebody will create it again, and what waits for it is sent then.
-        let waits = matches!(topic.state, TopicState::Known { .. }) && !patient;
-        if let Some(said) = topic.said_missing().filter(|_| !waits) {
-            if now >= said.at + MISSING_AGE_MAX {
-                self.metadata.want(now);
-            } else if let Some(error) = topic.missing(now, patient) {
-                return Route::Missing(error);
-            } else {
-                self.metadata.want(said.at + MISSING_AGE_MAX);
+        if let Some(said) = topic.said_missing() {
+            // To halt at once is no loss, and whoever creates the topic then need not wait.
+            let patient = self.settings.policies.of(Some(name)) != Policy::Halt;
+            // If this halts, somebody will create it again, and what waits for it is sent then.
+            let waits = matches!(topic.state, TopicState::Known { .. }) && !patient;
+            if !waits {
+                if now >= said.at + MISSING_AGE_MAX {
+                    self.metadata.want(now);
+                } else if let Some(error) = topic.missing(now, patient) {
+                    return Route::Missing(error);
+                } else {
+                    self.metadata.want(said.at + MISSING_AGE_MAX);
+                }
+                return Route::Wait;
             }
-            return Route::Wait;
         }
         match &topic.state {
             TopicState::Known { partitions, resize_to: None, .. } => {
