@@ -9,6 +9,7 @@
 //! function it is handed.
 
 mod conninfo;
+mod create_topics;
 mod postgres;
 mod raw;
 mod secret;
@@ -20,6 +21,7 @@ pub use secret::Secret;
 use crate::kafka::{Mechanism, Sasl, TlsFiles};
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
 use crate::relay::compression::{Compression, ZSTD_LEVELS};
+use crate::relay::kafka::NewTopic;
 use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
 use crate::relay::route::is_topic;
@@ -64,6 +66,8 @@ pub struct Config {
     pub records: RecordConfig,
     /// What becomes of facts that cannot be published.
     pub policies: Policies,
+    /// What a topic that is missing is created like, if it is at all.
+    pub create_topics: Option<NewTopic>,
     /// Every limit.
     pub limits: Limits,
     /// Where the health port listens; none when it is switched off.
@@ -274,6 +278,7 @@ impl Config {
         };
         let naming = naming(raw, &prefixes, p);
         let policies = policies(raw, p);
+        let create_topics = create_topics::read(raw, p);
         // Read before it is needed, because the connection takes it as a fallback.
         let tcp_user_timeout =
             duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
@@ -314,6 +319,7 @@ impl Config {
                 naming,
                 records,
                 policies,
+                create_topics,
                 limits,
                 http,
                 metrics_port,

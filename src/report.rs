@@ -103,6 +103,10 @@ impl Report {
             Event::KafkaUnreachable { cause } => warn!(error = cause, "no Kafka broker answers"),
             Event::ProducerId { id } => info!(producer_id = id, "idempotent producer is ready"),
             Event::NoProducerId { cause } => warn!(error = cause, "no producer id to be had"),
+            Event::TopicCreated { topic } => info!(%topic, "the topic was missing and is created"),
+            Event::TopicNotCreated { topic, cause } => {
+                error!(%topic, error = cause, "the topic is missing and is not created");
+            }
             Event::PartitionBlocked { blocked, attempt } => {
                 let Blocked { topic, partition, position, reason, halted, .. } = blocked;
                 if *halted {

@@ -279,6 +279,7 @@ fn settings(config: &Config) -> Settings {
         batch_records: config.limits.batch_records,
         compression: config.records.compression,
         policies: config.policies.clone(),
+        create_topics: config.create_topics.clone(),
         in_flight_per_partition: config.limits.in_flight,
         startup_timeout: config.limits.startup,
         seed: u64::from_ne_bytes(seed),

@@ -48,6 +48,7 @@ fn settings() -> Settings {
         batch_records: 10_000,
         compression: Compression::None,
         policies: Policies::HALT,
+        create_topics: None,
         in_flight_per_partition: 5,
         startup_timeout: Some(30 * SECOND),
         seed: 7,

@@ -16,8 +16,8 @@ use factlib::relay::error_code::*;
 use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::fact::Fact;
 use factlib::relay::kafka::{
-    Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
-    Request, TopicMetadata, Unanswered,
+    Answer, Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch,
+    PartitionMetadata, ProducerId, Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::ledger::Ledger;
 use factlib::relay::poison::{Policies, Policy};
@@ -30,11 +30,14 @@ use model::{Dice, Fate, Producers};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BROKERS: usize = 3;
 const TOPIC: &str = "facts.fact";
 const DEAD: &str = "facts.dead";
+const NEW_TOPIC: NewTopic =
+    NewTopic { partitions: Some(2), replication_factor: None, configs: Vec::new() };
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A batch in a log.
@@ -106,8 +109,14 @@ struct World {
     connections: Vec<Connection>,
     /// Requests of connections that are gone, which the broker has not read yet.
     late: Vec<VecDeque<Vec<PartitionBatch>>>,
-    metadata: Option<Vec<std::sync::Arc<str>>>,
+    metadata: Option<Vec<Arc<str>>>,
     init: bool,
+    /// Topics that are not there before somebody creates them.
+    absent: HashSet<&'static str>,
+    /// Topics to create.
+    creations: Vec<Arc<str>>,
+    /// Topics that the producer has seen.
+    seen: HashSet<Arc<str>>,
     producers: i64,
     pushed: u64,
     /// Where each fact was given.
@@ -133,6 +142,7 @@ impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut dice = Dice(seed);
         let now = Instant::now();
+        let creates = seed % 4 == 1;
         let settings = Settings {
             backoff_max: Duration::from_secs(5),
             metadata_age_max: 10 * HOUR,
@@ -145,6 +155,7 @@ impl World {
                 2 => Compression::Zstd(1),
                 _ => Compression::None,
             },
+            create_topics: creates.then_some(NEW_TOPIC),
             policies: Policies {
                 general: match seed % 3 {
                     0 => Policy::Halt,
@@ -178,6 +189,9 @@ impl World {
             late: vec![VecDeque::new(); BROKERS],
             metadata: None,
             init: false,
+            absent: if creates { HashSet::from([TOPIC, DEAD]) } else { HashSet::new() },
+            creations: Vec::new(),
+            seen: HashSet::new(),
             producers: 0,
             pushed: 0,
             partition_of: HashMap::new(),
@@ -242,6 +256,12 @@ impl World {
             match request {
                 Request::Metadata { topics } => {
                     assert!(self.metadata.replace(topics).is_none(), "asked twice at once");
+                }
+                Request::CreateTopic { topic, new } => {
+                    assert_eq!(new, NEW_TOPIC);
+                    assert!(!self.seen.contains(&topic), "{topic} was there before");
+                    assert!(!self.creations.contains(&topic), "asked twice at once");
+                    self.creations.push(topic);
                 }
                 Request::InitProducerId => {
                     assert!(!std::mem::replace(&mut self.init, true), "asked twice at once");
@@ -316,6 +336,7 @@ impl World {
         for name in topics {
             let error = match self.dice.below(100) {
                 _ if self.deleted && &*name == TOPIC => UNKNOWN_TOPIC_OR_PARTITION,
+                _ if self.absent.contains(&*name) => UNKNOWN_TOPIC_OR_PARTITION,
                 0..3 if self.faults => UNKNOWN_TOPIC_OR_PARTITION,
                 3..6 if self.faults => LEADER_NOT_AVAILABLE,
                 _ => NONE,
@@ -337,7 +358,9 @@ impl World {
                 let leader = leader.map(|leader| i32::try_from(leader).unwrap());
                 partitions.push(PartitionMetadata { index: i32::try_from(index).unwrap(), leader });
             }
-            if error != NONE {
+            if error == NONE {
+                self.seen.insert(Arc::clone(&name));
+            } else {
                 partitions.clear();
             }
             found.push(TopicMetadata { name: name.to_string(), error, partitions });
@@ -361,6 +384,33 @@ impl World {
             }
         };
         self.answer(Answer::ProducerId(answer));
+    }
+
+    fn create(&mut self) {
+        let Some(topic) = self.creations.pop() else { return };
+        let refusal = |error| Ok(Err(CreateRefusal { error, message: None }));
+        let fault = if self.faults { self.dice.below(100) } else { 100 };
+        let answer = match fault {
+            0..5 => refusal(INVALID_REPLICATION_FACTOR),
+            5..10 => refusal(POLICY_VIOLATION),
+            10..15 => refusal(THROTTLING_QUOTA_EXCEEDED),
+            15..20 => Err(Unanswered("silence".to_owned())),
+            _ if self.absent.remove(&*topic) => Ok(Ok(())),
+            _ => refusal(TOPIC_ALREADY_EXISTS),
+        };
+        // Done, and the answer is lost.
+        let lost = fault < 30;
+        let answer = if lost && answer == Ok(Ok(())) {
+            Err(Unanswered("connection reset".to_owned()))
+        } else {
+            answer
+        };
+        self.saw(&match &answer {
+            Ok(Ok(())) => "created".to_owned(),
+            Ok(Err(refusal)) => format!("create: {}", name_of(refusal.error)),
+            Err(Unanswered(cause)) => format!("create: {cause}"),
+        });
+        self.answer(Answer::TopicCreated { topic, answer });
     }
 
     fn logs_of(&mut self, topic: &str) -> &mut Vec<Log> {
@@ -580,7 +630,8 @@ impl World {
             45..60 => self.serve(broker),
             60..72 => self.deliver(broker),
             72..80 => self.metadata(),
-            80..84 => self.init(),
+            80..83 => self.init(),
+            83 => self.create(),
             84..86 if self.faults => self.disconnect(broker),
             86..89 if self.faults => self.move_leader(),
             89 => self.late(broker),
@@ -636,7 +687,8 @@ impl World {
                 3..5 => self.serve(broker),
                 5..7 => self.deliver(broker),
                 7 => self.metadata(),
-                8 => self.init(),
+                8 if self.dice.percent(50) => self.init(),
+                8 => self.create(),
                 _ => self.pass(),
             }
         }
@@ -708,6 +760,13 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
         "UNDEFINED_ERROR_CODE",
         "answer lost",
         "connection lost",
+        "create: connection reset",
+        "create: INVALID_REPLICATION_FACTOR",
+        "create: POLICY_VIOLATION",
+        "create: silence",
+        "create: THROTTLING_QUOTA_EXCEEDED",
+        "create: TOPIC_ALREADY_EXISTS",
+        "created",
         "dead letter: not-authorized",
         "dead letter: rejected",
         "dead letter: too-large",

@@ -116,6 +116,7 @@ fn settings(seed: u64) -> Settings {
         batch_records: 10_000,
         compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
         policies: Policies::HALT,
+        create_topics: None,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         startup_timeout: None,
         seed,
@@ -386,6 +387,7 @@ impl World {
                 let metadata = Metadata { cluster_id: None, brokers, topics };
                 self.input(Input::Kafka(Answer::Metadata(Ok(metadata))));
             }
+            Request::CreateTopic { .. } => panic!("nobody asked for it"),
             Request::InitProducerId => {
                 if self.faults && self.dice.percent(20) {
                     self.saw("coordinator is loading");

@@ -148,6 +148,12 @@ settings! {
         /// How many batches of a partition may be on their way at once; the order is kept, whatever
         /// happens to them [1 to 5, default: 5]
         max_in_flight = "MAX_IN_FLIGHT": "NUMBER";
+        /// Whether a topic that is missing is created, and what it is like: true for what the cluster
+        /// gives by itself, or comma separated name=value with partitions, replication-factor and a
+        /// topic's configuration, a value with commas in square brackets, such as
+        /// partitions=12,replication-factor=3,min.insync.replicas=2. Whoever emits facts can then create
+        /// topics. One that is deleted while the relay runs is not created again [default: false]
+        kafka_create_topics = "KAFKA_CREATE_TOPICS": "BOOL|NAME=VALUE,...";
         /// How old what is known of topics (leaders, number of partitions) may become before the
         /// cluster is asked again [100ms to 1d, default: 5m]
         metadata_max_age = "METADATA_MAX_AGE": "DURATION";

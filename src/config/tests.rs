@@ -71,6 +71,7 @@ fn three_settings_are_enough() {
                 compression: Compression::None,
             },
             policies: Policies::HALT,
+            create_topics: None,
             limits: Limits {
                 in_flight_bytes: 8 << 20,
                 frame_max_bytes: 64 << 20,
@@ -129,6 +130,9 @@ fn every_setting_takes_effect() {
         batch_bytes: some("64KiB"),
         batch_records: some("500"),
         max_in_flight: some("1"),
+        kafka_create_topics: some(
+            "partitions=12, replication-factor=3,cleanup.policy=[compact,delete],retention.ms=1",
+        ),
         metadata_max_age: some("1m"),
         backoff_max: some("1s"),
         startup_timeout: some("0s"),
@@ -183,6 +187,15 @@ fn every_setting_takes_effect() {
     assert_eq!(sasl.password.expose(), "hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
     assert_eq!(config.postgres.application_name, "relay 7");
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        config.create_topics,
+        Some(NewTopic {
+            partitions: Some(12),
+            replication_factor: Some(3),
+            configs: vec![pair("cleanup.policy", "compact,delete"), pair("retention.ms", "1")],
+        })
+    );
     assert_eq!(
         config.limits,
         Limits {
@@ -256,6 +269,7 @@ fn all_problems_are_reported_at_once_and_in_order() {
         batch_bytes: text("1MiB"),
         batch_records: text("0"),
         max_in_flight: text("6"),
+        kafka_create_topics: text("partitions=0,replication-factor=x,6,a=1,a=2"),
         metadata_max_age: text("1"),
         backoff_max: text("1h"),
         startup_timeout: text("2d"),
@@ -313,6 +327,10 @@ COMPRESSION_LEVEL: "23" is not a number from -7 to 22
 BATCH_BYTES: "1MiB" is outside 1.0 KiB to 878.9 KiB
 BATCH_RECORDS: "0" is not a number from 1 to 1000000
 MAX_IN_FLIGHT: "6" is not a number from 1 to 5
+KAFKA_CREATE_TOPICS: partitions=0 is not a number from 1 to 10000
+KAFKA_CREATE_TOPICS: replication-factor=x is not a number from 1 to 32767
+KAFKA_CREATE_TOPICS: "6": write true, false, or name=value with partitions, replication-factor or a topic's configuration
+KAFKA_CREATE_TOPICS: a is given twice; remove one
 METADATA_MAX_AGE: "1" is not a duration; write a number with a unit, such as 3s or 500ms
 IN_FLIGHT_BYTES: "1KiB" is outside 1.0 MiB to 1.0 GiB
 FRAME_MAX_BYTES: "big" is not a size; write a number with a unit, such as 8MiB

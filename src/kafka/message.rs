@@ -1,11 +1,12 @@
-//! The three requests we send: Produce and InitProducerId of our own, Metadata from rskafka.
+//! The four requests we send: Produce, InitProducerId and CreateTopics of our own, Metadata from rskafka.
 //!
 //! rskafka's Produce encodes every record from structs at every attempt; ours copies a finished
 //! batch once, into the buffer that goes to the socket. Formats:
 //! <https://kafka.apache.org/protocol#protocol_messages>
 
 use crate::relay::kafka::{
-    Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId, TopicMetadata,
+    Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch, PartitionMetadata,
+    ProducerId, TopicMetadata,
 };
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
@@ -266,6 +267,82 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for InitProducerIdResponse {
     }
 }
 
+/// CreateTopics for one topic, version 4: the first in which a broker fills in numbers that are not given
+/// (KIP-464). Later ones change the whole encoding.
+#[derive(Debug)]
+pub(super) struct CreateTopicRequest {
+    pub(super) topic: Arc<str>,
+    pub(super) new: Arc<NewTopic>,
+    /// How long the broker may wait until it is done.
+    pub(super) timeout: Duration,
+}
+
+impl RequestBody for CreateTopicRequest {
+    type ResponseBody = CreateTopicResponse;
+    const API_KEY: ApiKey = ApiKey::CreateTopics;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(4), version(4));
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(5);
+}
+
+impl WriteVersionedType<Vec<u8>> for CreateTopicRequest {
+    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        fn string(out: &mut Vec<u8>, text: &str) -> Result<(), WriteError> {
+            out.extend(int16(text.len())?);
+            out.extend_from_slice(text.as_bytes());
+            Ok(())
+        }
+        let NewTopic { partitions, replication_factor, configs } = &*self.new;
+        out.extend(int32(1)?);
+        string(out, &self.topic)?;
+        out.extend(partitions.unwrap_or(-1).to_be_bytes());
+        out.extend(replication_factor.unwrap_or(-1).to_be_bytes());
+        // No assignment of replicas to brokers.
+        out.extend(int32(0)?);
+        out.extend(int32(configs.len())?);
+        for (name, value) in configs {
+            string(out, name)?;
+            string(out, value)?;
+        }
+        out.extend(millis(self.timeout).to_be_bytes());
+        // Not only to see whether it could be.
+        out.push(0);
+        Ok(())
+    }
+}
+
+/// What a broker said to a [`CreateTopicRequest`], not yet compared with the request.
+#[derive(Debug)]
+pub(super) struct CreateTopicResponse(Vec<(String, Result<(), CreateRefusal>)>);
+
+impl ReadVersionedType<Cursor<Vec<u8>>> for CreateTopicResponse {
+    fn read_versioned(
+        reader: &mut Cursor<Vec<u8>>,
+        _: ApiVersion,
+    ) -> Result<Self, ReadVersionedError> {
+        Ok(read_body(reader, |r| {
+            let _throttle = r.int32()?;
+            let mut topics = Vec::new();
+            for _ in 0..r.count()? {
+                let topic = r.string()?.to_owned();
+                let error = r.int16()?;
+                let message = r.nullable_string()?.map(str::to_owned);
+                let answer =
+                    if error == 0 { Ok(()) } else { Err(CreateRefusal { error, message }) };
+                topics.push((topic, answer));
+            }
+            Ok(Self(topics))
+        })?)
+    }
+}
+
+impl CreateTopicResponse {
+    /// The answer; a sentence if it is not one for `topic`.
+    pub(super) fn answer(self, topic: &str) -> Result<Result<(), CreateRefusal>, String> {
+        let answer = self.0.into_iter().find(|(name, _)| name == topic);
+        answer.map(|(_, answer)| answer).ok_or_else(|| format!("did not answer for topic {topic}"))
+    }
+}
+
 /// Metadata for exactly these topics.
 ///
 /// An empty list asks for no topic from version 1 on (null would be all of them); forbidding
@@ -366,11 +443,18 @@ impl<'a> Body<'a> {
     }
 
     fn string(&mut self) -> Result<&'a str, ReadError> {
-        let len = usize::try_from(self.int16()?)?;
+        self.nullable_string()?.ok_or_else(|| malformed("null where text is wanted".to_owned()))
+    }
+
+    fn nullable_string(&mut self) -> Result<Option<&'a str>, ReadError> {
+        let len = match self.int16()? {
+            -1 => return Ok(None),
+            len => usize::try_from(len)?,
+        };
         let (head, rest) =
             self.rest.split_at_checked(len).ok_or_else(|| malformed("ended early".to_owned()))?;
         self.rest = rest;
-        std::str::from_utf8(head).map_err(|e| ReadError::Malformed(Box::new(e)))
+        std::str::from_utf8(head).map(Some).map_err(|e| ReadError::Malformed(Box::new(e)))
     }
 }
 

@@ -17,7 +17,7 @@
 //! - A Produce is answered [`Config::request_timeout`] after `send` at the latest, and none of its
 //!   bytes leave later. The time covers queueing, connecting, writing and waiting.
 //! - `sent: false` means that no byte left this machine.
-//! - Nothing here ever creates a topic.
+//! - A topic is created only by [`Request::CreateTopic`], never by asking for metadata.
 
 mod dial;
 mod link;
@@ -147,6 +147,21 @@ impl Kafka {
                 self.shared.runtime.spawn(async move {
                     match shared.ask_any(|reply| Ask::InitProducerId { reply }).await {
                         Ok(answer) => owed.pay(Answer::ProducerId(Ok(answer))),
+                        Err(cause) => owed.unanswered(cause, true),
+                    }
+                });
+            }
+            Request::CreateTopic { topic, new } => {
+                let owed = Owed::new(Owes::Topic(Arc::clone(&topic)), shared);
+                let (shared, new) = (Arc::clone(shared), Arc::new(new));
+                self.shared.runtime.spawn(async move {
+                    let asked = shared.ask_any(|reply| Ask::CreateTopic {
+                        topic: Arc::clone(&topic),
+                        new: Arc::clone(&new),
+                        reply,
+                    });
+                    match asked.await {
+                        Ok(answer) => owed.pay(Answer::TopicCreated { topic, answer: Ok(answer) }),
                         Err(cause) => owed.unanswered(cause, true),
                     }
                 });
@@ -315,6 +330,7 @@ struct Owed {
 enum Owes {
     Metadata,
     ProducerId,
+    Topic(Arc<str>),
     Produce(BrokerId, Arc<Vec<PartitionBatch>>),
 }
 
@@ -338,6 +354,7 @@ impl Owed {
             None => return,
             Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
             Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
+            Some(Owes::Topic(topic)) => Answer::TopicCreated { topic, answer: Err(cause) },
             Some(Owes::Produce(broker, batches)) => {
                 let batches = Arc::unwrap_or_clone(batches);
                 Answer::ProduceUnanswered { broker, batches, sent, cause }

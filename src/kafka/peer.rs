@@ -10,10 +10,13 @@
 
 use super::dial::{Address, Connection, Stream, describe, dial};
 use super::message::{
-    self, InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse,
+    self, CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
+    ProduceRequest, ProduceResponse,
 };
 use super::{Config, Owed};
-use crate::relay::kafka::{Answer, BrokerId, Metadata, PartitionBatch, ProducerId, Unanswered};
+use crate::relay::kafka::{
+    Answer, BrokerId, CreateRefusal, Metadata, NewTopic, PartitionBatch, ProducerId, Unanswered,
+};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rskafka::messenger::{Messenger, RequestError};
 use rskafka::protocol::messages::{MetadataRequest, MetadataResponse};
@@ -38,9 +41,24 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// What can be asked of a broker, with where the answer goes.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Metadata { topics: Vec<Arc<str>>, reply: oneshot::Sender<Result<Metadata, Unanswered>> },
-    InitProducerId { reply: oneshot::Sender<Result<Result<ProducerId, i16>, Unanswered>> },
-    Produce { broker: BrokerId, batches: Arc<Vec<PartitionBatch>>, owed: Owed, until: Instant },
+    Metadata {
+        topics: Vec<Arc<str>>,
+        reply: oneshot::Sender<Result<Metadata, Unanswered>>,
+    },
+    InitProducerId {
+        reply: oneshot::Sender<Result<Result<ProducerId, i16>, Unanswered>>,
+    },
+    CreateTopic {
+        topic: Arc<str>,
+        new: Arc<NewTopic>,
+        reply: oneshot::Sender<Result<Result<(), CreateRefusal>, Unanswered>>,
+    },
+    Produce {
+        broker: BrokerId,
+        batches: Arc<Vec<PartitionBatch>>,
+        owed: Owed,
+        until: Instant,
+    },
 }
 
 impl Ask {
@@ -54,6 +72,7 @@ impl Ask {
         match self {
             Self::Metadata { reply, .. } => drop(reply.send(Err(cause))),
             Self::InitProducerId { reply } => drop(reply.send(Err(cause))),
+            Self::CreateTopic { reply, .. } => drop(reply.send(Err(cause))),
             Self::Produce { owed, .. } => owed.unanswered(cause, sent),
         }
     }
@@ -161,12 +180,14 @@ async fn run(
 enum Outgoing {
     Metadata(MetadataRequest),
     InitProducerId,
+    CreateTopic(CreateTopicRequest),
     Produce(ProduceRequest),
 }
 
 enum Response {
     Metadata(MetadataResponse),
     ProducerId(InitProducerIdResponse),
+    TopicCreated(CreateTopicResponse),
     Produce(ProduceResponse),
 }
 
@@ -182,6 +203,9 @@ async fn exchange(
         Outgoing::Metadata(request) => messenger.request(request).await.map(Response::Metadata),
         Outgoing::InitProducerId => {
             messenger.request(InitProducerIdRequest).await.map(Response::ProducerId)
+        }
+        Outgoing::CreateTopic(request) => {
+            messenger.request(request).await.map(Response::TopicCreated)
         }
         Outgoing::Produce(request) => messenger.request(request).await.map(Response::Produce),
     };
@@ -249,6 +273,13 @@ async fn serve(
                         Outgoing::Metadata(message::metadata_request(topics))
                     }
                     Ask::InitProducerId { .. } => Outgoing::InitProducerId,
+                    Ask::CreateTopic { topic, new, .. } => {
+                        Outgoing::CreateTopic(CreateTopicRequest {
+                            topic: Arc::clone(topic),
+                            new: Arc::clone(new),
+                            timeout: config.ack_timeout,
+                        })
+                    }
                     Ask::Produce { batches, .. } => Outgoing::Produce(ProduceRequest {
                         batches: Arc::clone(batches),
                         timeout: config.ack_timeout,
@@ -365,6 +396,11 @@ fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask
         }
         (Ask::InitProducerId { reply }, Response::ProducerId(response)) => {
             drop(reply.send(Ok(response.0)));
+        }
+        (Ask::CreateTopic { topic, reply, .. }, Response::TopicCreated(response)) => {
+            let answer =
+                response.answer(&topic).map_err(|what| Unanswered(format!("{address}: {what}")));
+            drop(reply.send(answer));
         }
         (Ask::Produce { broker, batches, owed, until }, Response::Produce(response)) => {
             let throttle = response.throttle;

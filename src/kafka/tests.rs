@@ -1,9 +1,10 @@
 //! The driver against a scripted broker on a real socket.
 
 use super::*;
-use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, NOT_ENOUGH_REPLICAS};
+use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, INVALID_CONFIG, NOT_ENOUGH_REPLICAS};
 use crate::relay::kafka::{
-    Broker as BrokerInfo, PartitionAnswer, PartitionMetadata, ProducerId, TopicMetadata,
+    Broker as BrokerInfo, CreateRefusal, NewTopic, PartitionAnswer, PartitionMetadata, ProducerId,
+    TopicMetadata,
 };
 use bytes::{Buf, BufMut, Bytes};
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;
 const INIT_PRODUCER_ID: i16 = 22;
+const CREATE_TOPICS: i16 = 19;
 
 /// A lease that outlasts any test.
 fn later() -> std::time::Instant {
@@ -173,7 +175,13 @@ fn put_string(out: &mut Vec<u8>, s: &str) {
 fn versions(produce_max: i16) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_i16(0);
-    let apis = [(PRODUCE, produce_max), (METADATA, 13), (API_VERSIONS, 4), (INIT_PRODUCER_ID, 5)];
+    let apis = [
+        (PRODUCE, produce_max),
+        (METADATA, 13),
+        (API_VERSIONS, 4),
+        (INIT_PRODUCER_ID, 5),
+        (CREATE_TOPICS, 7),
+    ];
     out.put_u8(u8::try_from(apis.len()).unwrap() + 1);
     for (api, max) in apis {
         out.put_i16(api);
@@ -424,6 +432,70 @@ async fn a_producer_id_or_the_reason_why_not() {
     assert_eq!(driver.next().await, Answer::ProducerId(Ok(Err(COORDINATOR_LOAD_IN_PROGRESS))));
     driver.kafka.send(Request::InitProducerId);
     assert_eq!(driver.next().await, Answer::ProducerId(Ok(Ok(ProducerId { id: 4000, epoch: 7 }))));
+}
+
+#[tokio::test]
+async fn a_topic_is_created_or_the_broker_says_why_not() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let broker = Broker::start(move |i| {
+        if i.api == API_VERSIONS {
+            return Reaction::Answer(vec![]);
+        }
+        assert_eq!((i.api, i.version), (CREATE_TOPICS, 4));
+        let mut out = Vec::new();
+        out.put_i32(0);
+        out.put_i32(1);
+        put_string(&mut out, "t");
+        match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                out.put_i16(INVALID_CONFIG);
+                put_string(&mut out, "Unknown topic config name: a");
+            }
+            _ => {
+                out.put_i16(0);
+                out.put_i16(-1);
+            }
+        }
+        Reaction::Answer(out)
+    })
+    .await;
+    let mut driver = Driver::new(&[&broker.address()], |_| {});
+    let new = NewTopic {
+        partitions: Some(3),
+        replication_factor: None,
+        configs: vec![("a".to_owned(), "b".to_owned())],
+    };
+    let topic: Arc<str> = Arc::from("t");
+    let mut create = async || {
+        driver.kafka.send(Request::CreateTopic { topic: Arc::clone(&topic), new: new.clone() });
+        let Answer::TopicCreated { topic: answered, answer } = driver.next().await else {
+            panic!()
+        };
+        assert_eq!(answered, topic);
+        answer
+    };
+    let message = Some("Unknown topic config name: a".to_owned());
+    assert_eq!(create().await, Ok(Err(CreateRefusal { error: INVALID_CONFIG, message })));
+    assert_eq!(create().await, Ok(Ok(())));
+}
+
+#[tokio::test]
+async fn an_answer_for_another_topic_is_no_answer() {
+    let broker = Broker::start(|_| {
+        let mut out = Vec::new();
+        out.put_i32(0);
+        out.put_i32(1);
+        put_string(&mut out, "other");
+        out.put_i16(0);
+        out.put_i16(-1);
+        Reaction::Answer(out)
+    })
+    .await;
+    let mut driver = Driver::new(&[&broker.address()], |_| {});
+    let new = NewTopic { partitions: None, replication_factor: None, configs: Vec::new() };
+    driver.kafka.send(Request::CreateTopic { topic: Arc::from("t"), new });
+    let Answer::TopicCreated { answer: Err(cause), .. } = driver.next().await else { panic!() };
+    assert!(cause.0.contains("did not answer for topic t"), "{cause}");
 }
 
 #[tokio::test]

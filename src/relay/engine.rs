@@ -147,6 +147,7 @@ impl Relay {
             in_flight: settings.in_flight_per_partition,
             compression: settings.compression,
             policies: settings.policies.clone(),
+            create_topics: settings.create_topics.clone(),
         };
         Self {
             started: None,
@@ -520,7 +521,10 @@ impl Relay {
                 let cause = match (&self.halted, self.producer.blocked()) {
                     (Some(halted), _) => halted.reason.clone(),
                     (None, Some(blocked)) => Self::blocked_words(&blocked),
-                    (None, None) => "Kafka does not take what was read".to_owned(),
+                    (None, None) => self
+                        .producer
+                        .not_created()
+                        .unwrap_or_else(|| "Kafka does not take what was read".to_owned()),
                 };
                 self.stalled = Some(cause.clone()).filter(|_| !moves);
                 return self.hang_up(now, delay, cause);

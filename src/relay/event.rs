@@ -91,6 +91,18 @@ pub enum Event {
         /// The broker's error, or why there was no answer.
         cause: String,
     },
+    /// A topic was created.
+    TopicCreated {
+        /// Topic.
+        topic: Arc<str>,
+    },
+    /// A topic that is missing was not created.
+    TopicNotCreated {
+        /// Topic.
+        topic: Arc<str>,
+        /// The broker's error and words, or why there was no answer.
+        cause: String,
+    },
     /// A partition does not take its batch; the same batch goes again.
     PartitionBlocked {
         /// Where, what, since when.

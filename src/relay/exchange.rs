@@ -3,7 +3,7 @@
 use super::compression::Compression;
 use super::event::Event;
 use super::gone::{Exit, Gone};
-use super::kafka::{Answer, Request};
+use super::kafka::{Answer, NewTopic, Request};
 use super::poison::Policies;
 use super::template::Naming;
 use bytes::BytesMut;
@@ -61,6 +61,8 @@ pub struct Settings {
     pub compression: Compression,
     /// What becomes of facts that cannot be published.
     pub policies: Policies,
+    /// What a topic that is missing is created like, if it is at all.
+    pub create_topics: Option<NewTopic>,
     /// Seed of the jitter.
     pub seed: u64,
 }

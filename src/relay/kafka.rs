@@ -61,6 +61,26 @@ pub struct ProducerId {
     pub epoch: i16,
 }
 
+/// What a topic that is created is to be like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    /// How many partitions; none is the cluster's `num.partitions`.
+    pub partitions: Option<i32>,
+    /// How many replicas each has; none is the cluster's `default.replication.factor`.
+    pub replication_factor: Option<i16>,
+    /// Names and values of its configuration, where it differs from the cluster's.
+    pub configs: Vec<(String, String)>,
+}
+
+/// Why a topic was not created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateRefusal {
+    /// Kafka's error code.
+    pub error: i16,
+    /// The broker's own words, if it has some.
+    pub message: Option<String>,
+}
+
 /// One encoded record batch on its way to one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionBatch {
@@ -85,6 +105,13 @@ pub enum Request {
     },
     /// InitProducerId without a transactional id, from any broker.
     InitProducerId,
+    /// CreateTopics for this one topic, from any broker.
+    CreateTopic {
+        /// Topic name.
+        topic: Arc<str>,
+        /// What it is to be like.
+        new: NewTopic,
+    },
     /// Produce with acks = all, one request for all these partitions, which this broker leads. The
     /// same topic may occur several times, the same partition only once; of one partition several
     /// requests may be under way.
@@ -126,6 +153,13 @@ pub enum Answer {
     Metadata(Result<Metadata, Unanswered>),
     /// To [`Request::InitProducerId`]: the identity, or Kafka's error code.
     ProducerId(Result<Result<ProducerId, i16>, Unanswered>),
+    /// To [`Request::CreateTopic`].
+    TopicCreated {
+        /// Topic name.
+        topic: Arc<str>,
+        /// Nothing, or why not.
+        answer: Result<Result<(), CreateRefusal>, Unanswered>,
+    },
     /// To [`Request::Produce`], answered: an entry for each partition of the request.
     Produced {
         /// The broker asked.

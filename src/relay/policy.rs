@@ -60,16 +60,28 @@ pub enum InitVerdict {
     Refused,
 }
 
-/// The three verdicts on one code.
+/// What the error code of a CreateTopics answer leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CreateVerdict {
+    /// It is there, or will be in a moment; somebody else may have been faster.
+    Created,
+    /// Asked for again soon.
+    Retry,
+    /// It will not be there before somebody changes something.
+    Refused,
+}
+
+/// The four verdicts on one code.
 #[derive(Debug, Clone, Copy)]
 struct Row {
     produce: Verdict,
     topic_metadata: TopicVerdict,
     init_producer_id: InitVerdict,
+    create_topics: CreateVerdict,
 }
 
-/// Each code with its verdict in an answer to Produce, for a topic in an answer to Metadata, and in an
-/// answer to InitProducerId.
+/// Each code with its verdict in an answer to Produce, for a topic in an answer to Metadata, in an
+/// answer to InitProducerId, and for a topic in an answer to CreateTopics.
 ///
 /// `Alien` is what no broker answers to that request: tried again for ever, like a code that is younger
 /// than this table, because giving up would lose facts.
@@ -80,13 +92,16 @@ macro_rules! table {
     (@topic_metadata $verdict:ident) => { TopicVerdict::$verdict };
     (@init_producer_id Alien) => { InitVerdict::Retry };
     (@init_producer_id $verdict:ident) => { InitVerdict::$verdict };
-    ($($code:ident: $produce:tt, $topic_metadata:tt, $init_producer_id:tt;)*) => {
+    (@create_topics Alien) => { CreateVerdict::Retry };
+    (@create_topics $verdict:ident) => { CreateVerdict::$verdict };
+    ($($code:ident: $produce:tt, $topic_metadata:tt, $init_producer_id:tt, $create_topics:tt;)*) => {
         fn row(code: i16) -> Option<Row> {
             match code {
                 $($code => Some(Row {
                     produce: table!(@produce $produce),
                     topic_metadata: table!(@topic_metadata $topic_metadata),
                     init_producer_id: table!(@init_producer_id $init_producer_id),
+                    create_topics: table!(@create_topics $create_topics),
                 }),)*
                 _ => None,
             }
@@ -102,141 +117,141 @@ macro_rules! table {
 // UNKNOWN_TOPIC_OR_PARTITION in metadata is also what a topic gets that was created a moment ago; it is
 // asked for again, so that is no more than a delay.
 table! {
-    UNKNOWN_SERVER_ERROR: Retry, Retry, Retry;
-    NONE: Stored, Known, Given;
-    OFFSET_OUT_OF_RANGE: Alien, Alien, Alien;
-    CORRUPT_MESSAGE: Retry, Alien, Alien;
-    UNKNOWN_TOPIC_OR_PARTITION: Moved, Missing, Alien;
-    INVALID_FETCH_SIZE: Alien, Alien, Alien;
-    LEADER_NOT_AVAILABLE: Moved, Retry, Alien;
-    NOT_LEADER_OR_FOLLOWER: Moved, Alien, Alien;
-    REQUEST_TIMED_OUT: Retry, Retry, Retry;
-    BROKER_NOT_AVAILABLE: Retry, Retry, Retry;
-    REPLICA_NOT_AVAILABLE: Moved, Retry, Alien;
-    MESSAGE_TOO_LARGE: TooLarge, Alien, Alien;
-    STALE_CONTROLLER_EPOCH: Alien, Alien, Alien;
-    OFFSET_METADATA_TOO_LARGE: Alien, Alien, Alien;
-    NETWORK_EXCEPTION: Moved, Retry, Retry;
-    COORDINATOR_LOAD_IN_PROGRESS: Retry, Retry, Retry;
-    COORDINATOR_NOT_AVAILABLE: Retry, Alien, Retry;
-    NOT_COORDINATOR: Retry, Alien, Retry;
-    INVALID_TOPIC_EXCEPTION: TopicRefused, Missing, Alien;
-    RECORD_LIST_TOO_LARGE: TooLarge, Alien, Alien;
-    NOT_ENOUGH_REPLICAS: Retry, Alien, Alien;
-    NOT_ENOUGH_REPLICAS_AFTER_APPEND: Retry, Alien, Alien;
-    INVALID_REQUIRED_ACKS: ClientRefused, Alien, Alien;
-    ILLEGAL_GENERATION: Alien, Alien, Alien;
-    INCONSISTENT_GROUP_PROTOCOL: Alien, Alien, Alien;
-    INVALID_GROUP_ID: Alien, Alien, Alien;
-    UNKNOWN_MEMBER_ID: Alien, Alien, Alien;
-    INVALID_SESSION_TIMEOUT: Alien, Alien, Alien;
-    REBALANCE_IN_PROGRESS: Alien, Alien, Alien;
-    INVALID_COMMIT_OFFSET_SIZE: Alien, Alien, Alien;
-    TOPIC_AUTHORIZATION_FAILED: TopicRefused, Missing, Alien;
-    GROUP_AUTHORIZATION_FAILED: Alien, Alien, Alien;
-    CLUSTER_AUTHORIZATION_FAILED: ClientRefused, Missing, Refused;
-    INVALID_TIMESTAMP: RecordRefused, Alien, Alien;
-    UNSUPPORTED_SASL_MECHANISM: ClientRefused, Retry, Refused;
-    ILLEGAL_SASL_STATE: ClientRefused, Retry, Refused;
-    UNSUPPORTED_VERSION: ClientRefused, Retry, Refused;
-    TOPIC_ALREADY_EXISTS: Alien, Alien, Alien;
-    INVALID_PARTITIONS: Alien, Alien, Alien;
-    INVALID_REPLICATION_FACTOR: Alien, Alien, Alien;
-    INVALID_REPLICA_ASSIGNMENT: Alien, Alien, Alien;
-    INVALID_CONFIG: Alien, Alien, Alien;
-    NOT_CONTROLLER: Retry, Alien, Retry;
-    INVALID_REQUEST: ClientRefused, Retry, Refused;
-    UNSUPPORTED_FOR_MESSAGE_FORMAT: TopicRefused, Alien, Alien;
-    POLICY_VIOLATION: TopicRefused, Alien, Alien;
-    OUT_OF_ORDER_SEQUENCE_NUMBER: NewEpoch, Alien, Alien;
-    DUPLICATE_SEQUENCE_NUMBER: Stored, Alien, Alien;
-    INVALID_PRODUCER_EPOCH: NewProducerId, Alien, Retry;
-    INVALID_TXN_STATE: ClientRefused, Alien, Alien;
-    INVALID_PRODUCER_ID_MAPPING: ClientRefused, Alien, Refused;
-    INVALID_TRANSACTION_TIMEOUT: Alien, Alien, Refused;
-    CONCURRENT_TRANSACTIONS: Retry, Alien, Retry;
-    TRANSACTION_COORDINATOR_FENCED: Retry, Alien, Alien;
-    TRANSACTIONAL_ID_AUTHORIZATION_FAILED: ClientRefused, Alien, Refused;
-    SECURITY_DISABLED: ClientRefused, Alien, Refused;
-    OPERATION_NOT_ATTEMPTED: Alien, Alien, Alien;
-    KAFKA_STORAGE_ERROR: Moved, Retry, Alien;
-    LOG_DIR_NOT_FOUND: Alien, Alien, Alien;
-    SASL_AUTHENTICATION_FAILED: Retry, Retry, Refused;
-    UNKNOWN_PRODUCER_ID: NewEpoch, Alien, Alien;
-    REASSIGNMENT_IN_PROGRESS: Alien, Alien, Alien;
-    DELEGATION_TOKEN_AUTH_DISABLED: Alien, Alien, Alien;
-    DELEGATION_TOKEN_NOT_FOUND: Alien, Alien, Alien;
-    DELEGATION_TOKEN_OWNER_MISMATCH: Alien, Alien, Alien;
-    DELEGATION_TOKEN_REQUEST_NOT_ALLOWED: Alien, Alien, Alien;
-    DELEGATION_TOKEN_AUTHORIZATION_FAILED: Alien, Alien, Alien;
-    DELEGATION_TOKEN_EXPIRED: Alien, Alien, Alien;
-    INVALID_PRINCIPAL_TYPE: Alien, Alien, Retry;
-    NON_EMPTY_GROUP: Alien, Alien, Alien;
-    GROUP_ID_NOT_FOUND: Alien, Alien, Alien;
-    FETCH_SESSION_ID_NOT_FOUND: Alien, Alien, Alien;
-    INVALID_FETCH_SESSION_EPOCH: Alien, Alien, Alien;
-    LISTENER_NOT_FOUND: Moved, Retry, Alien;
-    TOPIC_DELETION_DISABLED: Alien, Alien, Alien;
-    FENCED_LEADER_EPOCH: Moved, Alien, Alien;
-    UNKNOWN_LEADER_EPOCH: Moved, Alien, Alien;
-    UNSUPPORTED_COMPRESSION_TYPE: ClientRefused, Alien, Alien;
-    STALE_BROKER_EPOCH: Alien, Alien, Alien;
-    OFFSET_NOT_AVAILABLE: Retry, Alien, Alien;
-    MEMBER_ID_REQUIRED: Alien, Alien, Alien;
-    PREFERRED_LEADER_NOT_AVAILABLE: Alien, Alien, Alien;
-    GROUP_MAX_SIZE_REACHED: Alien, Alien, Alien;
-    FENCED_INSTANCE_ID: Alien, Alien, Alien;
-    ELIGIBLE_LEADERS_NOT_AVAILABLE: Alien, Alien, Alien;
-    ELECTION_NOT_NEEDED: Alien, Alien, Alien;
-    NO_REASSIGNMENT_IN_PROGRESS: Alien, Alien, Alien;
-    GROUP_SUBSCRIBED_TO_TOPIC: Alien, Alien, Alien;
-    INVALID_RECORD: RecordRefused, Alien, Alien;
-    UNSTABLE_OFFSET_COMMIT: Alien, Alien, Alien;
-    THROTTLING_QUOTA_EXCEEDED: Retry, Retry, Retry;
-    PRODUCER_FENCED: NewProducerId, Alien, Retry;
-    RESOURCE_NOT_FOUND: Alien, Alien, Alien;
-    DUPLICATE_RESOURCE: Alien, Alien, Alien;
-    UNACCEPTABLE_CREDENTIAL: Alien, Alien, Alien;
-    INCONSISTENT_VOTER_SET: Alien, Alien, Alien;
-    INVALID_UPDATE_VERSION: Alien, Alien, Alien;
-    FEATURE_UPDATE_FAILED: Alien, Alien, Alien;
-    PRINCIPAL_DESERIALIZATION_FAILURE: Alien, Alien, Alien;
-    SNAPSHOT_NOT_FOUND: Alien, Alien, Alien;
-    POSITION_OUT_OF_RANGE: Alien, Alien, Alien;
-    UNKNOWN_TOPIC_ID: Moved, Missing, Alien;
-    DUPLICATE_BROKER_REGISTRATION: Alien, Alien, Alien;
-    BROKER_ID_NOT_REGISTERED: Alien, Alien, Alien;
-    INCONSISTENT_TOPIC_ID: Moved, Alien, Alien;
-    INCONSISTENT_CLUSTER_ID: Alien, Alien, Alien;
-    TRANSACTIONAL_ID_NOT_FOUND: Alien, Alien, Alien;
-    FETCH_SESSION_TOPIC_ID_ERROR: Alien, Alien, Alien;
-    INELIGIBLE_REPLICA: Alien, Alien, Alien;
-    NEW_LEADER_ELECTED: Moved, Alien, Alien;
-    OFFSET_MOVED_TO_TIERED_STORAGE: Alien, Alien, Alien;
-    FENCED_MEMBER_EPOCH: Alien, Alien, Alien;
-    UNRELEASED_INSTANCE_ID: Alien, Alien, Alien;
-    UNSUPPORTED_ASSIGNOR: Alien, Alien, Alien;
-    STALE_MEMBER_EPOCH: Alien, Alien, Alien;
-    MISMATCHED_ENDPOINT_TYPE: Alien, Alien, Alien;
-    UNSUPPORTED_ENDPOINT_TYPE: Alien, Alien, Alien;
-    UNKNOWN_CONTROLLER_ID: Alien, Alien, Alien;
-    UNKNOWN_SUBSCRIPTION_ID: Alien, Alien, Alien;
-    TELEMETRY_TOO_LARGE: Alien, Alien, Alien;
-    INVALID_REGISTRATION: Alien, Alien, Alien;
-    TRANSACTION_ABORTABLE: ClientRefused, Alien, Alien;
-    INVALID_RECORD_STATE: Alien, Alien, Alien;
-    SHARE_SESSION_NOT_FOUND: Alien, Alien, Alien;
-    INVALID_SHARE_SESSION_EPOCH: Alien, Alien, Alien;
-    FENCED_STATE_EPOCH: Alien, Alien, Alien;
-    INVALID_VOTER_KEY: Alien, Alien, Alien;
-    DUPLICATE_VOTER: Alien, Alien, Alien;
-    VOTER_NOT_FOUND: Alien, Alien, Alien;
-    INVALID_REGULAR_EXPRESSION: Alien, Alien, Alien;
-    REBOOTSTRAP_REQUIRED: Retry, Retry, Retry;
-    STREAMS_INVALID_TOPOLOGY: Alien, Alien, Alien;
-    STREAMS_INVALID_TOPOLOGY_EPOCH: Alien, Alien, Alien;
-    STREAMS_TOPOLOGY_FENCED: Alien, Alien, Alien;
-    SHARE_SESSION_LIMIT_REACHED: Alien, Alien, Alien;
+    UNKNOWN_SERVER_ERROR: Retry, Retry, Retry, Retry;
+    NONE: Stored, Known, Given, Created;
+    OFFSET_OUT_OF_RANGE: Alien, Alien, Alien, Alien;
+    CORRUPT_MESSAGE: Retry, Alien, Alien, Alien;
+    UNKNOWN_TOPIC_OR_PARTITION: Moved, Missing, Alien, Alien;
+    INVALID_FETCH_SIZE: Alien, Alien, Alien, Alien;
+    LEADER_NOT_AVAILABLE: Moved, Retry, Alien, Alien;
+    NOT_LEADER_OR_FOLLOWER: Moved, Alien, Alien, Alien;
+    REQUEST_TIMED_OUT: Retry, Retry, Retry, Retry;
+    BROKER_NOT_AVAILABLE: Retry, Retry, Retry, Retry;
+    REPLICA_NOT_AVAILABLE: Moved, Retry, Alien, Alien;
+    MESSAGE_TOO_LARGE: TooLarge, Alien, Alien, Alien;
+    STALE_CONTROLLER_EPOCH: Alien, Alien, Alien, Alien;
+    OFFSET_METADATA_TOO_LARGE: Alien, Alien, Alien, Alien;
+    NETWORK_EXCEPTION: Moved, Retry, Retry, Retry;
+    COORDINATOR_LOAD_IN_PROGRESS: Retry, Retry, Retry, Retry;
+    COORDINATOR_NOT_AVAILABLE: Retry, Alien, Retry, Alien;
+    NOT_COORDINATOR: Retry, Alien, Retry, Alien;
+    INVALID_TOPIC_EXCEPTION: TopicRefused, Missing, Alien, Refused;
+    RECORD_LIST_TOO_LARGE: TooLarge, Alien, Alien, Alien;
+    NOT_ENOUGH_REPLICAS: Retry, Alien, Alien, Alien;
+    NOT_ENOUGH_REPLICAS_AFTER_APPEND: Retry, Alien, Alien, Alien;
+    INVALID_REQUIRED_ACKS: ClientRefused, Alien, Alien, Alien;
+    ILLEGAL_GENERATION: Alien, Alien, Alien, Alien;
+    INCONSISTENT_GROUP_PROTOCOL: Alien, Alien, Alien, Alien;
+    INVALID_GROUP_ID: Alien, Alien, Alien, Alien;
+    UNKNOWN_MEMBER_ID: Alien, Alien, Alien, Alien;
+    INVALID_SESSION_TIMEOUT: Alien, Alien, Alien, Alien;
+    REBALANCE_IN_PROGRESS: Alien, Alien, Alien, Alien;
+    INVALID_COMMIT_OFFSET_SIZE: Alien, Alien, Alien, Alien;
+    TOPIC_AUTHORIZATION_FAILED: TopicRefused, Missing, Alien, Refused;
+    GROUP_AUTHORIZATION_FAILED: Alien, Alien, Alien, Alien;
+    CLUSTER_AUTHORIZATION_FAILED: ClientRefused, Missing, Refused, Refused;
+    INVALID_TIMESTAMP: RecordRefused, Alien, Alien, Alien;
+    UNSUPPORTED_SASL_MECHANISM: ClientRefused, Retry, Refused, Refused;
+    ILLEGAL_SASL_STATE: ClientRefused, Retry, Refused, Refused;
+    UNSUPPORTED_VERSION: ClientRefused, Retry, Refused, Refused;
+    TOPIC_ALREADY_EXISTS: Alien, Alien, Alien, Created;
+    INVALID_PARTITIONS: Alien, Alien, Alien, Refused;
+    INVALID_REPLICATION_FACTOR: Alien, Alien, Alien, Refused;
+    INVALID_REPLICA_ASSIGNMENT: Alien, Alien, Alien, Refused;
+    INVALID_CONFIG: Alien, Alien, Alien, Refused;
+    NOT_CONTROLLER: Retry, Alien, Retry, Retry;
+    INVALID_REQUEST: ClientRefused, Retry, Refused, Refused;
+    UNSUPPORTED_FOR_MESSAGE_FORMAT: TopicRefused, Alien, Alien, Alien;
+    POLICY_VIOLATION: TopicRefused, Alien, Alien, Refused;
+    OUT_OF_ORDER_SEQUENCE_NUMBER: NewEpoch, Alien, Alien, Alien;
+    DUPLICATE_SEQUENCE_NUMBER: Stored, Alien, Alien, Alien;
+    INVALID_PRODUCER_EPOCH: NewProducerId, Alien, Retry, Alien;
+    INVALID_TXN_STATE: ClientRefused, Alien, Alien, Alien;
+    INVALID_PRODUCER_ID_MAPPING: ClientRefused, Alien, Refused, Alien;
+    INVALID_TRANSACTION_TIMEOUT: Alien, Alien, Refused, Alien;
+    CONCURRENT_TRANSACTIONS: Retry, Alien, Retry, Alien;
+    TRANSACTION_COORDINATOR_FENCED: Retry, Alien, Alien, Alien;
+    TRANSACTIONAL_ID_AUTHORIZATION_FAILED: ClientRefused, Alien, Refused, Alien;
+    SECURITY_DISABLED: ClientRefused, Alien, Refused, Refused;
+    OPERATION_NOT_ATTEMPTED: Alien, Alien, Alien, Alien;
+    KAFKA_STORAGE_ERROR: Moved, Retry, Alien, Retry;
+    LOG_DIR_NOT_FOUND: Alien, Alien, Alien, Alien;
+    SASL_AUTHENTICATION_FAILED: Retry, Retry, Refused, Retry;
+    UNKNOWN_PRODUCER_ID: NewEpoch, Alien, Alien, Alien;
+    REASSIGNMENT_IN_PROGRESS: Alien, Alien, Alien, Retry;
+    DELEGATION_TOKEN_AUTH_DISABLED: Alien, Alien, Alien, Alien;
+    DELEGATION_TOKEN_NOT_FOUND: Alien, Alien, Alien, Alien;
+    DELEGATION_TOKEN_OWNER_MISMATCH: Alien, Alien, Alien, Alien;
+    DELEGATION_TOKEN_REQUEST_NOT_ALLOWED: Alien, Alien, Alien, Alien;
+    DELEGATION_TOKEN_AUTHORIZATION_FAILED: Alien, Alien, Alien, Alien;
+    DELEGATION_TOKEN_EXPIRED: Alien, Alien, Alien, Alien;
+    INVALID_PRINCIPAL_TYPE: Alien, Alien, Retry, Alien;
+    NON_EMPTY_GROUP: Alien, Alien, Alien, Alien;
+    GROUP_ID_NOT_FOUND: Alien, Alien, Alien, Alien;
+    FETCH_SESSION_ID_NOT_FOUND: Alien, Alien, Alien, Alien;
+    INVALID_FETCH_SESSION_EPOCH: Alien, Alien, Alien, Alien;
+    LISTENER_NOT_FOUND: Moved, Retry, Alien, Alien;
+    TOPIC_DELETION_DISABLED: Alien, Alien, Alien, Alien;
+    FENCED_LEADER_EPOCH: Moved, Alien, Alien, Alien;
+    UNKNOWN_LEADER_EPOCH: Moved, Alien, Alien, Alien;
+    UNSUPPORTED_COMPRESSION_TYPE: ClientRefused, Alien, Alien, Alien;
+    STALE_BROKER_EPOCH: Alien, Alien, Alien, Alien;
+    OFFSET_NOT_AVAILABLE: Retry, Alien, Alien, Alien;
+    MEMBER_ID_REQUIRED: Alien, Alien, Alien, Alien;
+    PREFERRED_LEADER_NOT_AVAILABLE: Alien, Alien, Alien, Alien;
+    GROUP_MAX_SIZE_REACHED: Alien, Alien, Alien, Alien;
+    FENCED_INSTANCE_ID: Alien, Alien, Alien, Alien;
+    ELIGIBLE_LEADERS_NOT_AVAILABLE: Alien, Alien, Alien, Alien;
+    ELECTION_NOT_NEEDED: Alien, Alien, Alien, Alien;
+    NO_REASSIGNMENT_IN_PROGRESS: Alien, Alien, Alien, Alien;
+    GROUP_SUBSCRIBED_TO_TOPIC: Alien, Alien, Alien, Alien;
+    INVALID_RECORD: RecordRefused, Alien, Alien, Alien;
+    UNSTABLE_OFFSET_COMMIT: Alien, Alien, Alien, Alien;
+    THROTTLING_QUOTA_EXCEEDED: Retry, Retry, Retry, Retry;
+    PRODUCER_FENCED: NewProducerId, Alien, Retry, Alien;
+    RESOURCE_NOT_FOUND: Alien, Alien, Alien, Alien;
+    DUPLICATE_RESOURCE: Alien, Alien, Alien, Alien;
+    UNACCEPTABLE_CREDENTIAL: Alien, Alien, Alien, Alien;
+    INCONSISTENT_VOTER_SET: Alien, Alien, Alien, Alien;
+    INVALID_UPDATE_VERSION: Alien, Alien, Alien, Alien;
+    FEATURE_UPDATE_FAILED: Alien, Alien, Alien, Alien;
+    PRINCIPAL_DESERIALIZATION_FAILURE: Alien, Alien, Alien, Alien;
+    SNAPSHOT_NOT_FOUND: Alien, Alien, Alien, Alien;
+    POSITION_OUT_OF_RANGE: Alien, Alien, Alien, Alien;
+    UNKNOWN_TOPIC_ID: Moved, Missing, Alien, Alien;
+    DUPLICATE_BROKER_REGISTRATION: Alien, Alien, Alien, Alien;
+    BROKER_ID_NOT_REGISTERED: Alien, Alien, Alien, Alien;
+    INCONSISTENT_TOPIC_ID: Moved, Alien, Alien, Alien;
+    INCONSISTENT_CLUSTER_ID: Alien, Alien, Alien, Alien;
+    TRANSACTIONAL_ID_NOT_FOUND: Alien, Alien, Alien, Alien;
+    FETCH_SESSION_TOPIC_ID_ERROR: Alien, Alien, Alien, Alien;
+    INELIGIBLE_REPLICA: Alien, Alien, Alien, Alien;
+    NEW_LEADER_ELECTED: Moved, Alien, Alien, Alien;
+    OFFSET_MOVED_TO_TIERED_STORAGE: Alien, Alien, Alien, Alien;
+    FENCED_MEMBER_EPOCH: Alien, Alien, Alien, Alien;
+    UNRELEASED_INSTANCE_ID: Alien, Alien, Alien, Alien;
+    UNSUPPORTED_ASSIGNOR: Alien, Alien, Alien, Alien;
+    STALE_MEMBER_EPOCH: Alien, Alien, Alien, Alien;
+    MISMATCHED_ENDPOINT_TYPE: Alien, Alien, Alien, Alien;
+    UNSUPPORTED_ENDPOINT_TYPE: Alien, Alien, Alien, Alien;
+    UNKNOWN_CONTROLLER_ID: Alien, Alien, Alien, Alien;
+    UNKNOWN_SUBSCRIPTION_ID: Alien, Alien, Alien, Alien;
+    TELEMETRY_TOO_LARGE: Alien, Alien, Alien, Alien;
+    INVALID_REGISTRATION: Alien, Alien, Alien, Alien;
+    TRANSACTION_ABORTABLE: ClientRefused, Alien, Alien, Alien;
+    INVALID_RECORD_STATE: Alien, Alien, Alien, Alien;
+    SHARE_SESSION_NOT_FOUND: Alien, Alien, Alien, Alien;
+    INVALID_SHARE_SESSION_EPOCH: Alien, Alien, Alien, Alien;
+    FENCED_STATE_EPOCH: Alien, Alien, Alien, Alien;
+    INVALID_VOTER_KEY: Alien, Alien, Alien, Alien;
+    DUPLICATE_VOTER: Alien, Alien, Alien, Alien;
+    VOTER_NOT_FOUND: Alien, Alien, Alien, Alien;
+    INVALID_REGULAR_EXPRESSION: Alien, Alien, Alien, Alien;
+    REBOOTSTRAP_REQUIRED: Retry, Retry, Retry, Retry;
+    STREAMS_INVALID_TOPOLOGY: Alien, Alien, Alien, Alien;
+    STREAMS_INVALID_TOPOLOGY_EPOCH: Alien, Alien, Alien, Alien;
+    STREAMS_TOPOLOGY_FENCED: Alien, Alien, Alien, Alien;
+    SHARE_SESSION_LIMIT_REACHED: Alien, Alien, Alien, Alien;
 }
 
 /// The verdict on a Produce answer's error code.
@@ -252,6 +267,11 @@ pub fn topic_metadata(code: i16) -> TopicVerdict {
 /// The verdict on an InitProducerId answer's error code.
 pub fn init_producer_id(code: i16) -> InitVerdict {
     row(code).map_or(InitVerdict::Retry, |row| row.init_producer_id)
+}
+
+/// The verdict on a topic's error code in a CreateTopics answer.
+pub fn create_topics(code: i16) -> CreateVerdict {
+    row(code).map_or(CreateVerdict::Retry, |row| row.create_topics)
 }
 
 #[cfg(test)]
@@ -277,6 +297,7 @@ mod tests {
             assert_eq!(produce(code), Verdict::Retry);
             assert_eq!(topic_metadata(code), TopicVerdict::Retry);
             assert_eq!(init_producer_id(code), InitVerdict::Retry);
+            assert_eq!(create_topics(code), CreateVerdict::Retry);
         }
     }
 

@@ -174,3 +174,74 @@ fn a_compacted_topic_takes_facts_without_an_id_of_an_aggregate_and_tombstones() 
     let (none, k): (&[u8], &[u8]) = (b"", b"k");
     assert_eq!(found, [(none, Some(&b"1"[..])), (k, Some(b"2")), (k, None)]);
 }
+
+#[test]
+fn a_missing_topic_is_created_as_it_was_asked_for_and_not_again_once_it_is_deleted() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let relay = relay("made", &postgres, kafka)
+        .env("KAFKA_CREATE_TOPICS", "partitions=3,max.message.bytes=70000")
+        .spawn();
+    relay.wait_ready();
+    let fact = br#"{"aggregate_type":"order","aggregate_id":"k","payload":1}"#;
+    emit(&postgres, true, "made", fact);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    assert_eq!(count(kafka, "made.order"), 1);
+    assert_eq!(kafka.leaders("made.order").len(), 3);
+    let bootstrap = kafka.bootstrap();
+    let describe = ["--bootstrap-server", &bootstrap, "--describe", "--topic", "made.order"];
+    let described = kafka.java("org.apache.kafka.tools.TopicCommand", &describe);
+    let described = String::from_utf8(described.stdout).unwrap();
+    assert!(described.contains("max.message.bytes=70000"), "{described}");
+
+    kafka.delete_topic("made.order");
+    emit(&postgres, true, "made", fact);
+    wait_state(&relay, "halted");
+    assert!(!kafka.topics().contains(&"made.order".to_owned()));
+    kafka.create_topic("made.order", 3, &[]);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    assert_eq!(count(kafka, "made.order"), 1);
+    stop(&relay);
+}
+
+#[test]
+fn a_topic_that_cannot_be_created_halts_with_the_brokers_reason() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let relay = relay("unmade", &postgres, kafka)
+        .env("KAFKA_CREATE_TOPICS", "replication-factor=9")
+        .env("METADATA_MAX_AGE", "200ms")
+        .spawn();
+    relay.wait_ready();
+    emit(&postgres, true, "unmade", br#"{"aggregate_type":"order","aggregate_id":"k"}"#);
+    wait_state(&relay, "halted");
+    let health = relay.health();
+    let reason = health["blocked"]["reason"].as_str().unwrap();
+    assert!(reason.contains("unmade.order"), "{reason}");
+    assert!(reason.contains("INVALID_REPLICATION_FACTOR"), "{reason}");
+    // The broker's own words, which say how many there are.
+    relay.wait_for_log("INVALID_REPLICATION_FACTOR: ", PATIENCE);
+    // Somebody makes it by hand, and the fact goes on.
+    kafka.create_topic("unmade.order", 1, &[]);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    assert_eq!(count(kafka, "unmade.order"), 1);
+}
+
+#[test]
+fn a_missing_dead_letter_topic_is_created_and_never_compacted() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let relay = relay("letters", &postgres, kafka)
+        .env("KAFKA_CREATE_TOPICS", "partitions=2,cleanup.policy=compact")
+        .env("POISON_POLICY", "dead-letter")
+        .env("DEAD_LETTER_TOPIC", "letters.dead")
+        .spawn();
+    relay.wait_ready();
+    emit(&postgres, true, "letters", b"no envelope");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let records = kafka.read_topic("letters.dead");
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        (records[0].key.as_ref(), records[0].value.as_deref()),
+        (None, Some(&b"no envelope"[..]))
+    );
+}

@@ -168,6 +168,7 @@ async fn ours(case: &Case) -> Cost {
         batch_records: case.batch,
         in_flight: case.in_flight,
         policies: Policies::HALT,
+        create_topics: None,
     };
     let mut ours = Ours {
         producer: Producer::new(settings, Jitter::new(7)),

@@ -3,6 +3,7 @@
 //! `partition` has the rules of one partition (sequences, what is in flight, what a failure leads to),
 //! `topic` what is known of a topic; here is the cluster: metadata, producer id, requests, throttling.
 
+mod create;
 mod partition;
 mod refused;
 mod topic;
@@ -12,11 +13,12 @@ use crate::relay::batch::Record;
 use crate::relay::compression::Compression;
 use crate::relay::error_code::{
     self, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION, TOPIC_AUTHORIZATION_FAILED,
+    UNKNOWN_TOPIC_OR_PARTITION,
 };
 use crate::relay::event::Event;
 use crate::relay::kafka::{
-    Answer, BrokerId, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
-    Request, TopicMetadata,
+    Answer, BrokerId, Metadata, NewTopic, PartitionAnswer, PartitionBatch, PartitionMetadata,
+    ProducerId, Request, TopicMetadata,
 };
 use crate::relay::ledger::Ledger;
 use crate::relay::poison::{Cause, Policies, Policy};
@@ -60,6 +62,9 @@ pub struct Settings {
     pub compression: Compression,
     /// What becomes of facts that cannot be published.
     pub policies: Policies,
+    /// What a topic that is missing is created like, if it is at all. One that was there before never is:
+    /// whoever deleted it knows why.
+    pub create_topics: Option<NewTopic>,
 }
 
 /// Index of a topic in [`Producer`].
@@ -146,6 +151,8 @@ pub struct Producer {
     jitter: Jitter,
     topics: Vec<Topic>,
     names: HashMap<Arc<str>, usize>,
+    /// Topics that are being created.
+    creating: Vec<usize>,
     partitions: Vec<Partition>,
     /// Partitions that have something to send, now or when it has grown.
     waiting: Vec<usize>,
@@ -175,6 +182,7 @@ impl Producer {
             jitter,
             topics: Vec::new(),
             names: HashMap::new(),
+            creating: Vec::new(),
             partitions: Vec::new(),
             waiting: Vec::new(),
             requests: VecDeque::new(),
@@ -354,6 +362,9 @@ impl Producer {
             if self.init.take(now) {
                 return Some(Request::InitProducerId);
             }
+            if let Some(request) = self.create(now) {
+                return Some(request);
+            }
             if let Some(until) = lease.filter(|until| now < *until) {
                 self.produce(now, until, flush);
             }
@@ -372,7 +383,7 @@ impl Producer {
         });
         let age = self.metadata_at.map(|at| at + self.settings.metadata_age_max);
         let singles = [self.init.deadline(), self.metadata.deadline(), age];
-        waiting.chain(singles.into_iter().flatten()).min()
+        waiting.chain(singles.into_iter().flatten()).chain(self.create_at()).min()
     }
 
     /// An answer has come.
@@ -424,6 +435,11 @@ impl Producer {
                 // COORDINATOR_LOAD_IN_PROGRESS is what a broker says just after its start.
                 if self.init.attempts.is_power_of_two() && self.init.attempts > 4 {
                     events.push_back(Event::NoProducerId { cause });
+                }
+            }
+            Answer::TopicCreated { topic, answer } => {
+                if let Some(&index) = self.names.get(&topic) {
+                    self.created(now, index, answer, events);
                 }
             }
             Answer::Produced { broker, partitions, throttle } => {
@@ -766,6 +782,16 @@ impl Producer {
                         error_code::name(found.error)
                     );
                     self.lose(now, &partitions, &reason, ledger, events)
+                }
+                // A broker that has not heard of it yet.
+                TopicState::Creating { .. } if found.error == UNKNOWN_TOPIC_OR_PARTITION => true,
+                state
+                    if found.error == UNKNOWN_TOPIC_OR_PARTITION
+                        && self.settings.create_topics.is_some() =>
+                {
+                    *state = TopicState::Creating { at: Some(now), attempts: 0 };
+                    self.creating.push(index);
+                    false
                 }
                 state => {
                     let known = match state {

@@ -19,6 +19,8 @@ pub(super) struct Topic {
     pub(super) state: TopicState,
     /// Answers in a row that left something open.
     attempts: u32,
+    /// Why it was not created, when that was tried last.
+    pub(super) not_created: Option<String>,
 }
 
 #[derive(Debug)]
@@ -27,6 +29,13 @@ pub(super) enum TopicState {
     Asked,
     /// The cluster says that we cannot use it.
     Missing(Missing),
+    /// The cluster does not have it, and we are creating it.
+    Creating {
+        /// When to ask for that; none while an answer is awaited.
+        at: Option<Instant>,
+        /// How often that was asked for.
+        attempts: u32,
+    },
     /// Facts of it are enqueued, or were.
     Known {
         /// Where its partitions are in [`super::Producer::partitions`], by index.
@@ -60,7 +69,7 @@ impl Missing {
 
 impl Topic {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, state: TopicState::Asked, attempts: 0 }
+        Self { name, state: TopicState::Asked, attempts: 0, not_created: None }
     }
 
     /// Why it is taken to be missing, if it is. To those who are `patient` it is not before some time.
@@ -70,12 +79,20 @@ impl Topic {
         (sure || !patient).then_some(error)
     }
 
+    /// When creating it is to be asked for, if it is.
+    pub(super) fn create_at(&self) -> Option<Instant> {
+        match self.state {
+            TopicState::Creating { at, .. } => at,
+            _ => None,
+        }
+    }
+
     /// What the cluster said last, if that is that we cannot use it.
     pub(super) fn said_missing(&self) -> Option<Missing> {
         match &self.state {
             TopicState::Missing(missing) => Some(*missing),
             TopicState::Known { missing, .. } => *missing,
-            TopicState::Asked => None,
+            TopicState::Asked | TopicState::Creating { .. } => None,
         }
     }
 
