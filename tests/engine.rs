@@ -1747,6 +1747,42 @@ fn a_stop_while_the_server_is_away_ends_at_once_if_nothing_is_left_to_confirm() 
 
 #[test]
 fn empty_copy_data_and_notices_are_tolerated_in_the_stream() {
+/// Symptom: a relay that was stopped behind a black hole said that all was confirmed, and repeated it.
+#[test]
+fn a_stop_after_what_nobody_answered_waits_for_a_server_that_knows() {
+    let mut rig = warm();
+    rig.input(Input::PostgresGone(Gone::Lost("reset".to_owned())));
+    rig.input(Input::Stop);
+    assert_eq!(rig.exit, None);
+    rig.pass(SECOND);
+    rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));
+    assert_eq!(rig.exit, None, "the other session may be our own, not yet given up");
+    rig.pass(SECOND);
+    rig.input(Input::Identified(Identity { confirmed_flush: Lsn(200), ..identity() }));
+    assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+}
+
+/// Symptom: while Kafka said nothing for longer than METADATA_MAX_AGE, the relay took a whole processor.
+#[test]
+fn metadata_that_is_old_and_asked_for_is_no_reason_to_be_called_again() {
+    let mut rig = warm();
+    rig.pass(2 * settings().metadata_age_max);
+    let asked = |request: &&Request| matches!(request, Request::Metadata { .. });
+    assert_eq!(rig.requests.iter().filter(asked).count(), 1);
+    assert!(rig.relay.deadline().is_none_or(|next| next > rig.now.at));
+}
+
+/// Symptom: a server that crashed soon after the relay's start sent again what an earlier relay had confirmed.
+#[test]
+fn what_an_earlier_relay_confirmed_does_not_come_again_after_a_crash_of_the_server() {
+    let mut rig = Rig::new(settings());
+    rig.connect(Identity { confirmed_flush: Lsn(150), ..identity() });
+    rig.input(Input::PostgresGone(Gone::Lost("crash".to_owned())));
+    rig.pass(SECOND);
+    rig.input(Input::Identified(Identity { confirmed_flush: Lsn(90), ..identity() }));
+    assert_eq!(rig.starts, [Lsn::INVALID, Lsn(150)]);
+}
+
     let mut rig = warm();
     rig.receive(b"d\0\0\0\x04");
     rig.receive(b"N\0\0\0\x15SWARNING\0Mhello\0\0");

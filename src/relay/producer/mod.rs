@@ -381,7 +381,9 @@ impl Producer {
             let leader = partition.leader.filter(|_| partition.producer.is_some())?;
             partition.retry_at.max(self.throttled.get(&leader).copied())
         });
-        let age = self.metadata_at.map(|at| at + self.settings.metadata_age_max);
+        let asked = self.metadata.in_flight || self.metadata.wanted.is_some();
+        let age = self.metadata_at.filter(|_| !asked);
+        let age = age.map(|at| at + self.settings.metadata_age_max);
         let singles = [self.init.deadline(), self.metadata.deadline(), age];
         waiting.chain(singles.into_iter().flatten()).chain(self.create_at()).min()
     }
