@@ -296,9 +296,11 @@ async fn serve(
             }
             Event::Done(_, Err(e)) => {
                 // A listener that wants to know who we are tells its versions, and no more. What is asked
-                // of it first is metadata.
+                // of it first any broker could answer.
                 let first = pending.front().map(|pending| &pending.ask);
-                let stranger = !answered && matches!(first, Some(Ask::Metadata { .. }));
+                let general =
+                    matches!(first, Some(Ask::Metadata { .. } | Ask::InitProducerId { .. }));
+                let stranger = !answered && general;
                 let hint = match stranger && config.sasl.is_none() {
                     true => " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)",
                     false => "",
