@@ -1740,13 +1740,13 @@ fn a_stall_is_told_until_something_moves() {
 #[test]
 fn a_stop_while_the_server_is_away_ends_at_once_if_nothing_is_left_to_confirm() {
     let mut rig = warm();
+    rig.pass(5 * SECOND);
+    rig.keepalive(108, false);
     rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
     rig.input(Input::Stop);
     assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
 }
 
-#[test]
-fn empty_copy_data_and_notices_are_tolerated_in_the_stream() {
 /// Symptom: a relay that was stopped behind a black hole said that all was confirmed, and repeated it.
 #[test]
 fn a_stop_after_what_nobody_answered_waits_for_a_server_that_knows() {
@@ -1783,6 +1783,8 @@ fn what_an_earlier_relay_confirmed_does_not_come_again_after_a_crash_of_the_serv
     assert_eq!(rig.starts, [Lsn::INVALID, Lsn(150)]);
 }
 
+#[test]
+fn empty_copy_data_and_notices_are_tolerated_in_the_stream() {
     let mut rig = warm();
     rig.receive(b"d\0\0\0\x04");
     rig.receive(b"N\0\0\0\x15SWARNING\0Mhello\0\0");

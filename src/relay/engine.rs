@@ -337,6 +337,15 @@ impl Relay {
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
             self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
         }
+        if confirmed_flush >= self.ledger.flush() {
+            self.told = self.ledger.flush();
+        }
+        if self.ledger.flush() == Lsn::INVALID {
+            // A server that crashes forgets what it was told since the last checkpoint, also what another
+            // process of ours told it. A start position of our own then keeps it from coming again.
+            self.ledger.confirmed_before(confirmed_flush);
+            self.told = confirmed_flush;
+        }
         self.system = Some(system);
         self.timelines = Timelines::new(timeline, history);
         self.source = Source::new(system, database);
@@ -404,7 +413,11 @@ impl Relay {
 
     pub(super) fn disconnected(&mut self) {
         if let Link::Streaming(session) = &self.link {
-            self.told = session.feedback.told();
+            let told = session.feedback.told();
+            // What was said into a connection that is dead may not have been heard.
+            if session.feedback.is_confirmed(told) {
+                self.told = told;
+            }
             self.read_to = self.read_to.max(session.feedback.received());
         }
         if let Some(enqueued) = self.enqueued {
@@ -626,11 +639,7 @@ impl Relay {
                 }
             }
             // Nothing of ours waits for a confirmation.
-            _ if !self.identified
-                || (unsettled == 0
-                    && !unfinished
-                    && (self.slot_in_use.is_some() || self.told == flush)) =>
-            {
+            _ if !self.identified || (unsettled == 0 && !unfinished && self.told == flush) => {
                 let reason = if !self.identified {
                     "PostgreSQL had not been reached, and nothing was read".to_owned()
                 } else if let Some(cause) = &self.slot_in_use {

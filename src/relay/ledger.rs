@@ -77,6 +77,11 @@ impl Ledger {
 
     /// `Begin` was read, or a non-transactional message is about to be.
     pub fn begin(&mut self, unit: Unit) {
+    /// Before anything is read: the server says that everything before `flush` was confirmed.
+    pub fn confirmed_before(&mut self, flush: Lsn) {
+        self.flush = self.flush.max(flush);
+    }
+
         self.open = Some(unit);
     }
 

@@ -121,6 +121,10 @@ impl Relay {
                 self.gone(now, gone::classify(&error));
             }
             backend::Message::CopyDone | backend::Message::CommandComplete(_) => {
+                if let Link::Streaming(session) = &self.link {
+                    // It does so when it has read what we said last.
+                    self.told = session.feedback.told();
+                }
                 self.outputs.push_back(Output::Hangup);
                 self.gone(now, Gone::Lost("the server ended the stream".to_owned()));
             }
