@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint fuzz bench bench-drain bench-producer mutants capture clean
+.PHONY: help setup demo test lint simulate fuzz bench bench-drain bench-producer mutants capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -9,6 +9,7 @@ help:
 	@echo 'make bench   how fast the protocol crate decodes, beside its rivals'
 	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
+	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
@@ -19,6 +20,10 @@ help:
 
 setup demo test lint:
 	@scripts/$@
+
+simulate:
+	SIMULATE_SEEDS=$(or $(SEEDS),100000) SIMULATE_FROM=$(or $(FROM),0) \
+	  cargo test --features seeded-bugs --test simulation -- --nocapture nothing_is_lost
 
 fuzz:
 	scripts/fuzz $(SECONDS)

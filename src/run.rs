@@ -5,6 +5,7 @@ use crate::http::Health;
 use crate::kafka::{self, Kafka, Tls};
 use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
 use crate::relay::gone::{Exit, Gone};
+use crate::relay::seeded_bug::{Seeded, SeededBug};
 use crate::relay::{Input, Now, Output, Reading, Relay, Settings};
 use crate::report::Report;
 use bytes::BytesMut;
@@ -65,13 +66,11 @@ pub async fn run(
     let (answers, mut answered) = mpsc::unbounded_channel();
     let kafka = Kafka::new(kafka_config(config, tls), answers);
     let mut relay = Relay::new(settings(config));
-    #[cfg(feature = "seeded-bugs")]
-    if let Ok(name) = std::env::var("OWLPOST_SEEDED_BUG")
-        && let Some(bug) = crate::relay::seeded_bug::SeededBug::from_name(&name)
-    {
-        tracing::error!("this relay is broken on purpose: {name}");
-        relay.seed_bug(bug);
+    let seeded = Seeded::from_environment();
+    if let Some(bug) = seeded.bug() {
+        tracing::error!(bug = bug.name(), "this relay is broken on purpose");
     }
+    relay.seed_bug(seeded);
     let mut report = Report::new(&config.slot, health);
     let mut postgres = Postgres::None;
     let mut may_create = true;
@@ -222,8 +221,16 @@ async fn start_replication(
 /// cannot be told from a good one.
 fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
     let publication = quote_identifier(&config.publication);
-    let options =
-        [("proto_version", "1"), ("publication_names", publication.as_str()), ("messages", "true")];
+    let streams = Seeded::from_environment().is(SeededBug::StreamingOn);
+    let version = if streams { "2" } else { "1" };
+    let mut options = vec![
+        ("proto_version", version),
+        ("publication_names", publication.as_str()),
+        ("messages", "true"),
+    ];
+    if streams {
+        options.push(("streaming", "on"));
+    }
     start_logical(&config.slot, start, &options)
 }
 

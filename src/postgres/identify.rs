@@ -6,6 +6,7 @@ use super::setup::{self, Found, FoundPublication, FoundSlot, Names, Plan, set_up
 use crate::config::PostgresConfig;
 use crate::relay::Identity;
 use crate::relay::gone::{ExitKind, Gone, classify};
+use crate::relay::seeded_bug::{Seeded, SeededBug};
 use factlib_protocol::Lsn;
 use factlib_protocol::handshake::HandshakeError;
 use factlib_protocol::replication::{quote_literal, timeline_history, timeline_switches};
@@ -70,7 +71,10 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
         let names =
             Names { slot: &ask.slot, publication: &ask.publication, prefixes: &ask.prefixes };
-        let plan = setup::plan(&found, names);
+        let mut plan = setup::plan(&found, names);
+        if Seeded::from_environment().is(SeededBug::RecreateSlot) && found.slot.is_none() {
+            (plan, may_create) = (Plan::CreateSlot, true);
+        }
         match &plan {
             Plan::OtherPrefixes { .. } if ask.may_change_prefixes => {
                 set_up(&mut connection, &plan, &found, names).await.map_err(gone)?;

@@ -9,8 +9,7 @@ use super::oversize::Oversize;
 use super::position::{Class, Position, Timelines, Unit};
 use super::producer::{self, Producer};
 use super::route::{Headers, Source};
-#[cfg(feature = "seeded-bugs")]
-use super::seeded_bug;
+use super::seeded_bug::{Seeded, SeededBug};
 use super::session::Session;
 use bytes::BytesMut;
 use factlib_protocol::{Lsn, frontend};
@@ -131,8 +130,7 @@ pub struct Relay {
     pub(super) scratch: String,
     pub(super) outputs: VecDeque<Output>,
     pub(super) events: VecDeque<Event>,
-    #[cfg(feature = "seeded-bugs")]
-    pub(super) bug: Option<seeded_bug::SeededBug>,
+    pub(super) seeded: Seeded,
 }
 
 impl Relay {
@@ -188,15 +186,15 @@ impl Relay {
             outputs: VecDeque::new(),
             events: VecDeque::new(),
             settings,
-            #[cfg(feature = "seeded-bugs")]
-            bug: None,
+            seeded: Seeded::default(),
         }
     }
 
     /// Breaks the relay deliberately, for a test that must go red.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn seed_bug(&mut self, bug: seeded_bug::SeededBug) {
-        self.bug = Some(bug);
+    pub fn seed_bug(&mut self, seeded: Seeded) {
+        self.seeded = seeded;
+        self.ledger.seeded = seeded;
+        self.producer.seed_bug(seeded);
     }
 
     /// Where bytes from PostgreSQL go. Whole messages are taken from its front.
@@ -324,7 +322,9 @@ impl Relay {
             self.producer.timeline_changed();
             self.enqueued = None;
             self.read_to = Lsn::INVALID;
-            start = Lsn::INVALID;
+            if !self.seeded.is(SeededBug::OldLsnAfterFailover) {
+                start = Lsn::INVALID;
+            }
         } else if wal_flushed < flush.max(self.read_to) {
             // Only what is flushed is ever sent, so no crash that keeps its promises does this. LSNs
             // would be used again, and a new fact taken for one that was enqueued.
@@ -355,7 +355,11 @@ impl Relay {
     }
 
     pub(super) fn streaming(&mut self, now: Now, asked_at: Instant) {
-        let mut session = Session::new(asked_at, self.settings.status_interval);
+        let interval = match self.seeded.is(SeededBug::NoStatusTimer) {
+            true => Duration::MAX,
+            false => self.settings.status_interval,
+        };
+        let mut session = Session::new(asked_at, interval);
         let mut out = BytesMut::new();
         session.feedback.status(now.at, now.clock, self.ledger.flush(), true, &mut out);
         self.outputs.push_back(Output::Send(out));
@@ -522,7 +526,7 @@ impl Relay {
             let cause = format!("PostgreSQL has not answered for {lease:?}");
             return self.hang_up(now, Duration::ZERO, cause);
         }
-        if !paused {
+        if !paused || self.seeded.is(SeededBug::NoHangUp) {
             self.paused = None;
         } else {
             let (since, before) = *self.paused.get_or_insert((now.at, held));

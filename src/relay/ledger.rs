@@ -6,6 +6,7 @@
 //! batches, by the unit of their first fact, and never facts.
 
 use super::position::Unit;
+use super::seeded_bug::{Seeded, SeededBug};
 use factlib_protocol::Lsn;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,6 +28,7 @@ pub struct Ledger {
     confirmed: u64,
     /// The same of the flush LSN that the server was told last.
     told: u64,
+    pub(super) seeded: Seeded,
 }
 
 /// A batch's place: the unit of its first fact, and how many bytes were enqueued before it.
@@ -75,13 +77,13 @@ impl Ledger {
         self.unsettled.is_empty()
     }
 
-    /// `Begin` was read, or a non-transactional message is about to be.
-    pub fn begin(&mut self, unit: Unit) {
     /// Before anything is read: the server says that everything before `flush` was confirmed.
     pub fn confirmed_before(&mut self, flush: Lsn) {
         self.flush = self.flush.max(flush);
     }
 
+    /// `Begin` was read, or a non-transactional message is about to be.
+    pub fn begin(&mut self, unit: Unit) {
         self.open = Some(unit);
     }
 
@@ -180,7 +182,8 @@ impl Ledger {
     /// keepalive, so it may be confirmed if and only if nothing read before it is unsettled;
     /// without this, traffic that carries no facts keeps the WAL for ever.
     pub fn keepalive(&mut self, wal_end: Lsn) {
-        if self.is_idle() && wal_end > self.flush {
+        let idle = self.is_idle() || self.seeded.is(SeededBug::KeepaliveInFlight);
+        if idle && wal_end > self.flush {
             self.flush = wal_end;
             self.confirmed = self.enqueued;
         }
@@ -195,17 +198,22 @@ impl Ledger {
     /// Another timeline: LSNs of the old one mean nothing here, and its batches hold nothing back.
     pub fn timeline_changed(&mut self) {
         let enqueued = self.enqueued;
-        *self = Self { enqueued, confirmed: enqueued, told: enqueued, ..Self::default() };
+        let seeded = self.seeded;
+        *self = Self { enqueued, confirmed: enqueued, told: enqueued, seeded, ..Self::default() };
     }
 
     /// A deliberate defect for tests that must go red: confirms what is merely read.
-    #[cfg(feature = "seeded-bugs")]
     pub(super) fn confirm_on_read(&mut self, end: Lsn) {
         self.flush = self.flush.max(end);
     }
 
     fn advance(&mut self) {
-        let oldest = self.unsettled.keys().next().map(|place| place.unit);
+        let mut unsettled = self.unsettled.keys();
+        let oldest = match self.seeded.is(SeededBug::ConfirmNewest) {
+            true => unsettled.next_back(),
+            false => unsettled.next(),
+        };
+        let oldest = oldest.map(|place| place.unit);
         while let Some(Ended { unit, end, enqueued }) = self.ended.front().copied() {
             if oldest.is_some_and(|oldest| oldest <= unit) {
                 break;

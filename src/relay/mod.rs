@@ -34,7 +34,6 @@ pub mod policy;
 pub mod position;
 pub mod producer;
 pub mod route;
-#[cfg(feature = "seeded-bugs")]
 pub mod seeded_bug;
 mod session;
 mod standing;

@@ -12,8 +12,7 @@ use super::poison::{Cause, Poison, Policy};
 use super::position::{Position, Unit};
 use super::producer::Route;
 use super::route;
-#[cfg(feature = "seeded-bugs")]
-use super::seeded_bug;
+use super::seeded_bug::SeededBug;
 use super::session::{Session, Transaction};
 use bytes::Buf as _;
 use factlib_protocol::feedback::Revealed;
@@ -121,11 +120,11 @@ impl Relay {
                 self.gone(now, gone::classify(&error));
             }
             backend::Message::CopyDone | backend::Message::CommandComplete(_) => {
+                self.outputs.push_back(Output::Hangup);
                 if let Link::Streaming(session) = &self.link {
                     // It does so when it has read what we said last.
                     self.told = session.feedback.told();
                 }
-                self.outputs.push_back(Output::Hangup);
                 self.gone(now, Gone::Lost("the server ended the stream".to_owned()));
             }
             // A NoticeResponse (18 warns of a missing publication in the stream) or a
@@ -168,6 +167,9 @@ impl Relay {
                     return Ok(self.out_of_order(now, unit));
                 }
                 self.end(unit, commit.end_lsn);
+                if self.seeded.is(SeededBug::WalStartPlusLength) {
+                    self.ledger.keepalive(Lsn(data.wal_start.0 + data.data.len() as u64));
+                }
             }
             // Rows of tables that somebody added to the publication.
             _ => {}
@@ -178,8 +180,7 @@ impl Relay {
     pub(super) fn end(&mut self, unit: Unit, end: Lsn) {
         self.ledger.end(unit, end);
         self.ended = Some(unit);
-        #[cfg(feature = "seeded-bugs")]
-        if self.bug == Some(seeded_bug::SeededBug::ConfirmOnRead) {
+        if self.seeded.is(SeededBug::ConfirmOnRead) {
             self.ledger.confirm_on_read(end);
         }
     }
@@ -220,6 +221,9 @@ impl Relay {
         let alone = transaction.is_none();
         if alone && session.last_unit.is_some_and(|last| last >= unit) {
             return Ok(self.out_of_order(now, unit));
+        }
+        if self.seeded.is(SeededBug::ConfirmBeforeCommit) && !alone && self.ledger.is_settled() {
+            self.ledger.confirm_on_read(Lsn(unit.lsn.0 + 1));
         }
         if self.settings.prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix) {
             let position = self.position(unit, index);

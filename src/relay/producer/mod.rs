@@ -24,6 +24,7 @@ use crate::relay::ledger::Ledger;
 use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::policy::{self, InitVerdict, TopicVerdict, Verdict};
 use crate::relay::position::Position;
+use crate::relay::seeded_bug::{Seeded, SeededBug};
 use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -172,6 +173,7 @@ pub struct Producer {
     cluster: Option<String>,
     /// Id of another one that answered.
     other_cluster: Option<String>,
+    seeded: Seeded,
 }
 
 impl Producer {
@@ -198,7 +200,13 @@ impl Producer {
             reached: false,
             cluster: None,
             other_cluster: None,
+            seeded: Seeded::default(),
         }
+    }
+
+    /// Breaks the producer deliberately, for a test that must go red.
+    pub(super) fn seed_bug(&mut self, seeded: Seeded) {
+        self.seeded = seeded;
     }
 
     /// The first requests: who is there, and who we are.
@@ -298,7 +306,8 @@ impl Producer {
         else {
             return;
         };
-        let idle = |at: &usize| self.partitions.get(*at).is_some_and(Partition::is_idle);
+        let at_once = self.seeded.is(SeededBug::RekeyOnGrowth);
+        let idle = |at: &usize| at_once || self.partitions.get(*at).is_some_and(Partition::is_idle);
         let Some(found) = resize_to.take_if(|_| partitions.iter().all(idle)) else { return };
         partitions.truncate(found.len());
         for PartitionMetadata { index: partition, leader } in found {
@@ -330,6 +339,9 @@ impl Producer {
         ledger.enqueued(grown);
         self.unsettled_bytes += grown;
         self.unsettled_facts += 1;
+        if self.seeded.is(SeededBug::SettleDeadLetterEarly) {
+            self.settle_dead_letter(index, ledger);
+        }
         self.wait(index);
     }
 
@@ -452,7 +464,14 @@ impl Producer {
                 }
                 for PartitionAnswer { topic, partition, base_sequence, error, .. } in partitions {
                     let Some(at) = self.find(&topic, partition) else { continue };
-                    let answer = match policy::produce(error) {
+                    let mut verdict = policy::produce(error);
+                    if verdict == Verdict::Retry && self.seeded.is(SeededBug::DropOnError) {
+                        verdict = Verdict::Stored;
+                    }
+                    if throttle > Duration::ZERO && self.seeded.is(SeededBug::ResendThrottled) {
+                        verdict = Verdict::NewEpoch;
+                    }
+                    let answer = match verdict {
                         Verdict::Stored => Ok(()),
                         verdict => {
                             let reason = error_code::name(error).to_owned();
@@ -570,9 +589,24 @@ impl Producer {
         self.settle(now, at, ledger, events);
         let Some(partition) = self.partitions.get_mut(at) else { return };
         if let Some(failure) = partition.take_failure() {
+            if self.seeded.is(SeededBug::NewSequenceOnRetry) {
+                partition.forget_sequences();
+            }
             self.resolve(now, at, &failure, ledger, events);
         }
         self.wait(at);
+    }
+
+    /// See [`SeededBug::SettleDeadLetterEarly`].
+    fn settle_dead_letter(&mut self, at: usize, ledger: &mut Ledger) {
+        let Some(partition) = self.partitions.get_mut(at) else { return };
+        let topic = self.topics.get(partition.topic).map(|topic| &*topic.name);
+        if topic == self.settings.policies.dead_letter_topic.as_deref() {
+            partition.seal(self.generation);
+            if let Some(place) = partition.disown_last() {
+                ledger.batch_settled(place);
+            }
+        }
     }
 
     /// Settles the oldest batches of the partition, as far as they are stored.

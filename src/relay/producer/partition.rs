@@ -318,6 +318,18 @@ impl Partition {
         first
     }
 
+    /// See [`super::SeededBug::NewSequenceOnRetry`].
+    pub(super) fn forget_sequences(&mut self) {
+        self.queue.iter_mut().for_each(|queued| queued.batch.clear_stamp());
+    }
+
+    /// See [`super::SeededBug::SettleDeadLetterEarly`].
+    pub(super) fn disown_last(&mut self) -> Option<Place> {
+        let queued = self.queue.back_mut()?;
+        queued.generation = u32::MAX;
+        Some(queued.place)
+    }
+
     /// Goes on under another identity, or none for the moment. What was sent and is not known to be stored
     /// is encoded anew, and no broker can recognise a repeat of it; of so many records there may be one.
     pub(super) fn start_over(&mut self, producer: Option<ProducerId>) -> usize {

@@ -1,0 +1,212 @@
+//! A model Kafka: two brokers, a few topics, what brokers do with sequences, and replicas that may lag.
+
+use crate::model::{Dice, Fate, Producers};
+use crate::truth::{Stored, Truth};
+use factlib::relay::error_code::*;
+use factlib::relay::kafka::PartitionBatch;
+use factlib::relay::route;
+use rskafka::protocol::record::{ControlBatchOrRecords, Record, RecordBatch};
+use rskafka::protocol::traits::ReadType;
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+pub(crate) const FACTS: &str = "sim.fact";
+/// A topic that is not there before somebody creates it.
+pub(crate) const LATE: &str = "sim.late";
+pub(crate) const DEAD: &str = "sim.dead";
+pub(crate) const BROKERS: usize = 2;
+
+/// A record of this size is over every topic's limit.
+const RECORD_MAX: usize = 2500;
+
+#[derive(Debug)]
+struct Appended {
+    producer: (i64, i16),
+    base: i32,
+    records: Vec<Stored>,
+}
+
+/// One partition, as its leader has it.
+#[derive(Debug, Default)]
+struct Log {
+    leader: usize,
+    batches: Vec<Appended>,
+    /// So many of them are on all replicas.
+    replicated: usize,
+    producers: Producers,
+}
+
+impl Log {
+    fn highest(&self) -> &str {
+        let records = self.batches.iter().flat_map(|batch| &batch.records);
+        records.map(|record| record.position.as_str()).max().unwrap_or_default()
+    }
+
+    fn replicate(&mut self, truth: &mut Truth) {
+        for batch in &self.batches[self.replicated..] {
+            batch.records.iter().for_each(|record| truth.replicated(record));
+        }
+        self.replicated = self.batches.len();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Topic {
+    logs: Vec<Log>,
+    /// Numbers of partitions that it has had.
+    counts: Vec<u32>,
+    pub(crate) there: bool,
+    /// A batch may have so many bytes.
+    bytes_max: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) id: &'static str,
+    pub(crate) topics: BTreeMap<&'static str, Topic>,
+}
+
+/// What a broker does with a batch besides the usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    Before(i16),
+    After(i16),
+}
+
+impl Cluster {
+    pub(crate) fn new(dice: &mut Dice, absent: &[&str]) -> Self {
+        let mut topic = |name: &'static str, partitions: u32| {
+            let logs = (0..partitions)
+                .map(|_| Log { leader: dice.below(BROKERS), ..Log::default() })
+                .collect();
+            let there = !absent.contains(&name);
+            let bytes_max = if dice.percent(30) { 700 } else { RECORD_MAX };
+            (name, Topic { logs, counts: vec![partitions], there, bytes_max })
+        };
+        let topics = BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2)]);
+        Self { id: "cluster", topics }
+    }
+
+    pub(crate) fn topic(&mut self, name: &str) -> &mut Topic {
+        self.topics.get_mut(name).unwrap()
+    }
+
+    pub(crate) fn leaders(&mut self, name: &str) -> Vec<usize> {
+        self.topic(name).logs.iter().map(|log| log.leader).collect()
+    }
+
+    pub(crate) fn grow(&mut self, name: &str) {
+        let topic = self.topic(name);
+        topic.logs.push(Log::default());
+        topic.logs.push(Log { leader: 1, ..Log::default() });
+        topic.counts.push(u32::try_from(topic.logs.len()).unwrap());
+    }
+
+    /// Another replica leads, which may lack what was not acknowledged. True if it does.
+    pub(crate) fn move_leader(&mut self, dice: &mut Dice, name: &str, truth: &mut Truth) -> bool {
+        let logs = &mut self.topics.get_mut(name).unwrap().logs;
+        let at = dice.below(logs.len());
+        let log = &mut logs[at];
+        log.leader = dice.below(BROKERS);
+        let kept = log.replicated + dice.below(log.batches.len() - log.replicated + 1);
+        let lost = log.batches.split_off(kept);
+        for batch in &lost {
+            batch.records.iter().for_each(|record| truth.cut(record));
+        }
+        log.producers = Producers::default();
+        for batch in &log.batches {
+            let ((id, epoch), count) = (batch.producer, batch.records.len());
+            log.producers.arrive(id, epoch, batch.base, i32::try_from(count).unwrap());
+        }
+        !lost.is_empty()
+    }
+
+    /// Brokers have forgotten who produced.
+    pub(crate) fn forget(&mut self) {
+        for topic in self.topics.values_mut() {
+            topic.logs.iter_mut().for_each(|log| log.producers = Producers::default());
+        }
+    }
+
+    /// A batch comes to a broker: the error code that it answers.
+    pub(crate) fn arrive(
+        &mut self,
+        broker: usize,
+        batch: &PartitionBatch,
+        fault: Fault,
+        truth: &mut Truth,
+    ) -> i16 {
+        let (name, topic) = self
+            .topics
+            .iter_mut()
+            .find(|(name, _)| ***name == *batch.topic)
+            .expect("a batch for a topic that nobody has");
+        if !topic.there {
+            return UNKNOWN_TOPIC_OR_PARTITION;
+        }
+        let counts = &topic.counts;
+        let log = &mut topic.logs[usize::try_from(batch.partition).unwrap()];
+        if log.leader != broker {
+            return NOT_LEADER_OR_FOLLOWER;
+        }
+        if let Fault::Before(code) = fault {
+            return code;
+        }
+        let decoded = RecordBatch::read(&mut Cursor::new(&batch.batch)).unwrap();
+        let ControlBatchOrRecords::Records(records) = decoded.records else { panic!("control") };
+        // A dead letter that cannot be cut shorter fits everywhere.
+        let fits = *name == DEAD && records.len() == 1 && batch.batch.len() < RECORD_MAX;
+        if batch.batch.len() > topic.bytes_max && !fits && !is_lone(&records, topic.bytes_max) {
+            return MESSAGE_TOO_LARGE;
+        }
+        let count = i32::try_from(records.len()).unwrap();
+        let (producer, base) =
+            ((decoded.producer_id, decoded.producer_epoch), decoded.base_sequence);
+        match log.producers.arrive(producer.0, producer.1, base, count) {
+            Fate::Appended => {}
+            Fate::Repeated => {
+                log.replicate(truth);
+                return NONE;
+            }
+            Fate::Refused(error) => return error,
+        }
+        log.batches.push(Appended { producer, base, records: Vec::new() });
+        for record in records {
+            let (stored, value) = read(&record);
+            let highest = (*name != DEAD).then(|| log.highest().to_owned());
+            truth.appended(&stored, value, highest.as_deref());
+            if *name != DEAD {
+                let key = record.key.as_deref().unwrap();
+                let fact = truth.fact(stored.fact);
+                assert_eq!(key, fact.key.as_bytes(), "fact {} has another key", stored.fact);
+                assert_eq!(*name, fact.topic, "fact {} is in another topic", stored.fact);
+                let home = |count: &u32| i64::from(route::partition(key, *count));
+                let at = i64::from(batch.partition);
+                assert!(counts.iter().any(|count| home(count) == at), "{stored:?} is not at home");
+            }
+            log.batches.last_mut().unwrap().records.push(stored);
+        }
+        if let Fault::After(code) = fault {
+            return code;
+        }
+        log.replicate(truth);
+        NONE
+    }
+}
+
+/// A batch of one record that is not over every limit passes: nobody is to wait for ever.
+fn is_lone(records: &[Record], bytes_max: usize) -> bool {
+    let len = |record: &Record| record.value.as_ref().map_or(0, Vec::len);
+    bytes_max < RECORD_MAX && matches!(records, [record] if len(record) < bytes_max)
+}
+
+fn read(record: &Record) -> (Stored, &[u8]) {
+    let value = record.value.as_deref().unwrap();
+    let digits = value.iter().skip_while(|c| !c.is_ascii_digit());
+    let digits: String =
+        digits.take_while(|c| c.is_ascii_digit()).map(|c| char::from(*c)).collect();
+    let position = record.headers.iter().find(|header| header.key == "factlib_position").unwrap();
+    let position = String::from_utf8(position.value.clone()).unwrap();
+    (Stored { fact: digits.parse().unwrap(), position }, value)
+}

@@ -1,0 +1,1356 @@
+//! The scheduler: relays, a server, a cluster, and what happens to them.
+
+use crate::cluster::{BROKERS, Cluster, DEAD, FACTS, Fault, LATE};
+use crate::model::Dice;
+use crate::server::{Ended, Server, halts};
+use crate::truth::{Nature, Truth};
+use factlib::relay::compression::Compression;
+use factlib::relay::error_code::*;
+use factlib::relay::event::{Event, GivenUp};
+use factlib::relay::gone::{ExitKind, Gone};
+use factlib::relay::kafka::{
+    Answer, Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch,
+    PartitionMetadata, ProducerId, Request, TopicMetadata, Unanswered,
+};
+use factlib::relay::poison::{Policies, Policy};
+use factlib::relay::position::{Class, Position};
+use factlib::relay::template::Naming;
+use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
+use factlib_protocol::replication::StandbyStatusUpdate;
+use factlib_protocol::{Frame, Lsn, Timestamp};
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+pub(crate) type Counts = HashMap<&'static str, usize>;
+
+const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(10);
+
+/// A server that can be stopped is stopped within this; the shutdown of a cluster waits for it.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// So many facts, faults and restarts every story has.
+const FACTS_MIN: usize = 200;
+const FAULTS_MIN: usize = 5;
+
+/// What the campaign must have seen: every fault, every event of the engine, every way to end, and the
+/// changes between the states that health shows.
+pub(crate) const WANTED: &[&str] = &[
+    // Faults.
+    "answer lost after the append",
+    "black hole both ways",
+    "black hole from the server",
+    "black hole to the server",
+    "connection lost",
+    "connection refused",
+    "coordinator is loading",
+    "failover",
+    "failover to a standby that lags",
+    "fast stop",
+    "kill -9",
+    "late arrival",
+    "leader moved",
+    "leader moved, and did not have all",
+    "log-in refused",
+    "metadata is stale",
+    "no metadata",
+    "no right to an identity",
+    "producer forgotten",
+    "producers forgotten",
+    "producer id is over",
+    "request delayed",
+    "request lost",
+    "restart",
+    "server crash",
+    "server is busy",
+    "slot advanced by hand",
+    "slot in use",
+    "split brain: both relays connected",
+    "take-over",
+    "throttled",
+    "topic deleted",
+    "topic grown",
+    "topic made",
+    "topic made again",
+    // Answers.
+    "INVALID_PRODUCER_EPOCH",
+    "KAFKA_STORAGE_ERROR",
+    "MESSAGE_TOO_LARGE",
+    "NETWORK_EXCEPTION",
+    "NOT_ENOUGH_REPLICAS",
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+    "NOT_LEADER_OR_FOLLOWER",
+    "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    "REQUEST_TIMED_OUT",
+    "UNKNOWN_PRODUCER_ID",
+    "UNKNOWN_TOPIC_OR_PARTITION",
+    // The workload.
+    "commit",
+    "COMMIT PREPARED",
+    "message outside of transactions",
+    "ROLLBACK",
+    "ROLLBACK PREPARED",
+    "ROLLBACK TO SAVEPOINT",
+    // Events.
+    "event: Away",
+    "event: Foreign",
+    "event: GivenUp dead-letter",
+    "event: GivenUp skip",
+    "event: Halted",
+    "event: KafkaReached",
+    "event: KafkaUnreachable",
+    "event: NoProducerId",
+    "event: PartitionBlocked",
+    "event: PartitionRecovered",
+    "event: PartitionsChanged",
+    "event: PassedOver",
+    "event: ProducerId",
+    "event: Resumed",
+    "event: SequencesLost",
+    "event: ServerStopping",
+    "event: Settled",
+    "event: SlotInUse",
+    "event: SlotMoved",
+    "event: Stopping",
+    "event: Streaming",
+    "event: Throttled",
+    "event: TimelineChanged",
+    "event: TopicCreated",
+    "event: TopicNotCreated",
+    // Ends.
+    "exit: Deadline",
+    "exit: OtherCluster",
+    "exit: OtherKafka",
+    "exit: Publication",
+    "exit: Slot",
+    "exit: Stopped",
+    "exit: Unreachable",
+    // Changes of state.
+    "connecting -> streaming",
+    "connecting -> waiting for slot",
+    "halted -> connecting",
+    "halted -> streaming",
+    "stalled -> streaming",
+    "streaming -> connecting",
+    "streaming -> halted",
+    "streaming -> stalled",
+    "streaming -> stopping",
+    "waiting for slot -> connecting",
+    "waiting for slot -> streaming",
+];
+
+/// What kind of story a seed tells.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    /// Nothing happens that may repeat facts: then none is.
+    gentle: bool,
+    fails_over: bool,
+    relays: usize,
+    policy: Policy,
+    grows: bool,
+    creates: bool,
+    compression: Compression,
+    act: u64,
+}
+
+impl Plan {
+    fn new(seed: u64) -> Self {
+        let kind = seed % 4;
+        let policy = [Policy::Halt, Policy::Skip, Policy::DeadLetter][(seed / 4 % 3) as usize];
+        Self {
+            gentle: kind == 0,
+            fails_over: kind == 2,
+            relays: if kind == 3 { 2 } else { 1 },
+            policy,
+            grows: (seed / 12).is_multiple_of(2),
+            creates: (seed / 24).is_multiple_of(3),
+            compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
+            act: seed / 4 % 9,
+        }
+    }
+}
+
+/// A connection between a relay and its walsender.
+#[derive(Debug, Default)]
+struct Connection {
+    to_relay: VecDeque<u8>,
+    /// What the relay says is lost on the way.
+    deaf: bool,
+    /// What the server says is lost on the way.
+    mute: bool,
+}
+
+#[derive(Debug)]
+struct Process {
+    relay: Relay,
+    connection: Option<Connection>,
+    connecting: bool,
+    starting: Option<Lsn>,
+    requests: VecDeque<Request>,
+    /// The fact that stops it.
+    halted: Option<Position>,
+    /// Since when the socket is unread.
+    paused: Option<Instant>,
+    state: &'static str,
+    exit: Option<ExitKind>,
+    identified: bool,
+    /// The server has dropped its session, which it cannot see for as long as its lease.
+    unaware_until: Option<Instant>,
+    /// Once the server did not hear it, which it could not see.
+    was_unheard: bool,
+}
+
+impl Process {
+    fn new(settings: Settings) -> Self {
+        Self {
+            relay: Relay::new(settings),
+            connection: None,
+            connecting: false,
+            starting: None,
+            requests: VecDeque::new(),
+            halted: None,
+            paused: None,
+            state: "connecting",
+            exit: None,
+            identified: false,
+            unaware_until: None,
+            was_unheard: false,
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.connection = None;
+        self.connecting = false;
+        self.starting = None;
+        self.paused = None;
+    }
+}
+
+pub(crate) struct World {
+    seed: u64,
+    plan: Plan,
+    dice: Dice,
+    trace: bool,
+    now: Instant,
+    begun: Instant,
+    server: Server,
+    cluster: Cluster,
+    pub(crate) truth: Truth,
+    processes: Vec<Process>,
+    /// Batches of connections that are gone, which may still arrive, with the broker they were sent to.
+    late: VecDeque<(usize, Vec<PartitionBatch>)>,
+    next_producer: i64,
+    faults: bool,
+    fault_count: usize,
+    restarts: usize,
+    /// The server refuses everybody.
+    unreachable: bool,
+    /// Who had the slot last.
+    last_holder: usize,
+    pub(crate) counts: Counts,
+    #[cfg(feature = "seeded-bugs")]
+    pub(crate) seeded: factlib::relay::seeded_bug::Seeded,
+}
+
+fn settings(seed: u64, plan: Plan) -> Settings {
+    let dead_letter_topic = (plan.policy == Policy::DeadLetter).then(|| DEAD.into());
+    let new = NewTopic { partitions: Some(1), replication_factor: None, configs: Vec::new() };
+    Settings {
+        prefixes: vec!["sim".to_owned()],
+        naming: Naming::default(),
+        value_is_payload: false,
+        timestamp_is_publish: false,
+        metadata_headers: false,
+        in_flight_bytes_max: 4000,
+        frame_bytes_max: 1024 * 1024,
+        stall_timeout: STALL_TIMEOUT,
+        lease: LEASE,
+        status_interval: Duration::from_secs(5),
+        stop_timeout: Duration::from_secs(10),
+        backoff_max: Duration::from_secs(5),
+        metadata_age_max: Duration::from_secs(5),
+        // Of two or three facts, and of as many as there are.
+        batch_bytes: if seed.is_multiple_of(2) { 700 } else { 393_216 },
+        batch_records: 10_000,
+        compression: plan.compression,
+        policies: Policies { general: plan.policy, by_topic: Vec::new(), dead_letter_topic },
+        create_topics: plan.creates.then_some(new),
+        in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
+        startup_timeout: None,
+        seed,
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, trace: bool) -> Self {
+        let (plan, mut dice, now) = (Plan::new(seed), Dice(seed), Instant::now());
+        let absent: &[&str] = if plan.creates { &[LATE, DEAD] } else { &[LATE] };
+        let process = |nth: u64| Process::new(settings(seed + nth * 1000, plan));
+        Self {
+            seed,
+            plan,
+            trace,
+            now,
+            begun: now,
+            server: Server::new(now),
+            cluster: Cluster::new(&mut dice, absent),
+            truth: Truth { trace, ..Truth::default() },
+            processes: (0..plan.relays as u64).map(process).collect(),
+            late: VecDeque::new(),
+            next_producer: 0,
+            faults: true,
+            fault_count: 0,
+            restarts: 0,
+            unreachable: false,
+            last_holder: 0,
+            counts: Counts::new(),
+            dice,
+            #[cfg(feature = "seeded-bugs")]
+            seeded: factlib::relay::seeded_bug::Seeded::default(),
+        }
+    }
+
+    fn saw(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+        if self.trace {
+            eprintln!("{:?} {what}", self.now - self.begun);
+        }
+    }
+
+    fn fault(&mut self, what: &'static str) {
+        self.fault_count += 1;
+        self.saw(what);
+    }
+
+    /// From here on facts may be stored twice.
+    fn excuse(&mut self, why: &'static str) {
+        assert!(!self.plan.gentle, "{why}, in a gentle story");
+        self.truth.excuse.get_or_insert(why);
+    }
+
+    fn start_process(&mut self, at: usize) {
+        let settings = settings(self.dice.next(), self.plan);
+        self.processes[at] = Process::new(settings);
+        #[cfg(feature = "seeded-bugs")]
+        self.processes[at].relay.seed_bug(self.seeded);
+        self.input(at, Input::Timeout);
+    }
+
+    // ---- the relay's side ----
+
+    fn input(&mut self, at: usize, input: Input) {
+        let elapsed = i64::try_from((self.now - self.begun).as_micros()).unwrap();
+        // Two machines, two clocks.
+        let now = Now { at: self.now, clock: Timestamp(elapsed + 3_000_000) };
+        self.processes[at].relay.handle(now, input);
+        let (mut told, mut for_nothing) = (false, false);
+        while let Some(output) = self.processes[at].relay.poll_output() {
+            if self.processes[at].exit.is_some() {
+                assert!(matches!(output, Output::Event(_)), "{output:?} after the end");
+            }
+            match output {
+                Output::Connect => self.processes[at].connecting = true,
+                Output::StartReplication { start } => self.processes[at].starting = Some(start),
+                Output::Send(bytes) => self.said(at, &bytes),
+                Output::Hangup => {
+                    for_nothing |= self.is_well(at);
+                    self.hung_up(at);
+                }
+                Output::Kafka(request) => self.asked(at, request),
+                Output::Event(event) => {
+                    told = true;
+                    self.event(at, event);
+                }
+                Output::Exit(exit) => {
+                    if self.trace {
+                        eprintln!("  {exit:?}");
+                    }
+                    self.saw(exit_name(exit.kind));
+                    self.hung_up(at);
+                    self.processes[at].exit = Some(exit.kind);
+                }
+            }
+        }
+        let exit = self.processes[at].exit;
+        assert!(!for_nothing || exit.is_some(), "relay {at} hangs up, and nothing is wrong");
+        if told {
+            self.state(at);
+        }
+        self.check_stall(at);
+    }
+
+    fn state(&mut self, at: usize) {
+        let state = match self.processes[at].relay.standing(self.now).state {
+            State::Connecting(_) => "connecting",
+            State::WaitingForSlot(_) => "waiting for slot",
+            State::Streaming => "streaming",
+            State::Halted(_) => "halted",
+            State::Stalled(_) => "stalled",
+            State::Stopping => "stopping",
+        };
+        let before = std::mem::replace(&mut self.processes[at].state, state);
+        if before != state {
+            let change = WANTED.iter().find(|wanted| {
+                wanted.split_once(" -> ").is_some_and(|change| change == (before, state))
+            });
+            self.saw(change.copied().unwrap_or("another change of state"));
+        }
+    }
+
+    fn event(&mut self, at: usize, event: Event) {
+        if self.trace {
+            eprintln!("  {at}: {event:?}");
+        }
+        self.saw(event_name(&event));
+        match event {
+            Event::Halted(halted) => self.processes[at].halted = Some(halted.position),
+            Event::Resumed { .. } | Event::PassedOver { .. } => self.processes[at].halted = None,
+            Event::SequencesLost { facts, .. } if facts > 0 => self.excuse("sequences lost"),
+            Event::GivenUp(GivenUp { policy: Policy::Skip, position, facts, .. }) => {
+                assert_eq!(facts, 1, "several facts are skipped at once");
+                let Position { unit, index, .. } = position;
+                let alone = unit.class == Class::Message;
+                let mut units = self.server.wal.iter();
+                // One that a failover has undone may be skipped, too.
+                let unit = units.find(|found| found.is_at(unit.lsn.0, alone));
+                if let Some(id) = unit.and_then(|unit| unit.fact_at(index))
+                    && halts(self.truth.fact(id).nature)
+                {
+                    self.truth.skipped(id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The connection works, the server listens, and the relay has read what it said.
+    fn is_well(&self, at: usize) -> bool {
+        let process = &self.processes[at];
+        let read = |c: &Connection| !c.deaf && !c.mute && c.to_relay.is_empty();
+        process.paused.is_none()
+            && process.connection.as_ref().is_some_and(read)
+            && self.server.listens_to(at, self.now)
+    }
+
+    /// The relay has closed its connection.
+    fn hung_up(&mut self, at: usize) {
+        let lost = self.processes[at].connection.as_ref().is_some_and(|c| c.deaf);
+        self.processes[at].disconnected();
+        // The end of the connection is lost on the way like everything else.
+        if !lost {
+            let more = self.server.closed(self.now, at);
+            self.confirmed(more);
+        }
+    }
+
+    /// The relay loses its connection, and sees so.
+    fn cut(&mut self, at: usize, cause: &str) {
+        let process = &mut self.processes[at];
+        if process.connection.is_none() && process.starting.is_none() {
+            return;
+        }
+        process.disconnected();
+        self.input(at, Input::PostgresGone(Gone::Lost(cause.to_owned())));
+    }
+
+    /// The relay has written to its walsender.
+    fn said(&mut self, at: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Some(frame) = Frame::decode(rest, 100).unwrap() {
+            rest = &rest[frame.encoded_len()..];
+            let Ok(status) = StandbyStatusUpdate::decode(frame.body) else { continue };
+            let heard = self.processes[at].connection.as_ref().is_some_and(|c| !c.deaf);
+            if heard && self.server.session.as_ref().is_some_and(|s| s.process == at) {
+                let (write, flush) = (status.write.0, status.flush.0);
+                let more = self.server.status(self.now, write, flush, status.reply_requested);
+                self.confirmed(more);
+            }
+        }
+        self.flow();
+    }
+
+    fn confirmed(&mut self, more: bool) {
+        if more {
+            self.truth.check_promise(&self.server, self.server.confirmed);
+            if self.dice.percent(10) {
+                self.server.checkpoint();
+            }
+        }
+    }
+
+    /// What the walsender wrote is on its way.
+    fn flow(&mut self) {
+        let Some(session) = &mut self.server.session else { return };
+        let bytes = session.outgoing.split();
+        if let Some(connection) = &mut self.processes[session.process].connection
+            && !connection.mute
+        {
+            connection.to_relay.extend(bytes);
+        }
+    }
+
+    fn asked(&mut self, at: usize, request: Request) {
+        if let Request::Produce { .. } = request {
+            // Whoever has the slot is the only one who publishes.
+            let holder = self.server.session.as_ref().map(|session| session.process);
+            let excused = self.processes[at].unaware_until.is_some_and(|until| self.now < until);
+            assert!(
+                excused || holder.is_none_or(|holder| holder == at),
+                "relay {at} produces, and the slot is relay {holder:?}'s"
+            );
+        }
+        if self.trace {
+            eprintln!(
+                "  {at} asks: {}",
+                format!("{request:?}").chars().take(150).collect::<String>()
+            );
+        }
+        self.processes[at].requests.push_back(request);
+    }
+
+    // ---- the server's side ----
+
+    fn connect(&mut self, at: usize) {
+        if self.server.stopping.is_some() || self.unreachable {
+            if self.processes[at].connecting || self.processes[at].starting.is_some() {
+                self.processes[at].disconnected();
+                self.input(at, Input::PostgresGone(Gone::Lost("it is shutting down".to_owned())));
+            }
+            return;
+        }
+        if let Some(start) = self.processes[at].starting.take() {
+            if self.server.session.is_some() || (self.faults && self.dice.percent(5)) {
+                self.fault("slot in use");
+                self.processes[at].disconnected();
+                let cause = Gone::SlotInUse("PID 7".to_owned());
+                return self.input(at, Input::PostgresGone(cause));
+            }
+            if std::mem::replace(&mut self.last_holder, at) != at {
+                self.excuse("another relay had the slot");
+            }
+            self.server.start(self.now, at, start.0);
+            self.processes[at].connection = Some(Connection::default());
+            let others = self.processes.iter().enumerate();
+            if others.clone().any(|(other, process)| other != at && process.connection.is_some()) {
+                self.saw("split brain: both relays connected");
+            }
+            let asked_at = self.now;
+            return self.input(at, Input::Streaming { asked_at });
+        }
+        if !std::mem::take(&mut self.processes[at].connecting) {
+            return;
+        }
+        if self.faults && self.dice.percent(20) {
+            self.fault("connection refused");
+            let cause = Gone::Lost("refused".to_owned());
+            return self.input(at, Input::PostgresGone(cause));
+        }
+        if self.faults && self.processes[at].identified && self.dice.percent(3) {
+            self.fault("log-in refused");
+            let cause = Gone::Refused(ExitKind::Unreachable, "a new password".to_owned());
+            return self.input(at, Input::PostgresGone(cause));
+        }
+        let new = !std::mem::replace(&mut self.processes[at].identified, true);
+        if new && self.server.has_forgotten() {
+            self.truth.excuse.get_or_insert("the server forgot what only another process knows");
+        }
+        let identity = Identity {
+            system: self.server.system,
+            timeline: self.server.timeline,
+            wal_flushed: Lsn(self.server.flushed()),
+            history: self.server.history.clone(),
+            database: 5,
+            confirmed_flush: Lsn(self.server.confirmed),
+        };
+        self.input(at, Input::Identified(identity));
+    }
+
+    /// The relay reads some of what has come, cut anywhere.
+    fn deliver(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        if process.relay.reading() == Reading::Paused {
+            return;
+        }
+        let Some(connection) = &mut process.connection else { return };
+        if connection.to_relay.is_empty() {
+            return;
+        }
+        let bytes = 1 + self.dice.below(connection.to_relay.len().min(3000));
+        let mut left = bytes;
+        while left > 0 {
+            let (chunk, _) = connection.to_relay.as_slices();
+            let len = chunk.len().min(left);
+            process.relay.receive_buffer().extend_from_slice(&chunk[..len]);
+            connection.to_relay.drain(..len);
+            left -= len;
+        }
+        let drained = connection.to_relay.is_empty();
+        self.input(at, Input::Received { bytes, drained });
+    }
+
+    fn tick(&mut self) {
+        let (more, ended) = self.server.tick(self.now);
+        self.confirmed(more);
+        self.flow();
+        match ended {
+            None => {}
+            Some(Ended::TimedOut(at)) => {
+                let connection = self.processes[at].connection.as_ref();
+                let (deaf, mute) = connection.map_or((true, true), |c| (c.deaf, c.mute));
+                assert!(deaf || mute, "the server gave up a relay that it could hear");
+                self.saw("take-over");
+                if !mute {
+                    self.cut(at, "terminating walsender process due to replication timeout");
+                }
+            }
+            Some(Ended::Stopped(at, since)) => {
+                let took = self.now - since;
+                assert!(took <= STOP_MAX, "stopping the server took {took:?}");
+                self.cut(at, "the server ended the stream");
+                self.stopped();
+            }
+        }
+        if self.server.session.is_none() && self.server.stopping.is_some() {
+            self.stopped();
+        }
+    }
+
+    /// The server is down, and up again.
+    fn stopped(&mut self) {
+        self.server.stopping = None;
+        if self.dice.percent(50) {
+            // Before version 17 the slot's position is not saved at a shutdown.
+            self.server.checkpoint();
+        }
+        self.server.crash(&mut self.truth);
+        self.cut_all();
+    }
+
+    // ---- applications ----
+
+    fn new_fact(&mut self) -> Option<u32> {
+        if self.dice.percent(15) {
+            return None;
+        }
+        let (key, halts) = (self.dice.below(7), self.plan.policy == Policy::Halt);
+        let (topic, nature) = match self.dice.below(200) {
+            0 | 1 if !halts => (FACTS, Nature::Junk),
+            2 | 3 if !halts => (FACTS, Nature::Large),
+            4 if halts && self.faults && self.dice.percent(30) => (FACTS, Nature::Junk),
+            5 | 6 if halts => (LATE, Nature::Good),
+            _ => (FACTS, Nature::Good),
+        };
+        Some(self.truth.new_fact(topic, key, nature))
+    }
+
+    fn application(&mut self) {
+        if self.server.stopping.is_some() {
+            return;
+        }
+        if self.server.open() == 0 || (self.server.open() < 4 && self.dice.percent(30)) {
+            let transaction = self.server.begin();
+            let count = if self.dice.percent(3) { 40 } else { self.dice.below(4) };
+            for _ in 0..count {
+                let fact = self.new_fact();
+                self.server.emit(transaction, fact);
+            }
+            return;
+        }
+        let transaction = self.dice.below(self.server.open());
+        match self.dice.below(100) {
+            0..25 => {
+                let fact = self.new_fact();
+                self.server.emit(transaction, fact);
+            }
+            25..33 => {
+                self.saw("ROLLBACK TO SAVEPOINT");
+                let kept = self.dice.below(3);
+                self.server.roll_back_to(transaction, kept, &mut self.truth);
+            }
+            33..40 => {
+                self.saw("ROLLBACK");
+                self.server.abort(transaction, &mut self.truth);
+            }
+            40..44 => self.server.prepare(transaction),
+            44..50 => {
+                let commit = self.dice.percent(70);
+                self.saw(if commit { "COMMIT PREPARED" } else { "ROLLBACK PREPARED" });
+                self.server.finish_prepared(self.now, commit, &mut self.truth);
+            }
+            50..56 => {
+                if let Some(fact) = self.new_fact() {
+                    self.saw("message outside of transactions");
+                    self.server.emit_alone(self.now, fact, &mut self.truth);
+                }
+            }
+            56..60 => self.server.write_others(8 + self.dice.next() % 5000),
+            _ => {
+                self.saw("commit");
+                self.server.commit(self.now, transaction, &mut self.truth);
+            }
+        }
+    }
+
+    // ---- Kafka's side ----
+
+    fn serve(&mut self, at: usize) {
+        // Requests to different brokers overtake each other; those to one do not.
+        let requests = &self.processes[at].requests;
+        if requests.is_empty() {
+            return;
+        }
+        let nth = self.dice.below(requests.len());
+        let to = |request: &Request| match request {
+            Request::Produce { broker, .. } => Some(*broker),
+            _ => None,
+        };
+        let wanted = to(&requests[nth]);
+        let nth = requests.iter().position(|request| to(request) == wanted).unwrap();
+        let Some(request) = self.processes[at].requests.remove(nth) else { return };
+        match request {
+            Request::Metadata { topics } => self.metadata(at, &topics),
+            Request::InitProducerId => {
+                let answer = if self.faults && self.dice.percent(20) {
+                    self.fault("coordinator is loading");
+                    Err(COORDINATOR_LOAD_IN_PROGRESS)
+                } else if self.faults && self.dice.percent(5) {
+                    self.fault("no right to an identity");
+                    Err(CLUSTER_AUTHORIZATION_FAILED)
+                } else {
+                    self.next_producer += 1;
+                    Ok(ProducerId { id: self.next_producer, epoch: 0 })
+                };
+                self.input(at, Input::Kafka(Answer::ProducerId(Ok(answer))));
+            }
+            Request::CreateTopic { topic, .. } => {
+                let refused = self.faults && self.dice.percent(30);
+                let there = &mut self.cluster.topic(&topic).there;
+                let error = match (refused, *there) {
+                    (true, _) => THROTTLING_QUOTA_EXCEEDED,
+                    (false, true) => TOPIC_ALREADY_EXISTS,
+                    (false, false) => NONE,
+                };
+                *there |= !refused;
+                let answer = match error {
+                    NONE => Ok(()),
+                    error => Err(CreateRefusal { error, message: None }),
+                };
+                self.input(at, Input::Kafka(Answer::TopicCreated { topic, answer: Ok(answer) }));
+            }
+            Request::Produce { broker, batches, .. } => self.produce(at, broker, batches),
+        }
+    }
+
+    fn metadata(&mut self, at: usize, topics: &[std::sync::Arc<str>]) {
+        if self.faults && self.dice.percent(20) {
+            self.fault("no metadata");
+            let cause = Unanswered("silence".to_owned());
+            return self.input(at, Input::Kafka(Answer::Metadata(Err(cause))));
+        }
+        let mut found = Vec::new();
+        for name in topics {
+            let there = self.cluster.topic(name).there;
+            let mut partitions = Vec::new();
+            let leaders = self.cluster.leaders(name);
+            for (index, mut leader) in leaders.into_iter().enumerate().filter(|_| there) {
+                let dice = self.dice.below(100);
+                if self.faults && dice < 5 {
+                    self.fault("metadata is stale");
+                    leader = self.dice.below(BROKERS);
+                }
+                let known = !self.faults || dice < 95;
+                let leader = known.then(|| i32::try_from(leader).unwrap());
+                let index = i32::try_from(index).unwrap();
+                partitions.push(PartitionMetadata { index, leader });
+            }
+            let error = if there { NONE } else { UNKNOWN_TOPIC_OR_PARTITION };
+            found.push(TopicMetadata { name: name.to_string(), error, partitions });
+        }
+        let broker = |id| Broker { id, host: "kafka".to_owned(), port: 9092 };
+        let brokers = (0..i32::try_from(BROKERS).unwrap()).map(broker).collect();
+        let cluster_id = Some(self.cluster.id.to_owned());
+        let metadata = Metadata { cluster_id, brokers, topics: found };
+        self.input(at, Input::Kafka(Answer::Metadata(Ok(metadata))));
+    }
+
+    fn produce(&mut self, at: usize, broker: i32, batches: Vec<PartitionBatch>) {
+        let to = usize::try_from(broker).unwrap();
+        if self.faults && self.dice.percent(10) {
+            // With the connection goes everything that is on it.
+            let mut lost = vec![batches];
+            self.processes[at].requests.retain(|request| match request {
+                Request::Produce { broker: other, batches, .. } if *other == broker => {
+                    lost.push(batches.clone());
+                    false
+                }
+                _ => true,
+            });
+            let fate = self.dice.below(3);
+            match fate {
+                0 => self.fault("answer lost after the append"),
+                1 => self.fault("request lost"),
+                _ => self.fault("request delayed"),
+            }
+            for (nth, batches) in lost.iter().enumerate() {
+                match fate {
+                    0 if nth == 0 => {
+                        for batch in batches {
+                            self.cluster.arrive(to, batch, Fault::None, &mut self.truth);
+                        }
+                    }
+                    0 | 1 => {}
+                    _ => self.late.push_back((to, batches.clone())),
+                }
+            }
+            for batches in lost {
+                let cause = Unanswered("reset".to_owned());
+                let sent = true;
+                let answer = Answer::ProduceUnanswered { broker, batches, sent, cause };
+                self.input(at, Input::Kafka(answer));
+            }
+            return;
+        }
+        let mut partitions = Vec::new();
+        for batch in &batches {
+            let fault = match self.dice.below(200) {
+                _ if !self.faults => Fault::None,
+                0..6 => Fault::Before(NOT_ENOUGH_REPLICAS),
+                6..12 => Fault::After(NOT_ENOUGH_REPLICAS_AFTER_APPEND),
+                12..14 => Fault::After(REQUEST_TIMED_OUT),
+                14..16 => Fault::After(NETWORK_EXCEPTION),
+                16..18 => Fault::After(KAFKA_STORAGE_ERROR),
+                18..20 if !self.plan.gentle => {
+                    self.fault("producer forgotten");
+                    Fault::Before(UNKNOWN_PRODUCER_ID)
+                }
+                20..22 if !self.plan.gentle => {
+                    self.fault("producer id is over");
+                    Fault::Before(INVALID_PRODUCER_EPOCH)
+                }
+                _ => Fault::None,
+            };
+            let error = self.cluster.arrive(to, batch, fault, &mut self.truth);
+            if error != NONE {
+                self.fault(name(error));
+            }
+            let PartitionBatch { topic, partition, base_sequence, .. } = batch.clone();
+            let base_offset = -1;
+            partitions.push(PartitionAnswer {
+                topic,
+                partition,
+                base_sequence,
+                error,
+                base_offset,
+            });
+        }
+        let throttle = match self.dice.below(100) {
+            0..4 if self.faults => {
+                self.fault("throttled");
+                Duration::from_millis(200 + self.dice.next() % 2000)
+            }
+            _ => Duration::ZERO,
+        };
+        self.input(at, Input::Kafka(Answer::Produced { broker, partitions, throttle }));
+    }
+
+    /// What was on a connection that is gone comes after all.
+    fn late(&mut self) {
+        if let Some((broker, batches)) = self.late.pop_front() {
+            self.saw("late arrival");
+            for batch in &batches {
+                self.cluster.arrive(broker, batch, Fault::None, &mut self.truth);
+            }
+        }
+    }
+
+    // ---- the story ----
+
+    fn step(&mut self) {
+        let at = self.dice.below(self.processes.len());
+        match self.dice.below(1000) {
+            0..200 => self.application(),
+            200..300 => {
+                self.server.send_next(self.now, &self.truth);
+                self.flow();
+            }
+            300..520 => self.deliver(at),
+            520..680 => self.serve(at),
+            680..760 => self.connect(at),
+            760..780 => {
+                let reply = self.dice.percent(50);
+                self.server.keepalive(self.now, reply);
+                self.flow();
+            }
+            780..785 => self.server.checkpoint(),
+            785..795 => self.late(),
+            795..830 if self.faults => self.misfortune(at),
+            _ => self.pass(),
+        }
+    }
+
+    fn misfortune(&mut self, at: usize) {
+        match self.dice.below(100) {
+            0..20 if self.processes[at].connection.is_some() => {
+                self.fault("connection lost");
+                self.server.hung_up(at);
+                self.cut(at, "reset");
+            }
+            20..35 => {
+                let ways = self.dice.below(3);
+                if let Some(connection) = &mut self.processes[at].connection {
+                    connection.deaf |= ways != 1;
+                    connection.mute |= ways != 0;
+                    let unheard = connection.deaf && !connection.mute;
+                    if connection.mute {
+                        connection.to_relay.clear();
+                    }
+                    self.processes[at].was_unheard |= unheard;
+                    self.fault(match ways {
+                        0 => "black hole to the server",
+                        1 => "black hole from the server",
+                        _ => "black hole both ways",
+                    });
+                }
+            }
+            35..42 => {
+                self.fault("server crash");
+                self.server.crash(&mut self.truth);
+                self.cut_all();
+            }
+            42..47 => {
+                let dark = self.processes.iter().filter_map(|process| process.connection.as_ref());
+                if dark.clone().all(|connection| !connection.deaf && !connection.mute) {
+                    self.fault("fast stop");
+                    self.server.stopping = Some(None);
+                }
+            }
+            47..52 if self.server.stopping.is_none() => {
+                self.fault("server is busy");
+                let long = Duration::from_secs(1 + self.dice.next() % 25);
+                self.server.busy(self.now + long);
+            }
+            52..67 => {
+                let topic = [FACTS, FACTS, LATE, DEAD][self.dice.below(4)];
+                let lost = self.cluster.move_leader(&mut self.dice, topic, &mut self.truth);
+                self.fault(match lost {
+                    true => "leader moved, and did not have all",
+                    false => "leader moved",
+                });
+            }
+            67..70 if self.plan.grows && self.cluster.leaders(FACTS).len() < 8 => {
+                self.fault("topic grown");
+                self.truth.grown = true;
+                self.cluster.grow(FACTS);
+            }
+            70..74 if self.plan.policy == Policy::Halt => {
+                let there = &mut self.cluster.topic(FACTS).there;
+                *there = !*there;
+                let there = *there;
+                self.fault(if there { "topic made again" } else { "topic deleted" });
+            }
+            74..78 => self.repair(),
+            78..86 if !self.plan.gentle => self.kill(at),
+            86..90 if self.plan.gentle && self.server.stopping.is_none() => self.restart(at),
+            90..91 if !self.plan.gentle => self.long_silence(),
+            93..97 if self.plan.fails_over => self.fail_over(),
+            _ => {}
+        }
+    }
+
+    /// Nobody produces for so long that the brokers forget who did.
+    fn long_silence(&mut self) {
+        let silent = |world: &Self| {
+            let mut processes = world.processes.iter();
+            world.late.is_empty()
+                && !processes.any(|process| process.requests.iter().any(is_produce))
+        };
+        let begun = self.now;
+        while silent(self) && self.now < begun + Duration::from_secs(70) {
+            self.pass();
+        }
+        if silent(self) {
+            self.fault("producers forgotten");
+            self.excuse("producers forgotten");
+            self.cluster.forget();
+        }
+    }
+
+    fn cut_all(&mut self) {
+        for at in 0..self.processes.len() {
+            let mute = self.processes[at].connection.as_ref().is_some_and(|c| c.mute);
+            if mute {
+                self.processes[at].unaware_until = Some(self.now + LEASE);
+            } else {
+                self.cut(at, "terminating connection");
+            }
+        }
+    }
+
+    fn fail_over(&mut self) {
+        self.excuse("failover");
+        let (low, high) = (self.server.flushed().saturating_sub(600), self.server.flushed());
+        let lags = self.dice.percent(60);
+        let end = if lags { low + self.dice.next() % (high - low + 1) } else { high };
+        // A standby has followed to the timeline that it leaves.
+        let end = end.max(self.server.history.last().map_or(1000, |(_, switch)| switch.0));
+        self.server.promote(end, &mut self.truth);
+        self.fault(if end < high { "failover to a standby that lags" } else { "failover" });
+        self.cut_all();
+    }
+
+    /// SIGKILL, and a new process. What was on its way to Kafka may still arrive.
+    fn kill(&mut self, at: usize) {
+        self.fault("kill -9");
+        self.restarts += 1;
+        self.excuse("kill -9");
+        let lost = self.processes[at].connection.as_ref().is_some_and(|c| c.deaf);
+        if !lost {
+            self.server.hung_up(at);
+        }
+        for request in std::mem::take(&mut self.processes[at].requests) {
+            if let Request::Produce { broker, batches, .. } = request
+                && self.dice.percent(50)
+            {
+                self.late.push_back((usize::try_from(broker).unwrap(), batches));
+            }
+        }
+        // What is promised must hold before anything is repaired.
+        self.truth.check_promise(&self.server, self.server.confirmed);
+        self.start_process(at);
+    }
+
+    /// SIGTERM, and a new process, with nothing wrong in between: then nothing is repeated.
+    fn restart(&mut self, at: usize) {
+        if !self.late.is_empty() || self.processes[at].halted.is_some() {
+            return;
+        }
+        let faults = std::mem::replace(&mut self.faults, false);
+        self.repair();
+        self.cluster.topic(FACTS).there = true;
+        if self.processes[at].was_unheard {
+            // What the server says on its own cannot be told from an answer to what it did not hear.
+            self.truth.excuse.get_or_insert("stopped after the server had not heard it");
+        }
+        self.input(at, Input::Stop);
+        for _ in 0..20_000 {
+            if self.processes[at].exit.is_some() {
+                break;
+            }
+            self.calm_step(Duration::from_millis(5));
+        }
+        self.faults = faults;
+        // A black hole may outlast the deadline.
+        let exit = self.processes[at].exit;
+        assert!(matches!(exit, Some(ExitKind::Stopped | ExitKind::Deadline)), "{exit:?}");
+        if exit == Some(ExitKind::Deadline) {
+            self.truth.excuse.get_or_insert("the stop's deadline passed");
+        }
+        self.restarts += 1;
+        self.saw("restart");
+        self.server.hung_up(at);
+        self.start_process(at);
+    }
+
+    /// Somebody does what the relay's log says.
+    fn repair(&mut self) {
+        if self.plan.policy == Policy::Halt && !self.cluster.topic(LATE).there {
+            self.saw("topic made");
+            self.cluster.topic(LATE).there = true;
+        }
+        for at in 0..self.processes.len() {
+            let Some(position) = self.processes[at].halted else { continue };
+            let mut units = self.server.wal.iter();
+            let alone = position.unit.class == Class::Message;
+            let unit = units.find(|unit| unit.is_at(position.unit.lsn.0, alone));
+            let junk = unit.and_then(|unit| unit.fact_at(position.index));
+            let junk = junk.is_some_and(|id| halts(self.truth.facts[id as usize].nature));
+            if junk && self.server.advance_past(position.unit.lsn.0, alone, &mut self.truth) {
+                self.saw("slot advanced by hand");
+            }
+        }
+    }
+
+    fn pass(&mut self) {
+        let nap = Duration::from_millis(1 + self.dice.next() % 400);
+        self.pass_for(nap);
+    }
+
+    fn pass_for(&mut self, nap: Duration) {
+        let deadlines = self.processes.iter().filter_map(|process| process.relay.deadline());
+        let next = deadlines.min().unwrap_or(self.now + nap);
+        // A timer is never late by much. Whoever is in a hurry is served at once.
+        let jump = nap >= Duration::from_millis(10) && self.dice.percent(50);
+        self.now = match jump {
+            true => self.now.max(next).min(self.now + Duration::from_secs(1)),
+            false => self.now + nap.min(next.saturating_duration_since(self.now)),
+        };
+        for at in 0..self.processes.len() {
+            self.input(at, Input::Timeout);
+            let deadline = self.processes[at].relay.deadline();
+            let late = deadline.is_some_and(|deadline| deadline <= self.now);
+            assert!(!late, "relay {at} wants to be called again at once");
+        }
+        self.tick();
+    }
+
+    /// The database is not held up: a socket that stays unread is given up.
+    fn check_stall(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        let unread = process.connection.is_some() && process.relay.reading() == Reading::Paused;
+        if !unread {
+            process.paused = None;
+            return;
+        }
+        let since = *process.paused.get_or_insert(self.now);
+        let long = self.now - since;
+        assert!(long <= STALL_TIMEOUT + Duration::from_secs(2), "unread for {long:?}");
+    }
+
+    fn calm_step(&mut self, nap: Duration) {
+        let at = self.dice.below(self.processes.len());
+        match self.dice.below(10) {
+            0..2 => {
+                self.server.send_next(self.now, &self.truth);
+                self.flow();
+            }
+            2..5 => self.deliver(at),
+            5..7 => self.serve(at),
+            7 => self.connect(at),
+            _ => self.pass_for(nap),
+        }
+    }
+
+    /// No more faults: everything must arrive and be confirmed, what nobody waits for included.
+    fn heal(&mut self) {
+        self.faults = false;
+        while !self.late.is_empty() {
+            self.late();
+        }
+        self.cluster.topic(FACTS).there = true;
+        for transaction in (0..self.server.open()).rev() {
+            self.server.commit(self.now, transaction, &mut self.truth);
+        }
+        self.server.write_others(5000);
+        for _ in 0..30_000 {
+            if self.server.is_done() && self.server.stopping.is_none() {
+                break;
+            }
+            self.repair();
+            self.calm_step(Duration::from_millis(300));
+        }
+        let (confirmed, flushed) = (self.server.confirmed, self.server.flushed());
+        assert!(self.server.is_done(), "{confirmed} of {flushed} confirmed: no progress");
+        assert!(self.processes.iter().all(|process| process.exit.is_none()));
+        self.truth.check_all(&self.server);
+    }
+
+    /// The whole story of a seed.
+    pub(crate) fn tell(&mut self) {
+        for at in 0..self.processes.len() {
+            #[cfg(feature = "seeded-bugs")]
+            self.processes[at].relay.seed_bug(self.seeded);
+            self.input(at, Input::Timeout);
+        }
+        for _ in 0..20_000 {
+            let told = self.truth.facts.len() >= FACTS_MIN
+                && self.fault_count >= FAULTS_MIN
+                && self.restarts > 0;
+            if told {
+                break;
+            }
+            self.step();
+        }
+        assert!(self.truth.facts.len() >= FACTS_MIN, "a short story");
+        if self.restarts == 0 {
+            match self.plan.gentle {
+                true => self.restart(0),
+                false => self.kill(0),
+            }
+        }
+        assert!(self.fault_count >= FAULTS_MIN && self.restarts > 0, "a story without faults");
+        self.heal();
+        self.stop_and_start();
+        self.last_act();
+    }
+
+    /// A clean stop and a new process: nothing comes twice.
+    fn stop_and_start(&mut self) {
+        // Those who wait for the slot end first.
+        self.processes.truncate(1);
+        self.server.session.take_if(|session| session.process != 0);
+        self.settle_down();
+        for _ in 0..30 {
+            self.application();
+        }
+        self.input(0, Input::Stop);
+        for _ in 0..20_000 {
+            if self.processes[0].exit.is_some() {
+                break;
+            }
+            // Without faults an answer takes less time than a deadline.
+            self.calm_step(Duration::from_millis(5));
+        }
+        assert_eq!(self.processes[0].exit, Some(ExitKind::Stopped));
+        let before = self.truth.repeats;
+        self.start_process(0);
+        self.heal();
+        assert_eq!(self.truth.repeats, before, "a clean restart repeated something");
+    }
+
+    /// Until the slot is ours, and nothing waits from when it was before.
+    fn settle_down(&mut self) {
+        for _ in 0..20_000 {
+            let standing = self.processes[0].relay.standing(self.now);
+            if self.server.session.is_some() && standing.unsettled_facts == 0 {
+                return;
+            }
+            self.calm_step(Duration::from_millis(100));
+        }
+        panic!("nobody takes the slot");
+    }
+
+    /// What no relay can repair: it ends, says which end it is, and touches nothing.
+    fn last_act(&mut self) {
+        let confirmed = self.server.confirmed;
+        let lost = |world: &mut Self| {
+            world.server.hung_up(0);
+            world.cut(0, "reset");
+        };
+        let expected = match self.plan.act {
+            0 => {
+                lost(self);
+                let cause = "slot factlib_slot does not exist".to_owned();
+                self.input(0, Input::PostgresGone(Gone::Terminal(ExitKind::Slot, cause)));
+                ExitKind::Slot
+            }
+            1 => {
+                lost(self);
+                let cause = "the publication was dropped".to_owned();
+                self.input(0, Input::PostgresGone(Gone::Terminal(ExitKind::Publication, cause)));
+                ExitKind::Publication
+            }
+            2 => {
+                self.server.restore();
+                self.cut(0, "reset");
+                ExitKind::OtherCluster
+            }
+            3 => {
+                self.server.system = 8;
+                lost(self);
+                ExitKind::OtherCluster
+            }
+            4 => {
+                self.cluster.id = "another";
+                ExitKind::OtherKafka
+            }
+            5 => {
+                // One that is new, and finds nobody.
+                let mut settings = settings(self.seed, self.plan);
+                settings.startup_timeout = Some(Duration::from_secs(30));
+                self.server.hung_up(0);
+                self.processes[0] = Process::new(settings);
+                self.unreachable = true;
+                self.input(0, Input::Timeout);
+                ExitKind::Unreachable
+            }
+            6 => {
+                // Kafka says nothing until the deadline.
+                let transaction = self.server.begin();
+                for _ in 0..3 {
+                    let fact = self.truth.new_fact(FACTS, 1, Nature::Good);
+                    self.server.emit(transaction, Some(fact));
+                }
+                self.server.commit(self.now, transaction, &mut self.truth);
+                for _ in 0..20_000 {
+                    if self.processes[0].requests.iter().any(is_produce) {
+                        break;
+                    }
+                    self.calm_step_without_produce();
+                }
+                self.input(0, Input::Stop);
+                for _ in 0..20_000 {
+                    if self.processes[0].exit.is_some() {
+                        break;
+                    }
+                    self.calm_step_without_produce();
+                }
+                ExitKind::Deadline
+            }
+            _ => return,
+        };
+        for _ in 0..20_000 {
+            if self.processes[0].exit.is_some() {
+                break;
+            }
+            self.calm_step(Duration::from_millis(300));
+        }
+        assert_eq!(self.processes[0].exit, Some(expected));
+        // While it waits for Kafka it may confirm what is before.
+        let same = self.server.confirmed == confirmed || expected == ExitKind::Deadline;
+        assert!(same, "confirmed with the last breath");
+        self.truth.check_promise(&self.server, self.server.confirmed);
+        self.input(0, Input::Timeout);
+    }
+
+    fn calm_step_without_produce(&mut self) {
+        let at_produce = self.processes[0].requests.iter().any(is_produce);
+        match self.dice.below(10) {
+            0..2 => {
+                self.server.send_next(self.now, &self.truth);
+                self.flow();
+            }
+            2..5 => self.deliver(0),
+            5..7 if !at_produce => self.serve(0),
+            7 => self.connect(0),
+            _ => self.pass_for(Duration::from_millis(300)),
+        }
+    }
+}
+
+fn is_produce(request: &Request) -> bool {
+    matches!(request, Request::Produce { .. })
+}
+
+fn exit_name(kind: ExitKind) -> &'static str {
+    match kind {
+        ExitKind::Stopped => "exit: Stopped",
+        ExitKind::Deadline => "exit: Deadline",
+        ExitKind::Unreachable => "exit: Unreachable",
+        ExitKind::Slot => "exit: Slot",
+        ExitKind::OtherCluster => "exit: OtherCluster",
+        ExitKind::OtherKafka => "exit: OtherKafka",
+        ExitKind::Publication => "exit: Publication",
+        ExitKind::Unsuitable => "exit: Unsuitable",
+    }
+}
+
+fn event_name(event: &Event) -> &'static str {
+    match event {
+        Event::Streaming { .. } => "event: Streaming",
+        Event::Away { .. } => "event: Away",
+        Event::SlotInUse { .. } => "event: SlotInUse",
+        Event::SlotMoved { .. } => "event: SlotMoved",
+        Event::TimelineChanged { .. } => "event: TimelineChanged",
+        Event::ServerStopping { .. } => "event: ServerStopping",
+        Event::Halted(_) => "event: Halted",
+        Event::Foreign { .. } => "event: Foreign",
+        Event::PassedOver { .. } => "event: PassedOver",
+        Event::Resumed { .. } => "event: Resumed",
+        Event::KafkaReached { .. } => "event: KafkaReached",
+        Event::KafkaUnreachable { .. } => "event: KafkaUnreachable",
+        Event::ProducerId { .. } => "event: ProducerId",
+        Event::NoProducerId { .. } => "event: NoProducerId",
+        Event::TopicCreated { .. } => "event: TopicCreated",
+        Event::TopicNotCreated { .. } => "event: TopicNotCreated",
+        Event::PartitionBlocked { .. } => "event: PartitionBlocked",
+        Event::PartitionRecovered { .. } => "event: PartitionRecovered",
+        Event::PartitionsChanged { .. } => "event: PartitionsChanged",
+        Event::SequencesLost { .. } => "event: SequencesLost",
+        Event::GivenUp(given_up) if given_up.policy == Policy::Skip => "event: GivenUp skip",
+        Event::GivenUp(_) => "event: GivenUp dead-letter",
+        Event::Throttled { .. } => "event: Throttled",
+        Event::Settled { .. } => "event: Settled",
+        Event::Stopping { .. } => "event: Stopping",
+        other => panic!("an event without a name here: {other:?}"),
+    }
+}
