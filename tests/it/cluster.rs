@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use testkit::checker::Checker;
 use testkit::process::Signal;
 use testkit::workload::{Truth, Workload};
-use testkit::{Forward, Kafka, Owlpost, Postgres};
+use testkit::{Kafka, Owlpost, Postgres, Proxy};
 
 /// How long all brokers are down, in seconds, where that is to be longer than in every run.
 const OUTAGE: &str = "KAFKA_OUTAGE";
@@ -109,7 +109,7 @@ fn a_broker_that_freezes_and_wakes_up_costs_no_fact_and_no_repeat() {
 fn brokers_with_other_addresses_are_found_behind_the_same_names() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
     kafka.create_topic("rehoused.order", 4, &[]);
-    let name = Forward::to(&kafka.bootstrap());
+    let name = Proxy::to(&kafka.bootstrap());
     let relay = relay("rehoused", &postgres, &kafka).env("KAFKA_BROKERS", name.address()).spawn();
     relay.wait_ready();
     let load = load("rehoused").start(&postgres);

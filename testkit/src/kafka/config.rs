@@ -20,6 +20,8 @@ pub(crate) struct Listener<'a> {
     pub(crate) name: &'a str,
     pub(crate) protocol: &'a str,
     pub(crate) port: u16,
+    /// Where clients find it.
+    pub(crate) advertised: u16,
 }
 
 /// The text of `server.properties`: broker and controller in one process, nothing that waits.
@@ -35,8 +37,10 @@ pub(crate) fn properties(
         nodes.iter().map(|n| format!("{}@127.0.0.1:{}", n.id, n.controller_port)).collect();
     let Node { id, port, controller_port } = node;
     let (mut others, mut protocols) = (String::new(), String::new());
-    for Listener { name, protocol, port } in listeners {
+    let mut advertised_others = String::new();
+    for Listener { name, protocol, port, advertised } in listeners {
         let _ = write!(others, ",{name}://127.0.0.1:{port}");
+        let _ = write!(advertised_others, ",{name}://127.0.0.1:{advertised}");
         let _ = write!(protocols, ",{name}:{protocol}");
     }
     let mut text = format!(
@@ -44,7 +48,7 @@ pub(crate) fn properties(
 node.id={id}
 controller.quorum.voters={voters}
 listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{others}
-advertised.listeners=CLIENT://127.0.0.1:{port}{others}
+advertised.listeners=CLIENT://127.0.0.1:{port}{advertised_others}
 listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENT

@@ -16,6 +16,7 @@ use self::wire::{Wire, block_on};
 use crate::error::{Context as _, Error, Result};
 use crate::process::{self, Process, Signal};
 use crate::provision::KafkaInstall;
+use crate::proxy::Proxy;
 use crate::{port, provision, scratch, wait};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// How long a broker may take to start, stop or elect.
 const LIMIT: Duration = wait::LIMIT;
+
+/// The listener that is reached through a proxy.
+const PROXIED: &str = "PROXIED";
 
 /// The folder of a broker's log, in its own.
 const DATA: &str = "data";
@@ -41,11 +45,23 @@ pub struct Kafka {
 struct Broker {
     install: KafkaInstall,
     node: Mutex<Node>,
-    /// Name, protocol and port of each listener beside the plain one.
-    listeners: Vec<(String, String, u16)>,
+    /// Each listener beside the plain one.
+    listeners: Vec<Extra>,
+    /// What stands before the listener [`PROXIED`].
+    proxy: Option<Proxy>,
     folder: PathBuf,
     heap: String,
     process: Mutex<Option<Process>>,
+}
+
+/// A listener beside the plain one.
+#[derive(Debug)]
+struct Extra {
+    name: String,
+    protocol: String,
+    port: u16,
+    /// Where clients find it.
+    advertised: u16,
 }
 
 /// What to start.
@@ -56,6 +72,7 @@ pub struct Builder {
     heap: String,
     settings: Vec<(String, String)>,
     listeners: Vec<(String, String)>,
+    proxied: bool,
 }
 
 impl Builder {
@@ -64,6 +81,14 @@ impl Builder {
     #[must_use]
     pub fn listener(mut self, name: &str, protocol: &str) -> Self {
         self.listeners.push((name.to_owned(), protocol.to_owned()));
+        self
+    }
+
+    /// A [`Proxy`] before each broker: who starts at [`Kafka::proxied_bootstrap`] gets to the brokers
+    /// through them, while the brokers among themselves, and what reads topics here, go around them.
+    #[must_use]
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
         self
     }
 
@@ -130,13 +155,23 @@ impl Builder {
                 &cluster,
                 &install.folder.join("bootstrap.checkpoint"),
             )?;
-            let listeners = self.listeners.iter();
-            let listeners =
-                listeners.map(|(name, protocol)| (name.clone(), protocol.clone(), port::free()));
+            let mut listeners: Vec<Extra> = Vec::new();
+            for (name, protocol) in &self.listeners {
+                let (name, protocol, port) = (name.clone(), protocol.clone(), port::free());
+                listeners.push(Extra { name, protocol, port, advertised: port });
+            }
+            let proxy = self.proxied.then(|| {
+                let port = port::free();
+                let proxy = Proxy::to(&format!("127.0.0.1:{port}"));
+                let (name, protocol) = (PROXIED.to_owned(), "PLAINTEXT".to_owned());
+                listeners.push(Extra { name, protocol, port, advertised: proxy.port() });
+                proxy
+            });
             brokers.push(Broker {
                 install: install.clone(),
                 node: Mutex::new(*node),
-                listeners: listeners.collect(),
+                listeners,
+                proxy,
                 folder: own,
                 heap: format!("-Xmx{}", self.heap),
                 process: Mutex::new(None),
@@ -159,6 +194,7 @@ impl Kafka {
             heap: "384m".to_owned(),
             settings: Vec::new(),
             listeners: Vec::new(),
+            proxied: false,
         }
     }
 
@@ -188,9 +224,26 @@ impl Kafka {
     /// The brokers' addresses on one of [`Builder::listener`], by this host name or address.
     #[must_use]
     pub fn bootstrap_of(&self, listener: &str, host: &str) -> String {
-        let ports = self.brokers.iter().flat_map(|broker| &broker.listeners);
-        let of_it = ports.filter(|(name, _, _)| name == listener);
-        of_it.map(|(_, _, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(",")
+        let all = self.brokers.iter().flat_map(|broker| &broker.listeners);
+        let of_it = all.filter(|extra| extra.name == listener);
+        of_it.map(|extra| format!("{host}:{}", extra.advertised)).collect::<Vec<_>>().join(",")
+    }
+
+    /// The addresses of the proxies before the brokers, where [`Builder::proxied`] was asked for.
+    #[must_use]
+    pub fn proxied_bootstrap(&self) -> String {
+        self.bootstrap_of(PROXIED, "127.0.0.1")
+    }
+
+    /// What stands before one broker, where [`Builder::proxied`] was asked for; they are numbered from 1.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    #[track_caller]
+    pub fn proxy(&self, id: usize) -> &Proxy {
+        self.brokers[id - 1].proxy.as_ref().expect("a proxy before each broker")
     }
 
     /// How many brokers there are, running or not.
@@ -290,7 +343,12 @@ impl Kafka {
             let data = broker.folder.join(DATA);
             let listeners = broker.listeners.iter();
             let listeners: Vec<Listener<'_>> = listeners
-                .map(|(name, protocol, port)| Listener { name, protocol, port: *port })
+                .map(|Extra { name, protocol, port, advertised }| Listener {
+                    name,
+                    protocol,
+                    port: *port,
+                    advertised: *advertised,
+                })
                 .collect();
             let text = config::properties(*node, &nodes, &data, &listeners, &self.settings);
             let file = broker.folder.join("server.properties");
