@@ -57,6 +57,7 @@ pub mod proxy;
 pub mod rng;
 pub mod scratch;
 mod stream;
+pub mod traffic;
 pub mod versions;
 pub mod wait;
 pub mod workload;

@@ -28,13 +28,13 @@ impl Commits {
         Self { slot: slot.to_owned(), ends: HashMap::new() }
     }
 
-    /// Takes in what was committed since.
+    /// Takes in what was committed since: the transactions, and where each one's commit record ends.
     ///
     /// # Panics
     ///
     /// When the slot cannot be read.
     #[track_caller]
-    pub fn read(&mut self, client: &mut Client) {
+    pub fn read(&mut self, client: &mut Client) -> Vec<(u64, Lsn)> {
         // Binary: a message's content need not be text. A commit's row has the LSN where it ends.
         let query = "SELECT xid::text, lsn::text
             FROM pg_logical_slot_get_binary_changes($1, NULL, NULL,
@@ -43,11 +43,14 @@ impl Commits {
         let rows = client
             .query(query, &[&self.slot])
             .unwrap_or_else(|e| panic!("reading slot {}: {e}", self.slot));
+        let mut commits = Vec::new();
         for row in rows {
             let xid = row.get::<_, &str>(0).parse().expect("a transaction number");
             let end = row.get::<_, &str>(1).parse().expect("a log position");
-            self.ends.insert(xid, end);
+            commits.push((xid, end));
         }
+        self.ends.extend(commits.iter().copied());
+        commits
     }
 
     /// Where that transaction's commit record ends; `None` if it was not committed.

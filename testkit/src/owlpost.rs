@@ -251,6 +251,13 @@ impl Owlpost {
         serde_json::from_str(&body).unwrap_or_else(|e| panic!("/health: {e}: {body}"))
     }
 
+    /// What `/health` says, if it answers.
+    #[must_use]
+    pub fn try_health(&self) -> Option<serde_json::Value> {
+        let (_, body) = self.get("/health").ok()?;
+        serde_json::from_str(&body).ok()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);

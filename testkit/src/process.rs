@@ -144,7 +144,7 @@ pub(crate) fn children_of(pid: u32) -> Vec<u32> {
 }
 
 /// Sends SIGKILL to a process that is not our own child.
-pub(crate) fn kill_pid(pid: u32) {
+pub fn kill_pid(pid: u32) {
     let _ = signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
 }
 

@@ -105,6 +105,12 @@ impl Reader {
         &self.records
     }
 
+    /// What has been read since this was called last; the reader keeps nothing of it.
+    #[must_use]
+    pub fn take_records(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.records)
+    }
+
     /// What has been read so far.
     #[must_use]
     pub fn into_records(self) -> Vec<Record> {
