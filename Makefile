@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint simulate fuzz bench bench-drain bench-producer mutants capture clean
+.PHONY: help setup demo test lint simulate fuzz bench bench-drain bench-producer mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -11,6 +11,8 @@ help:
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
 	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
+	@echo 'make torture the release binary between real servers under every fault at once,'
+	@echo '             MINUTES=3 SEED=1 unless said, TABLE=FILE for the table'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
 	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
@@ -38,6 +40,11 @@ capture:
 
 mutants:
 	@scripts/mutants
+
+MINUTES ?= 3
+SEED ?= 1
+torture: setup
+	@scripts/torture --minutes $(MINUTES) --seed $(SEED) $(if $(TABLE),--table $(TABLE)) $(ARGS)
 
 # Beside rskafka's own client and librdkafka, which is built from source for it.
 bench-producer: setup

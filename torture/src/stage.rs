@@ -1,0 +1,247 @@
+//! Everything that takes part in a run.
+
+use crate::board::Board;
+use crate::fleet::{Fleet, LEASE, Member, REQUEST_TIMEOUT, SLOT};
+use crate::invariant::Invariant;
+use crate::judge::{Judge, Stall, wait_for};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+use testkit::traffic::Running;
+use testkit::{Kafka, Lsn, Postgres, Proxy, oracle};
+
+/// How often everything is looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long after the last fault everything must be in Kafka and confirmed.
+const HEALING: Duration = Duration::from_secs(60);
+
+/// How long the log that is kept may take to follow: longer than any transaction stays open.
+const FOLLOWING: Duration = Duration::from_secs(45);
+
+/// The largest resident memory of a relay, in bytes.
+pub(crate) const RSS_MAX: u64 = 128 << 20;
+
+/// Files and sockets that a relay may have open.
+const DESCRIPTORS_MAX: usize = 64;
+
+/// How long CHECKPOINT may take.
+pub(crate) const CHECKPOINT_MAX: Duration = Duration::from_secs(5);
+
+/// Servers, proxies, relays, and who watches.
+#[derive(Debug)]
+pub(crate) struct Stage<'s> {
+    pub(crate) postgres: &'s Postgres,
+    pub(crate) kafka: &'s Kafka,
+    /// Before PostgreSQL.
+    pub(crate) proxy: &'s Proxy,
+    pub(crate) topics: Vec<String>,
+    pub(crate) fleet: Fleet,
+    pub(crate) board: Board,
+    pub(crate) traffic: Mutex<Running>,
+    judge: Mutex<Judge>,
+    /// Held for writing by whoever stops PostgreSQL, and for reading by whoever needs it to run.
+    server: RwLock<()>,
+    /// Where the log stood when PostgreSQL came back last: a slot that stands before it may have gone back
+    /// to its last checkpoint.
+    revived: Mutex<Lsn>,
+    pub(crate) stall: Mutex<Stall>,
+    over: AtomicBool,
+}
+
+impl<'s> Stage<'s> {
+    pub(crate) fn new(
+        (postgres, proxy): (&'s Postgres, &'s Proxy),
+        (kafka, topics): (&'s Kafka, Vec<String>),
+        fleet: Fleet,
+        (board, judge): (Board, Judge),
+        traffic: Running,
+    ) -> Self {
+        Self {
+            postgres,
+            kafka,
+            proxy,
+            topics,
+            fleet,
+            board,
+            traffic: Mutex::new(traffic),
+            judge: Mutex::new(judge),
+            server: RwLock::new(()),
+            revived: Mutex::default(),
+            stall: Mutex::new(Stall::new()),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn judge(&self) -> MutexGuard<'_, Judge> {
+        lock(&self.judge)
+    }
+
+    pub(crate) fn keep_server(&self) -> RwLockReadGuard<'_, ()> {
+        self.server.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn take_server(&self) -> RwLockWriteGuard<'_, ()> {
+        self.server.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the thread that watches end.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Reads, compares and takes samples until the run is over.
+    pub(crate) fn watch(&self) {
+        let mut waiting = HashMap::new();
+        let mut both_stream = 0;
+        while !self.over.load(Ordering::Relaxed) && !self.board.has_failed() {
+            let begun = Instant::now();
+            self.read_truth_if_there();
+            {
+                let mut judge = self.judge();
+                judge.read_some(&self.board);
+                lock(&self.stall).look(&judge, &self.board);
+            }
+            self.fleet.look_after(&self.board);
+            self.sample(&mut waiting, &mut both_stream);
+            if lock(&self.traffic).is_broken() {
+                self.board.fail("a writer has panicked");
+            }
+            thread::sleep(TICK.saturating_sub(begun.elapsed()));
+        }
+    }
+
+    fn read_truth_if_there(&self) {
+        if let Ok(_server) = self.server.try_read() {
+            self.judge().read_truth(self.postgres, &lock(&self.traffic), &self.board);
+        }
+    }
+
+    /// What relays use and say.
+    fn sample(&self, waiting: &mut HashMap<u32, (Instant, u64)>, both_stream: &mut usize) {
+        let peak = self.fleet.peak_rss();
+        self.board.check(Invariant::Resources, peak <= RSS_MAX, || {
+            format!("a relay had {} MiB resident", peak >> 20)
+        });
+        let members = self.fleet.members();
+        for descriptors in members.iter().filter_map(Member::descriptors) {
+            self.board.check(Invariant::Resources, descriptors <= DESCRIPTORS_MAX, || {
+                format!("a relay has {descriptors} files and sockets open")
+            });
+        }
+        let mut streaming = 0;
+        for member in &members {
+            let pid = member.relay.pid();
+            let Some(health) = member.health() else {
+                waiting.remove(&pid);
+                continue;
+            };
+            streaming += usize::from(health.state == "streaming");
+            if health.state != "waiting_for_slot" {
+                waiting.remove(&pid);
+                continue;
+            }
+            // What was on its way when it lost the slot may still be acknowledged, and is counted then.
+            let settled = LEASE + REQUEST_TIMEOUT;
+            let (since, published) =
+                waiting.entry(pid).or_insert_with(|| (Instant::now(), health.published));
+            if since.elapsed() < settled {
+                *published = health.published;
+                continue;
+            }
+            self.board.check(Invariant::Single, *published == health.published, || {
+                format!(
+                    "a relay without the slot has published {published} to {}",
+                    health.published
+                )
+            });
+        }
+        // What is on the page may be a second old.
+        *both_stream = if streaming > 1 { *both_stream + 1 } else { 0 };
+        if members.len() > 1 {
+            self.board.check(Invariant::Single, *both_stream < 12, || {
+                "two relays say that they stream".to_owned()
+            });
+        }
+    }
+
+    /// After the last fault: waits until everything is in Kafka and confirmed, and closes the round.
+    pub(crate) fn calm(&self) {
+        let begun = Instant::now();
+        let healed = self.lsn("SELECT pg_current_wal_flush_lsn()");
+        let drained = wait_for("everything in Kafka and confirmed", HEALING, || {
+            let confirmed = self.slot().is_some_and(|slot| slot.confirmed >= healed);
+            confirmed && {
+                let judge = self.judge();
+                judge.missing(healed) == 0
+            }
+        });
+        self.board.check(Invariant::Progress, drained, || {
+            let (slot, missing) = (self.slot(), self.judge().missing(healed));
+            format!("{HEALING:?} after the last fault {missing} facts before {healed} are missing; {slot:?}")
+        });
+        let took = begun.elapsed();
+        {
+            let _server = self.keep_server();
+            let mut judge = self.judge();
+            judge.read_to_end(&self.board);
+            judge.read_truth(self.postgres, &lock(&self.traffic), &self.board);
+            judge.close_round(healed, &self.board);
+        }
+        let begun = Instant::now();
+        let followed = wait_for("the log that is kept to follow", FOLLOWING, || {
+            self.checkpoint();
+            thread::sleep(Duration::from_millis(400));
+            self.slot().is_some_and(|slot| slot.restart >= healed)
+        });
+        self.board.check(Invariant::Retained, followed, || {
+            format!("{FOLLOWING:?} after {healed} was confirmed: {:?}", self.slot())
+        });
+        let judge = self.judge();
+        self.board.say(&format!(
+            "calm: all in Kafka and confirmed after {:.1} s, WAL let go after {:.1} s; {} facts, {} repeats",
+            took.as_secs_f64(),
+            begun.elapsed().as_secs_f64(),
+            judge.facts,
+            judge.repeats
+        ));
+    }
+
+    /// One CHECKPOINT, which must not take long.
+    pub(crate) fn checkpoint(&self) {
+        let Ok(mut client) = self.postgres.try_client() else { return };
+        let begun = Instant::now();
+        let done = client.batch_execute("CHECKPOINT");
+        let took = begun.elapsed();
+        if done.is_ok() {
+            self.board.check(Invariant::Citizen, took <= CHECKPOINT_MAX, || {
+                format!("CHECKPOINT took {took:?}")
+            });
+        }
+    }
+
+    /// PostgreSQL has come back.
+    pub(crate) fn revived(&self) {
+        *lock(&self.revived) = self.lsn("SELECT pg_current_wal_flush_lsn()");
+    }
+
+    /// Whether the server knows again what it was told before it went away.
+    pub(crate) fn remembers(&self) -> bool {
+        let revived = *lock(&self.revived);
+        self.slot().is_some_and(|slot| slot.confirmed >= revived)
+    }
+
+    pub(crate) fn slot(&self) -> Option<oracle::Slot> {
+        oracle::slot(&mut self.postgres.try_client().ok()?, SLOT)
+    }
+
+    pub(crate) fn lsn(&self, query: &str) -> Lsn {
+        self.postgres.ask(query).parse().expect("a log position")
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
