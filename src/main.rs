@@ -75,7 +75,7 @@ async fn relay(config: &Config) -> ExitCode {
 
 async fn init(config: &Config) -> ExitCode {
     let log = telemetry::init(&config.log);
-    let result = identify(&run::ask(config, true, true)).await;
+    let result = identify(&run::ask(config, None, true)).await;
     drop(log);
     match result {
         Ok(identified) => {

@@ -73,7 +73,7 @@ pub async fn run(
     relay.seed_bug(seeded);
     let mut report = Report::new(&config.slot, health);
     let mut postgres = Postgres::None;
-    let mut may_create = true;
+    let mut known_system = None;
     let mut gather_until: Option<Instant> = None;
     let mut reported = now().at;
     let mut stop = std::pin::pin!(stop);
@@ -84,7 +84,7 @@ pub async fn run(
         while let Some(output) = relay.poll_output() {
             match output {
                 Output::Connect => {
-                    let ask = ask(config, may_create, false);
+                    let ask = ask(config, known_system, false);
                     postgres = Postgres::Connecting(Box::pin(async move { identify(&ask).await }));
                 }
                 Output::StartReplication { start } => {
@@ -147,7 +147,7 @@ pub async fn run(
         };
         match happened {
             Happened::Connected(Ok(identified)) => {
-                may_create = false;
+                known_system = Some(identified.identity.system);
                 if let Some(point) = identified.created {
                     report.created(&config.publication, point);
                 }
@@ -234,8 +234,8 @@ fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
     start_logical(&config.slot, start, &options)
 }
 
-/// What the PostgreSQL side of the relay needs of `config`.
-pub fn ask(config: &Config, may_create: bool, may_change_prefixes: bool) -> Ask {
+/// What the PostgreSQL side of the relay needs of `config`, and of the cluster it was connected to before.
+pub fn ask(config: &Config, known_system: Option<u64>, may_change_prefixes: bool) -> Ask {
     Ask {
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
@@ -243,7 +243,7 @@ pub fn ask(config: &Config, may_create: bool, may_change_prefixes: bool) -> Ask 
         prefixes: config.prefixes.clone(),
         wal_sender_timeout: config.limits.wal_sender_timeout,
         tcp_user_timeout: config.limits.tcp_user_timeout,
-        may_create,
+        known_system,
         may_change_prefixes,
     }
 }

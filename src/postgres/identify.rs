@@ -35,9 +35,9 @@ pub struct Ask {
     pub wal_sender_timeout: Duration,
     /// `tcp_user_timeout` of our session, on the server's side.
     pub tcp_user_timeout: Duration,
-    /// Publication and slot may be made if neither is there. Never once the relay has run: a slot
-    /// that disappeared took facts with it.
-    pub may_create: bool,
+    /// The cluster that the relay has been connected to; none if it has not. Only then publication and
+    /// slot may be made if neither is there: a slot that disappeared took facts with it.
+    pub known_system: Option<u64>,
     /// Other prefixes than before may be recorded: what has none of them will be passed over.
     pub may_change_prefixes: bool,
 }
@@ -65,13 +65,15 @@ pub struct Identified {
 pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
     answered(prepare(&mut connection, ask)).await.map_err(gone)?;
-    let mut may_create = ask.may_create;
+    let first = ask.known_system.is_none();
+    let mut may_create = first;
     let mut created = None;
     for _ in 0..RACES_MAX {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
         let names =
             Names { slot: &ask.slot, publication: &ask.publication, prefixes: &ask.prefixes };
-        let mut plan = setup::plan(&found, names);
+        let other = setup::refuse_other(&found, ask.known_system);
+        let mut plan = other.unwrap_or_else(|| setup::plan(&found, names));
         if Seeded::from_environment().is(SeededBug::RecreateSlot) && found.slot.is_none() {
             (plan, may_create) = (Plan::CreateSlot, true);
         }
@@ -83,10 +85,10 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
                 return Err(Gone::Terminal(ExitKind::Slot, dropped_words(ask, dropped)));
             }
             Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
-                if ask.may_create {
+                if first {
                     remark(ask, &plan);
                 }
-                if ask.may_create && found.publication.is_some_and(|found| found.has_tables) {
+                if first && found.publication.is_some_and(|found| found.has_tables) {
                     tracing::warn!(
                         publication = ask.publication,
                         "the publication has tables: their rows are sent to us and thrown away"

@@ -105,6 +105,18 @@ pub enum Plan {
     Refuse(ExitKind, String),
 }
 
+/// Refuses a cluster that is not the one with this system id. What it lacks was never there, so what
+/// [`plan`] says of slots and publications that are gone is not true of it.
+pub(super) fn refuse_other(found: &Found, known_system: Option<u64>) -> Option<Plan> {
+    let known = known_system.filter(|known| *known != found.system)?;
+    let reason = format!(
+        "this is another cluster: its system id is {}, that of the facts so far {known}; check the \
+         address, and if it is right, a restored or upgraded cluster needs a new slot and `owlpost init`",
+        found.system
+    );
+    Some(Plan::Refuse(ExitKind::OtherCluster, reason))
+}
+
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
     let Names { slot: slot_name, publication: publication_name, prefixes } = names;
@@ -449,6 +461,18 @@ mod tests {
         };
         assert!(reason.contains("belongs to slot factlib_slot"), "{reason}");
         assert!(!reason.contains("drop"), "{reason}");
+    }
+
+    #[test]
+    fn a_cluster_with_nothing_in_it_is_another_one_and_not_one_that_lost_its_slot() {
+        let empty = Found { publication: None, slot: None, ..found() };
+        let Some(Plan::Refuse(kind, reason)) = refuse_other(&empty, Some(8)) else {
+            panic!("not refused")
+        };
+        assert_eq!(kind, ExitKind::OtherCluster);
+        assert!(reason.contains("its system id is 7, that of the facts so far 8"), "{reason}");
+        assert_eq!(refuse_other(&empty, Some(7)), None);
+        assert_eq!(refuse_other(&empty, None), None);
     }
 
     #[test]

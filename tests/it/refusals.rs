@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use testkit::checker::Checker;
 use testkit::oracle::{self, Commits};
 use testkit::workload::Workload;
-use testkit::{Kafka, Lsn, Mode, Owlpost, Postgres, owlpost, port};
+use testkit::{Kafka, Lsn, Mode, Owlpost, Postgres, Proxy, owlpost, port};
 
 /// In every test that has one; it must never be seen.
 const PASSWORD: &str = "s3cret-Pa55";
@@ -492,6 +492,25 @@ fn another_clusters_publication_is_refused() {
 }
 
 // ---- init ----
+
+/// Symptom: it was told that slot and publication had disappeared, and to run `owlpost init`.
+#[test]
+fn an_empty_cluster_at_the_address_ends_a_running_relay_as_another_one_and_stays_empty() {
+    let (postgres, other) = (Postgres::builder().start(), Postgres::builder().own_identifier());
+    let other = other.start();
+    let proxy = Proxy::to(&format!("127.0.0.1:{}", postgres.port()));
+    let url = format!("postgres://postgres@{}/app", proxy.address());
+    let relay = relay("swapped", &postgres, Kafka::shared()).env("MASTER_DATABASE_URL", url);
+    let relay = relay.spawn();
+    relay.wait_ready();
+    proxy.lead_to(&format!("127.0.0.1:{}", other.port()));
+    proxy.reset();
+    let status = relay.wait_exit(PATIENCE);
+    let (log, system) = (relay.log_text(), system(&other));
+    assert_eq!(status.code(), Some(5), "{log}");
+    assert!(log.contains(&format!("another cluster: its system id is {system}")), "{log}");
+    assert_eq!(inventory(&other), inventory(&Postgres::builder().start()));
+}
 
 /// Runs `owlpost init`, which must succeed; what it prints.
 #[track_caller]
