@@ -19,8 +19,11 @@ type Id = String;
 pub(crate) struct Judge {
     commits: Commits,
     readers: Vec<Reader>,
-    /// Where Java would put each key.
-    homes: HashMap<String, i32>,
+    /// Where Java would put each key, by the number of partitions.
+    homes: BTreeMap<usize, HashMap<String, i32>>,
+    /// How many partitions topics have, where it is not what it was at first.
+    grown: HashMap<String, usize>,
+    partitions: usize,
     topic_prefix: String,
     expected: HashMap<Id, Expected>,
     /// How many of the messages outside of transactions were taken over.
@@ -33,6 +36,10 @@ pub(crate) struct Judge {
     logs: BTreeMap<(String, i32), Log>,
     /// The last number of each aggregate.
     numbers: HashMap<String, i64>,
+    /// Of each aggregate in a topic that may grow, by partition: its first and its last number.
+    runs: HashMap<String, BTreeMap<i32, (i64, i64)>>,
+    /// Aggregates with a repeat in another partition than before, whose runs say nothing.
+    moved: HashSet<String>,
     source: Option<String>,
     pub(crate) facts: usize,
     pub(crate) transactions: usize,
@@ -78,13 +85,19 @@ pub(crate) struct Case<'c> {
     pub(crate) kafka: &'c Kafka,
     pub(crate) traffic: &'c Traffic,
     pub(crate) partitions: usize,
+    /// How many they may become.
+    pub(crate) growth: &'c [usize],
 }
 
 impl Judge {
     /// Before the first fact.
     pub(crate) fn new(case: &Case<'_>) -> Self {
         let keys = case.traffic.keys();
-        let homes = testkit::java_partitions(&keys, case.partitions);
+        let mut homes = BTreeMap::new();
+        for count in [case.partitions].iter().chain(case.growth) {
+            let places = testkit::java_partitions(&keys, *count);
+            homes.insert(*count, keys.iter().cloned().zip(places).collect());
+        }
         let topic = |kind: &String| format!("{}.{kind}", case.traffic.prefix);
         Self {
             commits: Commits::watch(&mut case.postgres.client(), "oracle"),
@@ -94,7 +107,9 @@ impl Judge {
                 .iter()
                 .map(|kind| case.kafka.reader(&topic(kind)))
                 .collect(),
-            homes: keys.into_iter().zip(homes).collect(),
+            homes,
+            grown: HashMap::new(),
+            partitions: case.partitions,
             topic_prefix: case.traffic.prefix.clone(),
             expected: HashMap::new(),
             loose: 0,
@@ -103,6 +118,8 @@ impl Judge {
             unexplained: HashMap::new(),
             logs: BTreeMap::new(),
             numbers: HashMap::new(),
+            runs: HashMap::new(),
+            moved: HashSet::new(),
             source: None,
             facts: 0,
             transactions: 0,
@@ -198,6 +215,23 @@ impl Judge {
         self.order(board);
     }
 
+    /// A topic has so many partitions, or will in a moment.
+    pub(crate) fn grows(&mut self, topic: &str, partitions: usize) {
+        self.grown.insert(topic.to_owned(), partitions);
+    }
+
+    /// Looks for partitions that are new.
+    pub(crate) fn look_again(&mut self) {
+        self.readers.iter_mut().for_each(Reader::look_again);
+    }
+
+    /// Whether Java would put the key there, with as many partitions as there are or were.
+    fn is_home(&self, record: &Record, key: &str) -> bool {
+        let now = self.grown.get(&*record.topic).copied().unwrap_or(self.partitions);
+        let mut counts = self.homes.range(..=now);
+        counts.any(|(_, homes)| homes.get(key) == Some(&record.partition))
+    }
+
     fn take(&mut self, record: Record, board: &Board) {
         self.records += 1;
         let id = record.header("event_id").unwrap_or_default().to_owned();
@@ -205,9 +239,15 @@ impl Judge {
         let now = digest_record(&record);
         if let Some(first) = self.firsts.get(&id) {
             self.repeats += 1;
-            let same = first.partition == record.partition
-                && *first.position == *position
-                && first.digest == now;
+            // A crash just after a topic has grown repeats facts where their keys belong now.
+            let elsewhere = first.partition != record.partition;
+            let moves = elsewhere && self.grown.contains_key(&*record.topic) && !board.is_strict();
+            if moves {
+                self.moved.insert(
+                    record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default().into(),
+                );
+            }
+            let same = (moves || !elsewhere) && *first.position == *position && first.digest == now;
             let held = (first.partition, first.position.clone());
             board.check(Invariant::Repeats, same, || {
                 format!("{id} again and otherwise at {}, first {held:?}", place(&record))
@@ -227,9 +267,8 @@ impl Judge {
         log.position = position.clone().into();
         log.unordered.push_back(id.clone());
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-        let home = self.homes.get(&*key).copied();
-        board.check(Invariant::Routing, home == Some(record.partition), || {
-            format!("key {key:?} at {}, Java says {home:?}", place(&record))
+        board.check(Invariant::Routing, self.is_home(&record, &key), || {
+            format!("key {key:?} at {}, where Java would not put it", place(&record))
         });
         let first = First { partition: record.partition, position: position.into(), digest: now };
         self.firsts.insert(id.clone(), first);
@@ -293,11 +332,19 @@ impl Judge {
         for ((topic, partition), log) in &mut self.logs {
             while let Some(id) = log.unordered.front() {
                 let Some(expected) = self.expected.get(id) else { break };
-                if expected.number > 0 {
+                let Expected { aggregate, number, .. } = expected;
+                if expected.number > 0 && self.grown.contains_key(topic) {
+                    let runs = self.runs.entry(aggregate.clone()).or_default();
+                    let run = runs.entry(*partition).or_insert((*number, *number));
+                    let last = run.1;
+                    board.check(Invariant::Order, *number >= last, || {
+                        format!("{aggregate} {number} in {topic}/{partition} behind {last} ({id})")
+                    });
+                    run.1 = *number;
+                } else if expected.number > 0 {
                     let last = self.numbers.entry(expected.aggregate.clone()).or_default();
                     let next = *last + 1;
                     board.check(Invariant::Order, expected.number == next, || {
-                        let Expected { aggregate, number, .. } = expected;
                         format!("{aggregate} {number} in {topic}/{partition}, not {next} ({id})")
                     });
                     *last = expected.number.max(*last);
@@ -346,6 +393,18 @@ impl Judge {
             let some: Vec<_> = self.missing.iter().filter(due).take(3).collect();
             format!("{lost} facts that end before {upto} are not in Kafka: {some:?}")
         });
+        for (aggregate, runs) in &self.runs {
+            if self.moved.contains(aggregate) {
+                continue;
+            }
+            let mut ordered: Vec<(i64, i64)> = runs.values().copied().collect();
+            ordered.sort_unstable();
+            let whole = ordered.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0);
+            let whole = whole && ordered.first().is_some_and(|first| first.0 == 1);
+            board.check(Invariant::Order, whole, || {
+                format!("{aggregate} is in these partitions, with these numbers: {runs:?}")
+            });
+        }
         for (id, record) in self.unexplained.drain() {
             board.check(Invariant::Phantom, false, || format!("{id} at {}", place(&record)));
         }

@@ -39,16 +39,20 @@ use testkit::traffic::{self, Traffic};
 use testkit::{Kafka, Postgres, Proxy};
 
 /// The prefix of the facts.
-const PREFIX: &str = "torture";
+pub(crate) const PREFIX: &str = "torture";
 
 /// Partitions of each topic.
 const PARTITIONS: usize = 6;
+
+/// The type of the aggregates whose topic grows, and how many partitions it gets.
+pub(crate) const GROWING: &str = "carton";
+pub(crate) const GROWTH: [usize; 3] = [8, 11, 15];
 
 /// A storm, which a calm follows.
 const STORM: Duration = Duration::from_secs(25);
 
 /// What is left for the calm behind a storm and for the last acts.
-const RESERVE: Duration = Duration::from_secs(25);
+const RESERVE: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     let arguments = match Arguments::read(std::env::args().skip(1)) {
@@ -69,16 +73,21 @@ fn run(arguments: &Arguments) -> bool {
     let postgres = Postgres::builder().start();
     let proxy = Proxy::to(&format!("127.0.0.1:{}", postgres.port()));
     let traffic = Traffic {
-        aggregate_types: vec!["order".to_owned(), "parcel".to_owned()],
+        aggregate_types: ["order", "parcel", GROWING].map(str::to_owned).to_vec(),
         ..Traffic::new(PREFIX, arguments.seed)
     };
     let kinds = traffic.aggregate_types.iter();
     let topics: Vec<String> = kinds.map(|kind| format!("{PREFIX}.{kind}")).collect();
     topics.iter().for_each(|topic| kafka.create_topic(topic, PARTITIONS, &[]));
     traffic.install(&postgres);
-    let case =
-        Case { postgres: &postgres, kafka: &kafka, traffic: &traffic, partitions: PARTITIONS };
-    let judge = Judge::new(&case);
+    let mut judge = Judge::new(&Case {
+        postgres: &postgres,
+        kafka: &kafka,
+        traffic: &traffic,
+        partitions: PARTITIONS,
+        growth: &GROWTH,
+    });
+    judge.grows(&format!("{PREFIX}.{GROWING}"), PARTITIONS);
     let fleet = Fleet::new(&Setting {
         binary: &arguments.relay,
         prefix: PREFIX,

@@ -71,6 +71,9 @@ impl Nemesis {
             // However short the storm is.
             self.relay.bag.push(relay::Fault::Kill);
             self.relay.first = true;
+        } else {
+            self.brokers.bag.push(brokers::Fault::Grow);
+            self.brokers.first = true;
         }
         let Self { relay, server, brokers, to_server, to_brokers, .. } = self;
         thread::scope(|scope| {
@@ -79,7 +82,8 @@ impl Nemesis {
             });
             scope.spawn(|| server.run(stage, end, |fault, rng| server::act(stage, fault, rng)));
             scope.spawn(|| {
-                brokers.run(stage, end, |fault, rng| brokers::act(stage, fault, rng, scale));
+                brokers
+                    .run(stage, end, |fault, rng| brokers::act(stage, fault, rng, scale, spared));
             });
             scope.spawn(|| {
                 let link = network::Link::of_postgres(stage);

@@ -22,7 +22,7 @@ const HEALING: Duration = Duration::from_secs(60);
 const FOLLOWING: Duration = Duration::from_secs(45);
 
 /// The largest resident memory of a relay, in bytes.
-pub(crate) const RSS_MAX: u64 = 128 << 20;
+pub(crate) const RSS_MAX: u64 = 64 << 20;
 
 /// Files and sockets that a relay may have open.
 const DESCRIPTORS_MAX: usize = 64;

@@ -170,6 +170,11 @@ impl Reader {
         fetched.map(|()| self.records.len() - before)
     }
 
+    /// Asks anew which partitions there are: a topic may have grown.
+    pub fn look_again(&mut self) {
+        self.forget();
+    }
+
     fn forget(&mut self) {
         self.wires.clear();
         self.leaders.clear();

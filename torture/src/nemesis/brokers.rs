@@ -2,6 +2,7 @@
 
 use super::{Scale, length};
 use crate::stage::Stage;
+use crate::{GROWING, GROWTH, PREFIX};
 use std::thread;
 use std::time::Duration;
 use testkit::process::Signal;
@@ -18,12 +19,20 @@ pub(super) enum Fault {
     KillAll,
     Leaders,
     Quota,
+    Grow,
 }
 
-pub(super) const ALL: &[Fault] =
-    &[Fault::Kill, Fault::Stop, Fault::Freeze, Fault::KillAll, Fault::Leaders, Fault::Quota];
+pub(super) const ALL: &[Fault] = &[
+    Fault::Kill,
+    Fault::Stop,
+    Fault::Freeze,
+    Fault::KillAll,
+    Fault::Leaders,
+    Fault::Quota,
+    Fault::Grow,
+];
 
-pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale) {
+pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, spared: bool) {
     let kafka = stage.kafka;
     let id = rng.between(1..=kafka.brokers());
     let length = length(rng, scale.longest);
@@ -66,7 +75,22 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale) 
             thread::sleep(length + Duration::from_secs(3));
             kafka.set_producer_quota(CLIENT, None);
         }
+        // With a crash at the same time facts may be repeated in other partitions, and what is first there
+        // cannot be told.
+        Fault::Grow if spared => grow(stage),
+        Fault::Grow => {}
     }
+}
+
+/// A topic gets more partitions, as often as it may.
+fn grow(stage: &Stage<'_>) {
+    let topic = format!("{PREFIX}.{GROWING}");
+    let now = stage.kafka.leaders(&topic).len();
+    let Some(more) = GROWTH.into_iter().find(|more| *more > now) else { return };
+    let _fault = stage.board.fault("topic grown", &format!("{topic} from {now} to {more}"));
+    stage.judge().grows(&topic, more);
+    stage.kafka.grow_topic(&topic, more);
+    stage.judge().look_again();
 }
 
 /// All brokers run and have what the others have.
