@@ -70,7 +70,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> bool {
     let board = Board::new();
     let kafka = Kafka::builder().brokers(3).proxied().setting("min.insync.replicas", "2").start();
-    let postgres = Postgres::builder().start();
+    // Large transactions are spilled to disk, as they are where they are really large.
+    let postgres = Postgres::builder().setting("logical_decoding_work_mem", "64kB").start();
     let proxy = Proxy::to(&format!("127.0.0.1:{}", postgres.port()));
     let traffic = Traffic {
         aggregate_types: ["order", "parcel", GROWING].map(str::to_owned).to_vec(),
