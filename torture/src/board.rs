@@ -26,6 +26,10 @@ struct State {
     /// Whether the relay's process lived through everything since the round began, so that nothing may be
     /// repeated.
     strict: bool,
+    /// Rounds that are over, and how many of them were strict to their end.
+    rounds: (usize, usize),
+    /// When the first storm began.
+    storms_from: Option<Instant>,
     failed: bool,
 }
 
@@ -53,6 +57,8 @@ impl Board {
             healed: begun,
             tallies: ALL.iter().map(|invariant| (*invariant, Tally::default())).collect(),
             strict: true,
+            rounds: (0, 0),
+            storms_from: None,
             failed: false,
         };
         Self { begun, state: Mutex::new(state) }
@@ -115,6 +121,28 @@ impl Board {
     /// A new round, in which nothing may be repeated until somebody says so.
     pub(crate) fn begin_round(&self) {
         self.state().strict = true;
+    }
+
+    /// The round is over.
+    pub(crate) fn end_round(&self) {
+        let mut state = self.state();
+        state.rounds.0 += 1;
+        state.rounds.1 += usize::from(state.strict);
+    }
+
+    /// How many rounds there were, and in how many of them nothing might be repeated.
+    pub(crate) fn rounds(&self) -> (usize, usize) {
+        self.state().rounds
+    }
+
+    /// The first storm begins, if it has not.
+    pub(crate) fn storms(&self) {
+        self.state().storms_from.get_or_insert_with(Instant::now);
+    }
+
+    /// When the first storm began.
+    pub(crate) fn storms_from(&self) -> Option<Instant> {
+        self.state().storms_from
     }
 
     /// A relay process has ended without having confirmed everything, or another one streams: facts may

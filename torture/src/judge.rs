@@ -36,8 +36,8 @@ pub(crate) struct Judge {
     logs: BTreeMap<(String, i32), Log>,
     /// The last number of each aggregate.
     numbers: HashMap<String, i64>,
-    /// Of each aggregate in a topic that may grow, by partition: its first and its last number.
-    runs: HashMap<String, BTreeMap<i32, (i64, i64)>>,
+    /// Of each aggregate in a topic that may grow: unbroken runs of its numbers in one partition.
+    runs: HashMap<String, Vec<Run>>,
     /// Aggregates with a repeat in another partition than before, whose runs say nothing.
     moved: HashSet<String>,
     source: Option<String>,
@@ -68,6 +68,14 @@ struct First {
     partition: i32,
     position: Box<str>,
     digest: u64,
+}
+
+/// Numbers of one aggregate that stand one behind the other in one partition.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    partition: i32,
+    first: i64,
+    last: i64,
 }
 
 /// One partition.
@@ -225,6 +233,11 @@ impl Judge {
         self.readers.iter_mut().for_each(Reader::look_again);
     }
 
+    /// The partitions that the topic which grows has by now.
+    fn most_partitions(&self) -> usize {
+        self.grown.values().copied().max().unwrap_or(self.partitions)
+    }
+
     /// Whether Java would put the key there, with as many partitions as there are or were.
     fn is_home(&self, record: &Record, key: &str) -> bool {
         let now = self.grown.get(&*record.topic).copied().unwrap_or(self.partitions);
@@ -335,12 +348,19 @@ impl Judge {
                 let Expected { aggregate, number, .. } = expected;
                 if expected.number > 0 && self.grown.contains_key(topic) {
                     let runs = self.runs.entry(aggregate.clone()).or_default();
-                    let run = runs.entry(*partition).or_insert((*number, *number));
-                    let last = run.1;
-                    board.check(Invariant::Order, *number >= last, || {
+                    let run = runs.iter_mut().rev().find(|run| run.partition == *partition);
+                    let last = run.as_ref().map_or(0, |run| run.last);
+                    board.check(Invariant::Order, *number > last, || {
                         format!("{aggregate} {number} in {topic}/{partition} behind {last} ({id})")
                     });
-                    run.1 = *number;
+                    match run {
+                        Some(run) if *number == last + 1 => run.last = *number,
+                        // It was elsewhere in between, or is here for the first time.
+                        _ => {
+                            let (first, last) = (*number, *number);
+                            runs.push(Run { partition: *partition, first, last });
+                        }
+                    }
                 } else if expected.number > 0 {
                     let last = self.numbers.entry(expected.aggregate.clone()).or_default();
                     let next = *last + 1;
@@ -397,12 +417,14 @@ impl Judge {
             if self.moved.contains(aggregate) {
                 continue;
             }
-            let mut ordered: Vec<(i64, i64)> = runs.values().copied().collect();
-            ordered.sort_unstable();
-            let whole = ordered.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0);
-            let whole = whole && ordered.first().is_some_and(|first| first.0 == 1);
-            board.check(Invariant::Order, whole, || {
-                format!("{aggregate} is in these partitions, with these numbers: {runs:?}")
+            let mut ordered = runs.clone();
+            ordered.sort_unstable_by_key(|run| run.first);
+            let whole = ordered.windows(2).all(|pair| pair[0].last + 1 == pair[1].first);
+            let whole = whole && ordered.first().is_some_and(|run| run.first == 1);
+            // At most one step for each time that the topic has grown.
+            let steps = self.homes.range(..=self.most_partitions()).count();
+            board.check(Invariant::Order, whole && runs.len() <= steps, || {
+                format!("{aggregate} is in these partitions, with these numbers: {ordered:?}")
             });
         }
         for (id, record) in self.unexplained.drain() {
@@ -415,6 +437,7 @@ impl Judge {
             });
         }
         self.repeats_before = self.repeats;
+        board.end_round();
     }
 }
 

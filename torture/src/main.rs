@@ -133,6 +133,7 @@ fn perform(stage: &Stage<'_>, arguments: &Arguments) {
         stage.board.begin_round();
         let whom = if spared { "of all but the relay's process" } else { "of everything" };
         stage.board.say(&format!("storm {round}, {whom}"));
+        stage.board.storms();
         nemesis.storm(stage, STORM, spared);
         if stage.board.has_failed() {
             return;

@@ -201,11 +201,12 @@ impl<'s> Stage<'s> {
         });
         let judge = self.judge();
         self.board.say(&format!(
-            "calm: all in Kafka and confirmed after {:.1} s, WAL let go after {:.1} s; {} facts, {} repeats",
+            "calm: all in Kafka and confirmed after {:.1} s, WAL let go after {:.1} s; {} facts, {} repeats{}",
             took.as_secs_f64(),
             begun.elapsed().as_secs_f64(),
             judge.facts,
-            judge.repeats
+            judge.repeats,
+            if self.board.is_strict() { ", of which this round may have none" } else { "" }
         ));
     }
 

@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::stage::{RSS_MAX, Stage, lock};
 use std::fmt::Write as _;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Prints the table, writes it where it was asked for, and says whether everything held.
 pub(crate) fn print(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> bool {
@@ -23,10 +23,12 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
     let kafka = std::env::var("KAFKA_VERSION");
     let kafka = kafka.unwrap_or_else(|_| testkit::versions::KAFKA.to_owned());
     let minutes = stage.board.elapsed().as_secs_f64() / 60.0;
-    let mut commits: Vec<Duration> =
-        lock(&stage.traffic).commits().into_iter().map(|(_, took)| took).collect();
-    commits.sort_unstable();
-    let p99 = commits.get(commits.len() * 99 / 100).copied().unwrap_or_default();
+    let commits = lock(&stage.traffic).commits();
+    let storms = stage.board.storms_from();
+    let calm = |at: &Instant| storms.is_none_or(|storms| *at < storms);
+    let before = p99(commits.iter().filter(|(at, _)| calm(at)));
+    let since = p99(commits.iter().filter(|(at, _)| !calm(at)));
+    let (rounds, strict) = stage.board.rounds();
     let mut table = String::from("| what | how much |\n|---|---|\n");
     let bug = arguments.bug.as_ref().map(|bug| format!(" with the defect {bug}"));
     let rows = [
@@ -44,7 +46,11 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
             "peak RSS of a relay",
             format!("{} MiB of {}", stage.fleet.peak_rss() >> 20, RSS_MAX >> 20),
         ),
-        ("COMMIT of the application, p99", format!("{:.1} ms", p99.as_secs_f64() * 1000.0)),
+        (
+            "COMMIT of the application, p99",
+            format!("{before} before the first storm, {since} since"),
+        ),
+        ("rounds", format!("{rounds}, in {strict} of them nothing might be repeated")),
     ];
     for (name, value) in rows {
         let _ = writeln!(table, "| {name} | {value} |");
@@ -66,6 +72,14 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
         );
     }
     table
+}
+
+/// Of a hundred COMMITs, how long the slowest but one took.
+fn p99<'c>(commits: impl Iterator<Item = &'c (Instant, Duration)>) -> String {
+    let mut lengths: Vec<Duration> = commits.map(|(_, took)| *took).collect();
+    lengths.sort_unstable();
+    let p99 = lengths.get(lengths.len() * 99 / 100).copied().unwrap_or_default();
+    format!("{:.1} ms", p99.as_secs_f64() * 1000.0)
 }
 
 fn seconds(length: Duration) -> String {

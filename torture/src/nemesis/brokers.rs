@@ -3,8 +3,9 @@
 use super::{Scale, length};
 use crate::stage::Stage;
 use crate::{GROWING, GROWTH, PREFIX};
+use std::collections::HashMap;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::process::Signal;
 use testkit::rng::Rng;
 
@@ -69,17 +70,55 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, 
             stage.topics.iter().for_each(|topic| kafka.move_leaders(topic));
         }
         Fault::Quota => {
-            let rate = rng.between(20_000..=200_000) as u64;
-            let _fault = stage.board.fault("producer throttled", &format!("{rate} B/s"));
-            kafka.set_producer_quota(CLIENT, Some(rate));
-            thread::sleep(length + Duration::from_secs(3));
-            kafka.set_producer_quota(CLIENT, None);
+            throttle(stage, rng.between(50_000..=300_000) as u64, length + Duration::from_secs(3));
         }
         // With a crash at the same time facts may be repeated in other partitions, and what is first there
         // cannot be told.
         Fault::Grow if spared => grow(stage),
         Fault::Grow => {}
     }
+}
+
+/// Relays may produce so many bytes a second. A broker that has told one to be silent for a while is not
+/// asked again before that, also where the quota is gone by then.
+fn throttle(stage: &Stage<'_>, rate: u64, length: Duration) {
+    let _fault = stage.board.fault("producer throttled", &format!("{rate} B/s"));
+    let told = |told: &mut HashMap<u32, usize>, until: &mut Instant| {
+        for member in stage.fleet.members() {
+            let log = member.relay.log_text();
+            let silences: Vec<Duration> = log.lines().filter_map(silence).collect();
+            let known = told.entry(member.relay.pid()).or_default();
+            for silence in silences.get(*known..).unwrap_or_default() {
+                *until = (Instant::now() + *silence).max(*until);
+            }
+            *known = silences.len();
+        }
+    };
+    let (mut known, mut until) = (HashMap::new(), Instant::now());
+    told(&mut known, &mut until);
+    stage.kafka.set_producer_quota(CLIENT, Some(rate));
+    let end = Instant::now() + length;
+    until = end;
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(300));
+        told(&mut known, &mut until);
+    }
+    stage.kafka.set_producer_quota(CLIENT, None);
+    while Instant::now() < until {
+        thread::sleep(Duration::from_millis(300));
+        told(&mut known, &mut until);
+    }
+}
+
+/// For how long a relay says that it is throttled.
+fn silence(line: &str) -> Option<Duration> {
+    let (_, text) = line.split_once("throttled by quota")?.1.split_once("throttle=")?;
+    let text = text.trim();
+    let seconds = match text.strip_suffix("ms") {
+        Some(millis) => millis.parse::<f64>().ok()? / 1000.0,
+        None => text.strip_suffix('s')?.parse().ok()?,
+    };
+    Some(Duration::from_secs_f64(seconds))
 }
 
 /// A topic gets more partitions, as often as it may.
@@ -97,4 +136,18 @@ fn grow(stage: &Stage<'_>) {
 fn restore(stage: &Stage<'_>) {
     stage.kafka.start_again();
     stage.topics.iter().for_each(|topic| stage.kafka.wait_in_sync(topic));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::silence;
+    use std::time::Duration;
+
+    #[test]
+    fn a_relay_says_for_how_long_it_is_throttled() {
+        let line = |length| format!("2026 WARN throttled by quota broker=3 throttle={length}");
+        assert_eq!(silence(&line("21.5s")), Some(Duration::from_millis(21_500)));
+        assert_eq!(silence(&line("813ms")), Some(Duration::from_millis(813)));
+        assert_eq!(silence("2026 INFO streaming"), None);
+    }
 }

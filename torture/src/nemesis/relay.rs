@@ -3,6 +3,7 @@
 use super::{Scale, length};
 use crate::fleet::{self, wait_slot_free, wait_streaming};
 use crate::invariant::Invariant;
+use crate::judge::wait_for;
 use crate::stage::Stage;
 use std::sync::Arc;
 use std::thread;
@@ -37,11 +38,11 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, 
     match fault {
         _ if spared => match rng.percent(60) {
             true => freeze(stage, &relay, length(rng, scale.frozen)),
-            false => restart(stage, &relay),
+            false => restart(stage, &relay, true),
         },
         Fault::Kill | Fault::KillAgain => kill(stage, &relay, rng),
         Fault::Freeze => freeze(stage, &relay, length(rng, scale.frozen)),
-        Fault::Restart => restart(stage, &relay),
+        Fault::Restart => restart(stage, &relay, false),
         Fault::Beside => beside(stage, &relay, rng),
         Fault::Overtaken => overtaken(stage, &relay),
     }
@@ -82,9 +83,12 @@ fn freeze(stage: &Stage<'_>, relay: &Arc<Owlpost>, length: Duration) {
 }
 
 /// SIGTERM, and another one in its place. Nothing is repeated if it could finish, unless the server has
-/// forgotten in a crash what it was told, and there was no time to tell it again.
-fn restart(stage: &Stage<'_>, relay: &Arc<Owlpost>) {
+/// forgotten in a crash what it was told, and there was no time to tell it again: `patiently` there is.
+fn restart(stage: &Stage<'_>, relay: &Arc<Owlpost>, patiently: bool) {
     let _server = stage.keep_server();
+    if patiently && !wait_for("the server to be told", PATIENCE / 2, || stage.remembers()) {
+        return;
+    }
     let _fault = stage.board.fault("relay SIGTERM", "");
     let code = stage.fleet.stop(relay, &stage.board);
     let remembers = stage.remembers();
