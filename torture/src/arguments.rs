@@ -53,9 +53,10 @@ impl Arguments {
         Ok(read)
     }
 
-    /// The command that does the same again.
-    pub(crate) fn command(&self) -> String {
-        format!("make torture MINUTES={} SEED={}", self.minutes, self.seed)
+    /// The command that does the same again, with a server of this version.
+    pub(crate) fn command(&self, server: &str) -> String {
+        let major = server.split('.').next().unwrap_or_default();
+        format!("make torture MINUTES={} SEED={} PG_MAJOR={major}", self.minutes, self.seed)
     }
 }
 
@@ -71,6 +72,7 @@ mod tests {
     fn what_is_not_understood_is_answered_with_the_usage() {
         let good = read("--relay r --minutes 60 --seed 9").unwrap();
         assert_eq!((good.minutes, good.seed), (60, 9));
+        assert_eq!(good.command("15.18 (D)"), "make torture MINUTES=60 SEED=9 PG_MAJOR=15");
         for bad in ["", "--relay", "--relay r --minutes x", "--relay r --else 1"] {
             assert!(read(bad).unwrap_err().starts_with("usage:"), "{bad}");
         }

@@ -32,7 +32,7 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
     let mut table = String::from("| what | how much |\n|---|---|\n");
     let bug = arguments.bug.as_ref().map(|bug| format!(" with the defect {bug}"));
     let rows = [
-        ("command", format!("`{}`", arguments.command())),
+        ("command", format!("`{}`", arguments.command(server))),
         ("seed", arguments.seed.to_string()),
         ("relay", format!("{}{}", version(arguments), bug.unwrap_or_default())),
         ("servers", format!("PostgreSQL {server}, Apache Kafka {kafka} (3 brokers)")),
