@@ -74,7 +74,8 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
             Names { slot: &ask.slot, publication: &ask.publication, prefixes: &ask.prefixes };
         let other = setup::refuse_other(&found, ask.known_system);
         let mut plan = other.unwrap_or_else(|| setup::plan(&found, names));
-        if Seeded::from_environment().is(SeededBug::RecreateSlot) && found.slot.is_none() {
+        let dropped = found.publication.is_some() && found.slot.is_none();
+        if Seeded::from_environment().is(SeededBug::RecreateSlot) && dropped {
             (plan, may_create) = (Plan::CreateSlot, true);
         }
         match &plan {

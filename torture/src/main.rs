@@ -125,9 +125,14 @@ fn perform(stage: &Stage<'_>, arguments: &Arguments) {
     stage.board.begin_round();
     pass(stage, end / 12);
     stage.calm();
+    // What a defect does after it was noticed tells nothing.
+    let noticed = || arguments.bug.is_some() && stage.board.violations() > 0;
     let mut nemesis = Nemesis::new(arguments.seed, Scale::of(arguments.minutes));
     let mut round = 0;
     while !stage.board.has_failed() && stage.board.elapsed() + STORM + RESERVE < end || round < 2 {
+        if noticed() {
+            return;
+        }
         round += 1;
         let spared = round % 2 == 0;
         stage.board.begin_round();
