@@ -201,7 +201,9 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
                 p.oid, obj_description(p.oid, 'pg_publication'), \
                 p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
                 s.slot_name, s.plugin, s.database, s.wal_status, s.two_phase, s.confirmed_flush_lsn, \
-                to_jsonb(s) ->> 'synced', pg_is_in_recovery() \
+                to_jsonb(s) ->> 'synced', pg_is_in_recovery(), \
+                current_setting('synchronous_standby_names'), \
+                current_setting('application_name') \
          FROM pg_database d \
          LEFT JOIN pg_publication p ON p.pubname = {publication} \
          LEFT JOIN pg_replication_slots s ON s.slot_name = {slot} \
@@ -241,6 +243,8 @@ async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found
         version: number(row, 2, command)?,
         wal_level: text(row, 3).unwrap_or_default(),
         in_recovery: text(row, 14).as_deref() == Some("t"),
+        synchronous_standby_names: text(row, 15).unwrap_or_default(),
+        application_name: text(row, 16).unwrap_or_default(),
         publication,
         slot,
     };

@@ -7,6 +7,7 @@ mod connection;
 mod dial;
 mod identify;
 mod setup;
+mod synchronous;
 
 pub use connection::{Connection, Failure, Turn};
 pub use identify::{Ask, Identified, identify};

@@ -6,6 +6,7 @@
 //! is older than its publication cannot decode past the first row change.
 
 use super::connection::{Connection, Failure};
+use super::synchronous::names_us;
 use crate::relay::gone::ExitKind;
 use factlib_protocol::Lsn;
 use factlib_protocol::backend::SqlState;
@@ -46,6 +47,10 @@ pub struct Found {
     pub wal_level: String,
     /// `pg_is_in_recovery()`: a standby.
     pub in_recovery: bool,
+    /// `synchronous_standby_names`.
+    pub synchronous_standby_names: String,
+    /// `application_name` of our session.
+    pub application_name: String,
     /// The publication of the configured name.
     pub publication: Option<FoundPublication>,
     /// The slot of the configured name.
@@ -132,6 +137,14 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
             "wal_level is {}, and logical decoding needs logical: set wal_level = logical in \
              postgresql.conf and restart the server",
             found.wal_level
+        );
+        return Plan::Refuse(ExitKind::Unsuitable, reason);
+    }
+    if !found.in_recovery && names_us(&found.synchronous_standby_names, &found.application_name) {
+        let reason = format!(
+            "synchronous_standby_names is {:?} and would make this relay (application_name {}) a synchronous \
+             standby, for which every COMMIT waits: name the standbys that are meant, or choose another APP_NAME",
+            found.synchronous_standby_names, found.application_name
         );
         return Plan::Refuse(ExitKind::Unsuitable, reason);
     }
@@ -361,6 +374,8 @@ mod tests {
             version: 150_018,
             wal_level: "logical".to_owned(),
             in_recovery: false,
+            synchronous_standby_names: "standby1".to_owned(),
+            application_name: "owlpost".to_owned(),
             publication: Some(FoundPublication {
                 comment: Some(
                     "owlpost: slot factlib_slot, system 7, consistent point 0/1".to_owned(),
@@ -415,6 +430,19 @@ mod tests {
         assert_eq!(planned(&["orders", "biling"]), other(&["billing"], &["biling"]));
         assert_eq!(planned(&["orders"]), other(&["billing"], &[]));
         assert_eq!(planned(&["orders", "billing", "order"]), other(&[], &["order"]));
+    }
+
+    #[test]
+    fn a_relay_that_would_be_a_synchronous_standby_is_refused() {
+        let all = Found { synchronous_standby_names: "ANY 1 (*)".to_owned(), ..found() };
+        let (kind, reason) = refusal(&all);
+        assert_eq!(kind, ExitKind::Unsuitable);
+        assert!(reason.contains("ANY 1 (*)") && reason.contains("APP_NAME"), "{reason}");
+        // A standby has none of its own.
+        assert_eq!(
+            plan(&Found { in_recovery: true, ..all }, NAMES),
+            Plan::Ready { adopted: false }
+        );
     }
 
     #[test]

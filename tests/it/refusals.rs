@@ -415,6 +415,15 @@ fn a_server_without_logical_decoding_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn a_relay_that_would_be_a_synchronous_standby_is_refused_with_the_remedy() {
+    let postgres = Postgres::builder().setting("synchronous_standby_names", "ANY 1 (*)").start();
+    let words = ["synchronous_standby_names is \"ANY 1 (*)\"", "every COMMIT waits", "APP_NAME"];
+    refused(at(&postgres), 8, &words);
+    refused(at(&postgres).arg("init"), 8, &words);
+    assert_eq!(inventory(&postgres), "no slot; no publication");
+}
+
+#[test]
 fn a_role_without_the_replication_right_is_refused_with_the_remedy() {
     let postgres = Postgres::builder().start();
     execute(&postgres, "CREATE ROLE relay LOGIN");
