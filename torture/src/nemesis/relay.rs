@@ -94,6 +94,7 @@ fn restart(stage: &Stage<'_>, relay: &Arc<Owlpost>, patiently: bool) {
     let remembers = stage.remembers();
     let forgot = if remembers { "" } else { ", and the server does not know what it was told" };
     stage.board.say(&format!("  it ended with exit code {code:?}{forgot}"));
+    stage.board.relay_starts();
     if code != Some(0) || !remembers {
         stage.board.allow_repeats();
     }
