@@ -81,6 +81,9 @@ pub async fn run(
     relay.handle(now(), Input::Timeout);
     loop {
         let mut parting = None;
+        if let Some(until) = relay.lease() {
+            kafka.lease_until(until);
+        }
         while let Some(output) = relay.poll_output() {
             match output {
                 Output::Connect => {

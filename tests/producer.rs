@@ -250,9 +250,8 @@ impl World {
     }
 
     fn poll(&mut self) {
-        let lease = Some(self.now + HOUR);
         let flush = !self.faults || self.dice.percent(70);
-        while let Some(request) = self.producer.poll(self.now, lease, flush) {
+        while let Some(request) = self.producer.poll(self.now, true, flush) {
             match request {
                 Request::Metadata { topics } => {
                     assert!(self.metadata.replace(topics).is_none(), "asked twice at once");

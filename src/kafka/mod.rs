@@ -16,10 +16,12 @@
 //!   waits behind is answered too (`sent: false`) instead of going out ahead of the repetitions.
 //! - A Produce is answered [`Config::request_timeout`] after `send` at the latest, and none of its
 //!   bytes leave later. The time covers queueing, connecting, writing and waiting.
+//! - A Produce is not begun once the lease is over, and one that is half written then is not finished.
 //! - `sent: false` means that no byte left this machine.
 //! - A topic is created only by [`Request::CreateTopic`], never by asking for metadata.
 
 mod dial;
+mod lease;
 mod link;
 mod message;
 mod peer;
@@ -35,6 +37,7 @@ pub use dial::{Address, InvalidAddress};
 
 use crate::relay::kafka::{Answer, BrokerId, Metadata, PartitionBatch, Request, Unanswered};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use lease::Lease;
 use peer::{Ask, Job, Peer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,8 +120,16 @@ impl Kafka {
             answers,
             runtime: Handle::current(),
             directory: Mutex::default(),
+            lease: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Produces may be written until then, and none before this was said. What cannot be written to its
+    /// end in time loses its connection: a broker takes nothing from half a request. What the operating
+    /// system has taken already leaves all the same, even if this process is stopped.
+    pub fn lease_until(&self, until: std::time::Instant) {
+        self.shared.lease.set(until.into());
     }
 
     /// Sends a request on its way. Never waits; the request is answered once, in the channel.
@@ -166,7 +177,7 @@ impl Kafka {
                     }
                 });
             }
-            Request::Produce { broker, mut batches, until } => {
+            Request::Produce { broker, mut batches } => {
                 message::sort(&mut batches);
                 let batches = Arc::new(batches);
                 let owed = Owed::new(Owes::Produce(broker, Arc::clone(&batches)), shared);
@@ -174,10 +185,7 @@ impl Kafka {
                     owed.unanswered(Unanswered(fault), false);
                 } else if let Some(peer) = shared.broker(broker) {
                     let deadline = Instant::now() + shared.config.request_timeout;
-                    peer.send(Job {
-                        ask: Ask::Produce { broker, batches, owed, until: until.into() },
-                        deadline,
-                    });
+                    peer.send(Job { ask: Ask::Produce { broker, batches, owed }, deadline });
                 } else {
                     let cause = format!("broker {broker} is not among the live brokers");
                     owed.unanswered(Unanswered(cause), false);
@@ -193,6 +201,7 @@ struct Shared {
     answers: mpsc::UnboundedSender<Answer>,
     runtime: Handle,
     directory: Mutex<Directory>,
+    lease: Arc<Lease>,
 }
 
 /// Who is where.
@@ -213,7 +222,7 @@ impl Shared {
     }
 
     fn peer(&self, address: Address) -> Peer {
-        Peer::new(address, &self.config, &self.answers, &self.runtime)
+        Peer::new(address, &self.config, &self.answers, &self.lease, &self.runtime)
     }
 
     fn broker(&self, id: BrokerId) -> Option<Peer> {

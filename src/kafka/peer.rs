@@ -9,6 +9,7 @@
 //! ```
 
 use super::dial::{Address, Connection, Stream, describe, dial};
+use super::lease::Lease;
 use super::message::{
     self, CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
     ProduceRequest, ProduceResponse,
@@ -57,14 +58,13 @@ pub(super) enum Ask {
         broker: BrokerId,
         batches: Arc<Vec<PartitionBatch>>,
         owed: Owed,
-        until: Instant,
     },
 }
 
 impl Ask {
     /// True for a Produce that must not be sent any more.
-    fn is_too_late(&self) -> bool {
-        matches!(self, Self::Produce { until, .. } if *until <= Instant::now())
+    fn is_too_late(&self, lease: &Lease) -> bool {
+        matches!(self, Self::Produce { .. }) && lease.is_over()
     }
 
     pub(super) fn unanswered(self, cause: Unanswered, sent: bool) {
@@ -99,6 +99,7 @@ impl Peer {
         address: Address,
         config: &Arc<Config>,
         answers: &mpsc::UnboundedSender<Answer>,
+        lease: &Arc<Lease>,
         runtime: &Handle,
     ) -> Self {
         let (jobs, inbox) = mpsc::unbounded_channel();
@@ -108,6 +109,7 @@ impl Peer {
             Arc::clone(config),
             answers.clone(),
             inbox,
+            Arc::clone(lease),
             Arc::clone(&connected),
         ));
         Self { address, jobs, connected }
@@ -136,6 +138,7 @@ async fn run(
     config: Arc<Config>,
     answers: mpsc::UnboundedSender<Answer>,
     mut inbox: mpsc::UnboundedReceiver<Job>,
+    lease: Arc<Lease>,
     connected: Arc<AtomicBool>,
 ) {
     let mut failure: Option<(Instant, Unanswered)> = None;
@@ -154,7 +157,9 @@ async fn run(
             Ok(connection) => {
                 tracing::debug!(broker = %address, "connected");
                 connected.store(true, Ordering::Relaxed);
-                let ended = serve(&address, &config, connection, job, &mut inbox, &answers).await;
+                let served =
+                    serve(&address, &config, connection, job, &mut inbox, &lease, &answers);
+                let ended = served.await;
                 connected.store(false, Ordering::Relaxed);
                 ended
             }
@@ -226,6 +231,8 @@ enum Event {
     Job(Job),
     Done(u64, Result<Response, RequestError>),
     Timer,
+    /// A Produce that is half written must not be written to its end.
+    TooLate,
     /// The broker closed an idle connection.
     Ended,
     /// Nobody needs this connection any more.
@@ -242,6 +249,7 @@ async fn serve(
     connection: Connection,
     first: Job,
     inbox: &mut mpsc::UnboundedReceiver<Job>,
+    lease: &Lease,
     answers: &mpsc::UnboundedSender<Answer>,
 ) -> Result<(), Unanswered> {
     let traffic = &*connection.traffic;
@@ -263,9 +271,14 @@ async fn serve(
             }
             // The last look before the bytes: a process that was stopped for a while, or a connection
             // that took its time, must not publish what is another relay's by now.
-            Event::Job(Job { ask, .. }) if ask.is_too_late() => {
+            Event::Job(Job { ask, .. }) if ask.is_too_late(lease) => {
                 let cause = format!("{address}: the lease on the slot was over before it was sent");
                 ask.unanswered(Unanswered(cause), false);
+            }
+            Event::TooLate => {
+                break format!(
+                    "{address}: the lease on the slot was over before all of it was sent"
+                );
             }
             Event::Job(Job { ask, deadline }) => {
                 let request = match &ask {
@@ -337,7 +350,13 @@ async fn serve(
         }
 
         event = poll_fn(|cx| {
-            // First, because this also goes on writing.
+            // One request is written at a time, the newest. A process that was stopped meanwhile finds
+            // room in the socket at once.
+            let writing = traffic.requests() < started;
+            if writing && pending.back().is_some_and(|newest| newest.ask.is_too_late(lease)) {
+                return Poll::Ready(Event::TooLate);
+            }
+            // Before all else, because this also goes on writing.
             if let Poll::Ready(Some((id, result))) = exchanges.poll_next_unpin(cx) {
                 return Poll::Ready(Event::Done(id, result));
             }
@@ -404,11 +423,11 @@ fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask
                 response.answer(&topic).map_err(|what| Unanswered(format!("{address}: {what}")));
             drop(reply.send(answer));
         }
-        (Ask::Produce { broker, batches, owed, until }, Response::Produce(response)) => {
+        (Ask::Produce { broker, batches, owed }, Response::Produce(response)) => {
             let throttle = response.throttle;
             match response.answers(&batches) {
                 Ok(partitions) => owed.pay(Answer::Produced { broker, partitions, throttle }),
-                Err(what) => return Err((Ask::Produce { broker, batches, owed, until }, what)),
+                Err(what) => return Err((Ask::Produce { broker, batches, owed }, what)),
             }
         }
         (ask, _) => return Err((ask, "a response of another kind".to_owned())),

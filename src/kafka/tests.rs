@@ -320,7 +320,9 @@ impl Driver {
         let (sender, answers) = mpsc::unbounded_channel();
         let mut config = Config::new(bootstrap.iter().map(|s| (*s).to_owned()).collect());
         change(&mut config);
-        Self { kafka: Kafka::new(config, sender), answers }
+        let kafka = Kafka::new(config, sender);
+        kafka.lease_until(later());
+        Self { kafka, answers }
     }
 
     /// With the brokers' addresses known.
@@ -351,7 +353,7 @@ impl Driver {
 
     fn send(&self, broker: BrokerId, partition: i32, batch: &'static [u8]) {
         let batches = vec![batch_for("t", partition, Bytes::from_static(batch))];
-        self.kafka.send(Request::Produce { broker, batches, until: later() });
+        self.kafka.send(Request::Produce { broker, batches });
     }
 
     async fn produced(&mut self) -> Vec<PartitionAnswer> {
@@ -509,19 +511,49 @@ async fn a_produce_whose_lease_is_over_is_answered_and_not_sent() {
     .await;
     let mut driver = Driver::connected(&broker).await;
     let batches = vec![batch_for("t", 0, Bytes::from_static(b"t0"))];
-    let until = Instant::now().into_std();
-    driver.kafka.send(Request::Produce { broker: 1, batches: batches.clone(), until });
+    driver.kafka.lease_until(Instant::now().into_std());
+    driver.kafka.send(Request::Produce { broker: 1, batches: batches.clone() });
     let Answer::ProduceUnanswered { sent: false, cause, .. } = driver.next().await else {
         panic!()
     };
     assert!(cause.to_string().contains("lease"), "{cause}");
-    driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
+    driver.kafka.lease_until(later());
+    driver.kafka.send(Request::Produce { broker: 1, batches });
     assert!(matches!(driver.next().await, Answer::Produced { .. }));
     assert_eq!(
         produces.load(Ordering::Relaxed),
         1,
         "the connection goes on, the first was not sent"
     );
+}
+
+#[tokio::test]
+async fn a_produce_that_is_half_written_when_the_lease_ends_is_not_written_to_its_end() {
+    let broker = lone(|i| match i.connection {
+        1 => Reaction::ReadSlowly,
+        _ => stored(i),
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    driver.send(1, 0, b"read, then hardly any more");
+    let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
+    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    until(|| !broker.seen(PRODUCE).is_empty()).await;
+    // It goes on while the lease is renewed, and not longer.
+    for _ in 0..4 {
+        driver.kafka.lease_until((Instant::now() + SHORT).into_std());
+        tokio::time::sleep(SHORT / 2).await;
+    }
+    driver.silent();
+    for partition in [0, 1] {
+        let (partitions, sent, cause) = driver.unanswered().await;
+        assert_eq!((partitions[0].1, sent), (partition, true));
+        assert!(
+            cause.ends_with("the lease on the slot was over before all of it was sent"),
+            "{cause}"
+        );
+    }
+    broker.has_open(0).await;
 }
 
 #[tokio::test]
@@ -539,7 +571,7 @@ async fn every_partition_of_a_produce_has_its_own_answer() {
         batch_for("t", 0, Bytes::from_static(b"t0")),
         batch_for("t", 3, Bytes::from_static(b"t3")),
     ];
-    driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
+    driver.kafka.send(Request::Produce { broker: 1, batches });
 
     let begun = Instant::now();
     let Answer::Produced { broker: 1, partitions, throttle } = driver.next().await else {
@@ -585,7 +617,7 @@ async fn requests_are_pipelined_in_the_order_of_the_calls() {
         let batch = if n % 7 == 0 { batch.clone() } else { batch.slice(..n) };
         let partition = i32::try_from(n).unwrap();
         let batches = vec![batch_for("t", partition, batch)];
-        driver.kafka.send(Request::Produce { broker: 1, batches, until: later() });
+        driver.kafka.send(Request::Produce { broker: 1, batches });
     }
     for n in (0..N).rev() {
         assert_eq!(driver.produced().await[0].partition, i32::try_from(n).unwrap());
@@ -676,7 +708,7 @@ async fn a_broker_that_hardly_reads_holds_nothing_for_longer_than_the_time_out()
     let mut driver = Driver::connected_with(&broker, SHORT).await;
     driver.send(1, 0, b"read, then hardly any more");
     let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
-    driver.kafka.send(Request::Produce { broker: 1, batches: large, until: later() });
+    driver.kafka.send(Request::Produce { broker: 1, batches: large });
     driver.send(1, 2, b"waits behind the large one");
     let begun = Instant::now();
     for (partition, was_sent) in [(0, true), (1, true), (2, false)] {
@@ -758,7 +790,7 @@ async fn an_answer_that_does_not_fit_the_request_is_none() {
             batch_for("t", 0, Bytes::from_static(b"0")),
             batch_for("t", 1, Bytes::from_static(b"1")),
         ];
-        driver.kafka.send(Request::Produce { broker: 1, batches: two, until: later() });
+        driver.kafka.send(Request::Produce { broker: 1, batches: two });
         let (partitions, sent, cause) = driver.unanswered().await;
         assert!(partitions.len() == 2 && sent);
         assert!(cause.contains(expected), "{cause:?} instead of {expected:?}");
@@ -840,7 +872,7 @@ async fn a_request_that_cannot_be_made_is_refused_unsent() {
         (1, vec![], "a produce request without a batch"),
         (1, vec![long], "a topic name of 40000 bytes"),
     ] {
-        driver.kafka.send(Request::Produce { broker: to, batches, until: later() });
+        driver.kafka.send(Request::Produce { broker: to, batches });
         let (_, sent, cause) = driver.unanswered().await;
         assert_eq!((sent, cause.as_str()), (false, expected));
     }

@@ -291,6 +291,15 @@ impl Relay {
         Some(self.started? + self.settings.startup_timeout.filter(|_| !reached)?)
     }
 
+    /// Until when the slot is surely ours, while it is: a driver that was stopped for a while must not
+    /// publish after that.
+    pub fn lease(&self) -> Option<Instant> {
+        match &self.link {
+            Link::Streaming(session) => Some(session.lease_until(self.settings.lease)),
+            _ => None,
+        }
+    }
+
     fn is_behind(&self) -> bool {
         self.behind || self.lagging
     }
@@ -493,10 +502,7 @@ impl Relay {
         if self.exited {
             return;
         }
-        let lease = match &self.link {
-            Link::Streaming(session) => Some(session.lease_until(self.settings.lease)),
-            _ => None,
-        };
+        let produce = self.lease().is_some_and(|until| now.at < until);
         // A batch that could still grow is sent when nothing more is to be read right now.
         let at_rest = self.drained && !self.is_behind();
         let mut flush = at_rest || self.is_paused() || self.stopping.is_some();
@@ -506,7 +512,7 @@ impl Relay {
         if flush || !self.producer.has_waiting() {
             self.sweep_at = None;
         }
-        while let Some(request) = self.producer.poll(now.at, lease, flush) {
+        while let Some(request) = self.producer.poll(now.at, produce, flush) {
             self.outputs.push_back(Output::Kafka(request));
         }
     }

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A broker's node id, as Metadata responses give it.
 pub type BrokerId = i32;
@@ -125,9 +125,6 @@ pub enum Request {
         broker: BrokerId,
         /// The batches. At least one.
         batches: Vec<PartitionBatch>,
-        /// When the slot may belong to another relay: a driver that has not begun to write the
-        /// request by then answers that it was not sent.
-        until: Instant,
     },
 }
 

@@ -50,6 +50,7 @@ async fn a_real_broker_answers_what_the_model_says() {
     let (answers, mut inbox) = mpsc::unbounded_channel();
     let brokers = kafka.bootstrap().split(',').map(str::to_owned).collect();
     let driver = Driver::new(Config::new(brokers), answers);
+    driver.lease_until(Instant::now() + Duration::from_secs(3600));
     driver.send(Request::Metadata { topics: vec![Arc::from(TOPIC)] });
     let Some(Answer::Metadata(Ok(metadata))) = inbox.recv().await else { panic!("no metadata") };
     let broker = metadata.topics[0].partitions[0].leader.unwrap();
@@ -88,9 +89,8 @@ async fn a_real_broker_answers_what_the_model_says() {
             _ => (ProducerId { id: ids[at], epoch }, next, count),
         };
         let fate = model.arrive(producer.id, producer.epoch, base, count);
-        let until = Instant::now() + Duration::from_secs(60);
         let batches = vec![batch(producer, base, count)];
-        driver.send(Request::Produce { broker, batches, until });
+        driver.send(Request::Produce { broker, batches });
         let Some(Answer::Produced { partitions, .. }) = inbox.recv().await else {
             panic!("no answer")
         };

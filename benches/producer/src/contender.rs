@@ -133,8 +133,8 @@ impl Ours {
 
     fn send(&mut self, flush: bool) {
         let now = Instant::now();
-        let lease = Some(now + Duration::from_secs(60));
-        while let Some(request) = self.producer.poll(now, lease, flush) {
+        self.kafka.lease_until(now + Duration::from_secs(60));
+        while let Some(request) = self.producer.poll(now, true, flush) {
             self.kafka.send(request);
         }
     }

@@ -359,9 +359,9 @@ impl Producer {
         !self.waiting.is_empty()
     }
 
-    /// The next request to send, until none. `lease` says until when facts may be sent, if at all;
-    /// `flush`, whether batches that could still grow are.
-    pub fn poll(&mut self, now: Instant, lease: Option<Instant>, flush: bool) -> Option<Request> {
+    /// The next request to send, until none. `produce` says whether facts may be sent; `flush`,
+    /// whether batches that could still grow are.
+    pub fn poll(&mut self, now: Instant, produce: bool, flush: bool) -> Option<Request> {
         if self.requests.is_empty() {
             if self.metadata_at.is_some_and(|at| at + self.settings.metadata_age_max <= now) {
                 self.metadata.want(now);
@@ -377,8 +377,8 @@ impl Producer {
             if let Some(request) = self.create(now) {
                 return Some(request);
             }
-            if let Some(until) = lease.filter(|until| now < *until) {
-                self.produce(now, until, flush);
+            if produce {
+                self.produce(now, flush);
             }
         }
         self.requests.pop_front()
@@ -517,7 +517,7 @@ impl Producer {
     }
 
     /// Collects what can be sent now, one request for each broker, with one batch of each partition.
-    fn produce(&mut self, now: Instant, until: Instant, flush: bool) {
+    fn produce(&mut self, now: Instant, flush: bool) {
         self.throttled.retain(|_, until| *until > now);
         let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
         let waiting = std::mem::take(&mut self.waiting);
@@ -565,11 +565,8 @@ impl Producer {
             }
         }
         let produces = by_broker.into_iter();
-        self.requests.extend(produces.map(|(broker, _, batches)| Request::Produce {
-            broker,
-            batches,
-            until,
-        }));
+        self.requests
+            .extend(produces.map(|(broker, _, batches)| Request::Produce { broker, batches }));
     }
 
     /// What became of a batch is known, or not to be known.
