@@ -75,6 +75,8 @@ struct Rig {
     connects: usize,
     starts: Vec<Lsn>,
     statuses: Vec<StandbyStatusUpdate>,
+    /// How often the relay said CopyDone.
+    copy_dones: usize,
     hangups: usize,
     requests: Vec<Request>,
     events: Vec<Event>,
@@ -97,6 +99,7 @@ impl Rig {
             connects: 0,
             starts: Vec::new(),
             statuses: Vec::new(),
+            copy_dones: 0,
             hangups: 0,
             requests: Vec::new(),
             events: Vec::new(),
@@ -144,8 +147,10 @@ impl Rig {
     fn sent(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(frame) = Frame::decode(rest, 100).unwrap() {
-            if frame.tag == b'd' {
-                self.statuses.push(StandbyStatusUpdate::decode(frame.body).unwrap());
+            match frame.tag {
+                b'd' => self.statuses.push(StandbyStatusUpdate::decode(frame.body).unwrap()),
+                b'c' => self.copy_dones += 1,
+                _ => {}
             }
             rest = &rest[frame.encoded_len()..];
         }
@@ -186,6 +191,12 @@ impl Rig {
         let server_clock = Timestamp(i64::try_from((sent - self.begun).as_micros()).unwrap());
         PrimaryKeepalive { wal_end: Lsn(wal_end), server_clock, reply_requested }.encode(&mut out);
         self.receive(&out);
+    }
+
+    /// Everything that the relay said was read, up to its CopyDone.
+    fn end_copy(&mut self) {
+        assert_eq!(self.copy_dones, 1);
+        self.receive(b"c\0\0\0\x04");
     }
 
     fn flush(&self) -> Lsn {
@@ -975,11 +986,13 @@ fn a_stop_reads_on_to_the_commit_settles_confirms_and_leaves() {
     keys.sort();
     assert_eq!(keys, ["a", "b"]);
     assert_eq!(rig.flush(), Lsn(208), "walEnd covers what was not taken");
-    assert!(rig.exit.is_none(), "the last status is not answered yet");
     for _ in 0..5 {
         rig.keepalive(400, false);
     }
+    assert!(rig.exit.is_none(), "a keepalive may be no answer");
+    rig.end_copy();
     assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+    assert_eq!((rig.hangups, rig.starts.len()), (1, 1));
     assert_eq!(rig.statuses.last().unwrap().flush, Lsn(208));
 }
 
@@ -1615,9 +1628,7 @@ fn a_stop_inside_a_transaction_reads_on_to_its_commit_across_a_reconnect() {
     let stream = Stream::default().begin(200).fact(150, "a").fact(151, "b").commit(200);
     rig.receive(&stream.transaction(300, &["not taken"]).0);
     assert_eq!(rig.store_all(), ["b"]);
-    (0..5).for_each(|_| rig.keepalive(400, false));
-    rig.pass(SECOND);
-    (0..5).for_each(|_| rig.keepalive(400, false));
+    rig.end_copy();
     assert_eq!(rig.exit.as_ref().unwrap().kind, ExitKind::Stopped);
     assert_eq!(rig.flush(), Lsn(208));
 }
@@ -1629,7 +1640,7 @@ fn a_stop_with_a_transaction_half_read_for_good_says_that_it_will_come_again() {
     rig.receive(&stream.0);
     assert_eq!(rig.store_all(), ["a"]);
     rig.input(Input::Stop);
-    (0..5).for_each(|_| rig.keepalive(300, false));
+    rig.end_copy();
     let exit = rig.exit.as_ref().unwrap();
     assert_eq!(exit.kind, ExitKind::Deadline);
     assert!(exit.reason.contains("delivered again"), "{}", exit.reason);
@@ -1693,9 +1704,7 @@ fn a_halted_relay_can_be_stopped_and_keeps_the_fact_in_the_slot() {
     rig.keepalive(500, true);
     rig.input(Input::Stop);
     assert_eq!(rig.store_all(), ["a"]);
-    for _ in 0..5 {
-        rig.keepalive(500, false);
-    }
+    rig.end_copy();
     assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
     assert_eq!(rig.statuses.last().unwrap().flush, Lsn(208));
 }
@@ -1760,6 +1769,28 @@ fn a_stop_after_what_nobody_answered_waits_for_a_server_that_knows() {
     rig.pass(SECOND);
     rig.input(Input::Identified(Identity { confirmed_flush: Lsn(200), ..identity() }));
     assert_eq!(rig.exit.unwrap().kind, ExitKind::Stopped);
+}
+
+/// Symptom: a relay that was stopped while nothing it said was read took keepalives that nobody had asked
+/// for as answers, ended with success, and what it had called confirmed came again.
+#[test]
+fn a_stop_that_the_server_does_not_hear_asks_where_the_slot_stands() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    rig.store_all();
+    rig.input(Input::Stop);
+    rig.keepalive(300, false);
+    rig.pass(SECOND);
+    assert_eq!((rig.exit.as_ref(), rig.hangups, rig.connects), (None, 1, 2));
+    // It had not heard of it, so it is told anew.
+    rig.connect(identity());
+    rig.keepalive(300, false);
+    assert_eq!((rig.exit.as_ref(), rig.flush()), (None, Lsn(208)));
+    rig.pass(SECOND);
+    rig.input(Input::Identified(Identity { confirmed_flush: Lsn(208), ..identity() }));
+    let exit = rig.exit.unwrap();
+    assert_eq!(exit.kind, ExitKind::Stopped);
+    assert!(exit.reason.ends_with("is in Kafka and confirmed (0/D0)"), "{}", exit.reason);
 }
 
 /// Symptom: while Kafka said nothing for longer than METADATA_MAX_AGE, the relay took a whole processor.

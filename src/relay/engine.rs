@@ -16,6 +16,9 @@ use factlib_protocol::{Lsn, frontend};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// How long the server may send on after our CopyDone.
+const COPY_DONE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long between two attempts to take a slot that another session has: short, because the wait
 /// is what a take-over costs.
 const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
@@ -73,7 +76,8 @@ pub(super) struct Stopping {
     pub(super) deadline: Instant,
     /// Units are still taken: the current transaction is read to its Commit.
     pub(super) taking: bool,
-    pub(super) final_status: bool,
+    /// When the last status and CopyDone were sent in this session.
+    pub(super) ended_at: Option<Instant>,
 }
 
 /// The relay. See the module's documentation for how to drive it.
@@ -272,17 +276,18 @@ impl Relay {
         let link = match &self.link {
             Link::Away { until } => [Some(*until), None, None],
             Link::Streaming(session) => [
-                session.feedback.due(self.ledger.flush()),
+                session.feedback.due(self.ledger.flush()).filter(|_| self.copy_ended().is_none()),
                 Some(session.lease_until(self.settings.lease)),
                 self.paused.map(|(since, _)| since + self.settings.stall_timeout),
             ],
             _ => [None; 3],
         };
         let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
+        let copy_done = self.copy_ended().map(|at| at + COPY_DONE_PATIENCE);
         let startup = self.startup_deadline();
         let produce = matches!(self.link, Link::Streaming(_));
         let sweep = self.sweep_at.filter(|_| produce);
-        let others = [self.producer.deadline(produce), stop, startup, sweep];
+        let others = [self.producer.deadline(produce), stop, copy_done, startup, sweep];
         link.into_iter().chain(others).flatten().min()
     }
 
@@ -346,15 +351,12 @@ impl Relay {
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
             self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
         }
-        if confirmed_flush >= self.ledger.flush() {
-            self.told = self.ledger.flush();
-        }
         if self.ledger.flush() == Lsn::INVALID {
             // A server that crashes forgets what it was told since the last checkpoint, also what another
             // process of ours told it. A start position of our own then keeps it from coming again.
             self.ledger.confirmed_before(confirmed_flush);
-            self.told = confirmed_flush;
         }
+        self.told = confirmed_flush.min(self.ledger.flush());
         self.system = Some(system);
         self.timelines = Timelines::new(timeline, history);
         self.source = Source::new(system, database);
@@ -435,6 +437,9 @@ impl Relay {
         }
         if let Some(enqueued) = self.enqueued {
             self.read_to = self.read_to.max(enqueued.unit.lsn);
+        }
+        if let Some(stopping) = &mut self.stopping {
+            stopping.ended_at = None;
         }
         self.ended = None;
         self.ledger.disconnected();
@@ -525,12 +530,26 @@ impl Relay {
             self.events.push_back(Event::PassedOver { position: halted.position });
             self.stalled = None;
         }
-        let paused = self.is_paused();
+        let (paused, copy_ended) = (self.is_paused(), self.copy_ended());
         let Link::Streaming(session) = &mut self.link else { return };
         if now.at >= session.lease_until(self.settings.lease) {
             let lease = self.settings.lease;
             let cause = format!("PostgreSQL has not answered for {lease:?}");
             return self.hang_up(now, Duration::ZERO, cause);
+        }
+        if copy_ended.is_some_and(|at| now.at >= at + COPY_DONE_PATIENCE) {
+            // In the middle of a large transaction it would send the rest first. Or it hears nothing of what
+            // we say, and the answers were to nothing: only the slot's own position tells.
+            let told = self.told;
+            let cause = "the last status is not read yet; asking where the slot stands".to_owned();
+            self.hang_up(now, Duration::ZERO, cause);
+            self.told = told;
+            return;
+        }
+        if copy_ended.is_some() {
+            self.paused = None;
+            // The server reads nothing behind CopyDone.
+            return;
         }
         if !paused || self.seeded.is(SeededBug::NoHangUp) {
             self.paused = None;
@@ -573,7 +592,7 @@ impl Relay {
         self.stopping = Some(Stopping {
             deadline: now.at + self.settings.stop_timeout,
             taking: true,
-            final_status: false,
+            ended_at: None,
         });
         let unsettled = self.producer.unsettled_facts();
         self.events.push_back(Event::Stopping { unsettled });
@@ -589,6 +608,11 @@ impl Relay {
             Class::Message => unit.lsn <= flush,
         };
         !confirmed && self.ended.is_none_or(|ended| ended < unit)
+    }
+
+    /// When we said CopyDone in this session, if we did.
+    pub(super) fn copy_ended(&self) -> Option<Instant> {
+        self.stopping.as_ref()?.ended_at
     }
 
     /// Whether units are still taken although the relay is stopping; once not, never again.
@@ -619,36 +643,25 @@ impl Relay {
                 if stopping.taking || unsettled > 0 {
                     return;
                 }
-                if !stopping.final_status {
-                    stopping.final_status = true;
-                    let mut out = BytesMut::new();
-                    session.feedback.status(now.at, now.clock, flush, true, &mut out);
-                    self.outputs.push_back(Output::Send(out));
-                } else if session.feedback.is_confirmed(flush) {
-                    let mut out = BytesMut::new();
+                let mut out = BytesMut::new();
+                if self.told == flush {
                     frontend::terminate(&mut out);
                     self.outputs.push_back(Output::Send(out));
-                    if unfinished {
-                        let reason = format!(
-                            "confirmed up to {flush}; a transaction was read only in part, and its facts \
-                             that are in Kafka already will be delivered again"
-                        );
-                        return self.exit(ExitKind::Deadline, reason);
-                    }
-                    let reason = match &self.halted {
-                        None => {
-                            format!("everything that was read is in Kafka and confirmed ({flush})")
-                        }
-                        Some(halted) => format!(
-                            "everything before position {} is in Kafka and confirmed ({flush}); the fact \
-                             there halts the relay and stays in the slot: {}",
-                            halted.position, halted.reason
-                        ),
-                    };
-                    self.exit(ExitKind::Stopped, reason);
+                    self.confirmed(unfinished);
+                } else if stopping.ended_at.is_none() {
+                    // A keepalive may have been sent before the status was heard. CopyDone is answered
+                    // behind it, and never otherwise.
+                    stopping.ended_at = Some(now.at);
+                    session.feedback.status(now.at, now.clock, flush, false, &mut out);
+                    frontend::copy_done(&mut out);
+                    self.outputs.push_back(Output::Send(out));
                 }
             }
-            // Nothing of ours waits for a confirmation.
+            Link::Starting if unsettled == 0 && !unfinished && self.told == flush => {
+                self.confirmed(unfinished);
+            }
+            // Nothing of ours waits for a confirmation. What was answered before the connection was lost
+            // counts as known here, because there may be nobody to ask any more.
             _ if !self.identified || (unsettled == 0 && !unfinished && self.told == flush) => {
                 let reason = if !self.identified {
                     "PostgreSQL had not been reached, and nothing was read".to_owned()
@@ -665,5 +678,26 @@ impl Relay {
             // Connected again before the deadline, it can still confirm.
             _ => {}
         }
+    }
+
+    /// The server knows all that is settled.
+    fn confirmed(&mut self, unfinished: bool) {
+        let flush = self.ledger.flush();
+        if unfinished {
+            let reason = format!(
+                "confirmed up to {flush}; a transaction was read only in part, and its facts that are in \
+                 Kafka already will be delivered again"
+            );
+            return self.exit(ExitKind::Deadline, reason);
+        }
+        let reason = match &self.halted {
+            None => format!("everything that was read is in Kafka and confirmed ({flush})"),
+            Some(halted) => format!(
+                "everything before position {} is in Kafka and confirmed ({flush}); the fact there halts \
+                 the relay and stays in the slot: {}",
+                halted.position, halted.reason
+            ),
+        };
+        self.exit(ExitKind::Stopped, reason);
     }
 }

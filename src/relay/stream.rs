@@ -120,11 +120,14 @@ impl Relay {
                 self.gone(now, gone::classify(&error));
             }
             backend::Message::CopyDone | backend::Message::CommandComplete(_) => {
-                self.outputs.push_back(Output::Hangup);
                 if let Link::Streaming(session) = &self.link {
                     // It does so when it has read what we said last.
                     self.told = session.feedback.told();
                 }
+                if self.copy_ended().is_some() {
+                    return Ok(Flow::Taken);
+                }
+                self.outputs.push_back(Output::Hangup);
                 self.gone(now, Gone::Lost("the server ended the stream".to_owned()));
             }
             // A NoticeResponse (18 warns of a missing publication in the stream) or a

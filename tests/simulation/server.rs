@@ -45,6 +45,13 @@ impl Unit {
     }
 }
 
+/// What a relay says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Said {
+    Status { write: u64, flush: u64, reply: bool },
+    CopyDone,
+}
+
 /// A walsender.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -58,7 +65,9 @@ pub(crate) struct Session {
     write: u64,
     flush: u64,
     /// What was said while it was busy.
-    inbox: VecDeque<(u64, u64, bool)>,
+    inbox: VecDeque<Said>,
+    /// The relay has said CopyDone, and was answered.
+    over: bool,
     busy_until: Option<Instant>,
     /// For the relay, where nothing is in between.
     pub(crate) outgoing: BytesMut,
@@ -289,6 +298,7 @@ impl Server {
             write: 0,
             flush: 0,
             inbox: VecDeque::new(),
+            over: false,
             busy_until: None,
             outgoing: BytesMut::new(),
         });
@@ -311,13 +321,26 @@ impl Server {
         until.is_some_and(|until| now < until)
     }
 
+    fn is_over(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.over)
+    }
+
+    /// There is nothing to send: before it sleeps, `WalSndWaitForWal` says how far it is, unless it heard of
+    /// as much.
+    pub(crate) fn idle(&mut self, now: Instant) {
+        let unheard = |s: &Session| s.flush < s.position && s.write < s.position && !s.asked;
+        if self.caught_up() && self.session.as_ref().is_some_and(unheard) {
+            self.keepalive(now, false);
+        }
+    }
+
     fn caught_up(&self) -> bool {
         let Some(session) = &self.session else { return true };
         self.wal.get(session.sent).is_none_or(|unit| unit.end > self.flushed)
     }
 
     pub(crate) fn send_next(&mut self, now: Instant, truth: &Truth) {
-        if self.is_busy(now) || self.caught_up() {
+        if self.is_busy(now) || self.is_over() || self.caught_up() {
             return;
         }
         let server_clock = self.clock(now);
@@ -360,7 +383,7 @@ impl Server {
 
     /// How far the WAL is sent: through all that nobody waits for, too.
     pub(crate) fn keepalive(&mut self, now: Instant, reply_requested: bool) {
-        if self.is_busy(now) {
+        if self.is_busy(now) || self.is_over() {
             return;
         }
         let server_clock = self.clock(now);
@@ -376,11 +399,11 @@ impl Server {
         keepalive.encode(&mut session.outgoing);
     }
 
-    /// The relay says how far it is. True if more is confirmed now.
-    pub(crate) fn status(&mut self, now: Instant, write: u64, flush: u64, reply: bool) -> bool {
+    /// The relay says how far it is, or that it is done. True if more is confirmed now.
+    pub(crate) fn hear(&mut self, now: Instant, said: Said) -> bool {
         let busy = self.is_busy(now);
         let Some(session) = &mut self.session else { return false };
-        session.inbox.push_back((write, flush, reply));
+        session.inbox.push_back(said);
         if busy {
             return false;
         }
@@ -391,8 +414,16 @@ impl Server {
         let Some(session) = &mut self.session else { return false };
         let said = std::mem::take(&mut session.inbox);
         let before = self.confirmed;
-        let mut answers = 0;
-        for (write, flush, reply) in said {
+        let (mut answers, mut over) = (0, session.over);
+        for said in said {
+            let Said::Status { write, flush, reply } = said else {
+                over = true;
+                continue;
+            };
+            if over {
+                // Accepted and ignored.
+                continue;
+            }
             session.last_reply = now;
             session.asked = false;
             (session.write, session.flush) = (write, flush);
@@ -410,6 +441,10 @@ impl Server {
         (0..answers).for_each(|_| self.keepalive(now, false));
         if let Some(session) = &mut self.session {
             session.busy_until = until;
+            if over && !session.over {
+                session.over = true;
+                session.outgoing.extend_from_slice(b"c\0\0\0\x04");
+            }
         }
         self.highest = self.highest.max(self.confirmed);
         self.confirmed > before
@@ -419,6 +454,9 @@ impl Server {
     pub(crate) fn tick(&mut self, now: Instant) -> (bool, Option<Ended>) {
         let Some(session) = &mut self.session else { return (false, None) };
         let mut confirmed = false;
+        if session.over {
+            return (false, None);
+        }
         let silent = now - session.last_reply;
         let busy = session.busy_until.is_some_and(|until| now < until);
         if (!busy || silent >= WAL_SENDER_TIMEOUT / 2) && !session.inbox.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::cluster::{BROKERS, Cluster, DEAD, FACTS, Fault, LATE};
 use crate::model::Dice;
-use crate::server::{Ended, Server, halts};
+use crate::server::{Ended, Said, Server, halts};
 use crate::truth::{Nature, Truth};
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::*;
@@ -38,6 +38,7 @@ const FAULTS_MIN: usize = 5;
 pub(crate) const WANTED: &[&str] = &[
     // Faults.
     "answer lost after the append",
+    "CopyDone",
     "black hole both ways",
     "black hole from the server",
     "black hole to the server",
@@ -458,11 +459,25 @@ impl World {
         let mut rest = bytes;
         while let Some(frame) = Frame::decode(rest, 100).unwrap() {
             rest = &rest[frame.encoded_len()..];
-            let Ok(status) = StandbyStatusUpdate::decode(frame.body) else { continue };
+            let said = match frame.tag {
+                b'c' => Said::CopyDone,
+                b'd' => {
+                    let status = StandbyStatusUpdate::decode(frame.body).unwrap();
+                    let (write, flush) = (status.write.0, status.flush.0);
+                    Said::Status { write, flush, reply: status.reply_requested }
+                }
+                _ => continue,
+            };
             let heard = self.processes[at].connection.as_ref().is_some_and(|c| !c.deaf);
             if heard && self.server.session.as_ref().is_some_and(|s| s.process == at) {
-                let (write, flush) = (status.write.0, status.flush.0);
-                let more = self.server.status(self.now, write, flush, status.reply_requested);
+                if matches!(said, Said::CopyDone) {
+                    self.saw("CopyDone");
+                    if self.dice.percent(50) {
+                        // The transaction that is being sent comes to its end first.
+                        self.server.send_next(self.now, &self.truth);
+                    }
+                }
+                let more = self.server.hear(self.now, said);
                 self.confirmed(more);
             }
         }
@@ -868,7 +883,11 @@ impl World {
     fn step(&mut self) {
         let at = self.dice.below(self.processes.len());
         match self.dice.below(1000) {
-            0..200 => self.application(),
+            0..200 => {
+                self.application();
+                self.server.idle(self.now);
+                self.flow();
+            }
             200..300 => {
                 self.server.send_next(self.now, &self.truth);
                 self.flow();
@@ -1027,14 +1046,16 @@ impl World {
         let faults = std::mem::replace(&mut self.faults, false);
         self.repair();
         self.cluster.topic(FACTS).there = true;
-        if self.processes[at].was_unheard {
-            // What the server says on its own cannot be told from an answer to what it did not hear.
-            self.truth.excuse.get_or_insert("stopped after the server had not heard it");
-        }
+        let lost = self.processes[at].connection.is_none();
         self.input(at, Input::Stop);
         for _ in 0..20_000 {
             if self.processes[at].exit.is_some() {
                 break;
+            }
+            if self.dice.percent(20) {
+                self.server.write_others(100);
+                self.server.idle(self.now);
+                self.flow();
             }
             self.calm_step(Duration::from_millis(5));
         }
@@ -1044,6 +1065,12 @@ impl World {
         assert!(matches!(exit, Some(ExitKind::Stopped | ExitKind::Deadline)), "{exit:?}");
         if exit == Some(ExitKind::Deadline) {
             self.truth.excuse.get_or_insert("the stop's deadline passed");
+        } else if self.processes[at].was_unheard && lost {
+            // With no server to ask, what it said on its own cannot be told from an answer to what it did
+            // not hear.
+            self.truth
+                .excuse
+                .get_or_insert("stopped while away from a server that had not heard it");
         }
         self.restarts += 1;
         self.saw("restart");
