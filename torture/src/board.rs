@@ -26,9 +26,6 @@ struct State {
     /// Whether the relay's process lived through everything since the round began, so that nothing may be
     /// repeated.
     strict: bool,
-    /// In this round a relay was started, and the server crashed.
-    started: bool,
-    crashed: bool,
     /// Rounds that are over, and how many of them were strict to their end.
     rounds: (usize, usize),
     /// When the first storm began.
@@ -60,8 +57,6 @@ impl Board {
             healed: begun,
             tallies: ALL.iter().map(|invariant| (*invariant, Tally::default())).collect(),
             strict: true,
-            started: false,
-            crashed: false,
             rounds: (0, 0),
             storms_from: None,
             failed: false,
@@ -125,8 +120,7 @@ impl Board {
 
     /// A new round, in which nothing may be repeated until somebody says so.
     pub(crate) fn begin_round(&self) {
-        let mut state = self.state();
-        (state.strict, state.started, state.crashed) = (true, false, false);
+        self.state().strict = true;
     }
 
     /// The round is over.
@@ -155,25 +149,6 @@ impl Board {
     /// come again until the round is over.
     pub(crate) fn allow_repeats(&self) {
         self.state().strict = false;
-    }
-
-    /// A relay starts in the place of one that had confirmed everything.
-    pub(crate) fn relay_starts(&self) {
-        self.state().started = true;
-        self.forgets();
-    }
-
-    /// The server has forgotten what it was told since its last checkpoint.
-    pub(crate) fn server_crashed(&self) {
-        self.state().crashed = true;
-        self.forgets();
-    }
-
-    /// Together they let facts come again: a relay that first sees the slot behind a crash cannot know how far
-    /// it had been.
-    fn forgets(&self) {
-        let mut state = self.state();
-        state.strict &= !(state.started && state.crashed);
     }
 
     pub(crate) fn is_strict(&self) -> bool {

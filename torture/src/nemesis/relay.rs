@@ -8,7 +8,7 @@ use crate::stage::Stage;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use testkit::Owlpost;
+use testkit::{Lsn, Owlpost};
 use testkit::rng::Rng;
 
 /// How long a relay may take to stream, when other things are wrong, too.
@@ -91,15 +91,31 @@ fn restart(stage: &Stage<'_>, relay: &Arc<Owlpost>, patiently: bool) {
     }
     let _fault = stage.board.fault("relay SIGTERM", "");
     let code = stage.fleet.stop(relay, &stage.board);
-    let remembers = stage.remembers();
-    let forgot = if remembers { "" } else { ", and the server does not know what it was told" };
+    let log = relay.log_text();
+    let confirmed = code.filter(|code| *code == 0).and_then(|_| said_to_be_confirmed(&log));
+    let known = stage.slot().map(|slot| slot.confirmed);
+    let knows = confirmed.is_some() && known >= confirmed;
+    let forgot = if knows { "" } else { ", and the server does not know what it was told" };
     stage.board.say(&format!("  it ended with exit code {code:?}{forgot}"));
-    stage.board.relay_starts();
-    if code != Some(0) || !remembers {
-        stage.board.allow_repeats();
+    if log.contains(CONFIRMED) {
+        stage.board.check(Invariant::Repeats, knows, || {
+            format!("{confirmed:?} was called confirmed, and the slot stands at {known:?}")
+        });
     }
     let next = stage.fleet.start();
-    wait_streaming(&next, PATIENCE);
+    // A relay that first sees the slot behind a crash of the server cannot know how far it had been.
+    if !wait_streaming(&next, PATIENCE) || !knows {
+        stage.board.allow_repeats();
+    }
+}
+
+/// What a relay says at a stop when the server knows all that is confirmed.
+const CONFIRMED: &str = "is in Kafka and confirmed (";
+
+/// The position that a relay had confirmed, by its last words.
+fn said_to_be_confirmed(log: &str) -> Option<Lsn> {
+    let (_, rest) = log.rsplit_once("confirmed (")?;
+    rest.split_once(')')?.0.parse().ok()
 }
 
 /// A second relay, and after a while one of the two stops in one way or the other.

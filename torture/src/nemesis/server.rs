@@ -84,10 +84,6 @@ fn fast(stage: &Stage<'_>, down: Duration) {
         stage.board.check(Invariant::Citizen, false, || "a fast stop does not end".to_owned());
         stage.postgres.stop(Mode::Immediate);
     }
-    if stage.postgres.major() < 17 {
-        // Only since 17 is the slot's position saved at a shutdown.
-        stage.board.server_crashed();
-    }
     thread::sleep(down);
     stage.postgres.start_again();
     stage.revived();
@@ -97,7 +93,6 @@ fn restart(stage: &Stage<'_>, kind: &'static str, down: Duration, stop: impl FnO
     let _server = stage.take_server();
     let _fault = stage.board.fault(kind, &format!("away for {:.1} s", down.as_secs_f64()));
     stop();
-    stage.board.server_crashed();
     thread::sleep(down);
     stage.postgres.start_again();
     stage.revived();
@@ -112,7 +107,6 @@ fn backend(stage: &Stage<'_>) {
     let mut client = stage.postgres.client();
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).map_or(0, |row| row.get(0));
     testkit::process::kill_pid(pid.unsigned_abs());
-    stage.board.server_crashed();
     // It takes connections until it has noticed.
     wait_for("the server to end all", Duration::from_secs(60), || resets() > before);
     wait_for("PostgreSQL to recover", Duration::from_secs(60), || {
