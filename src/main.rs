@@ -7,6 +7,7 @@ use factlib::http::{self, Health};
 use factlib::kafka::Tls;
 use factlib::postgres::identify;
 use factlib::relay::gone::{Exit, ExitKind, Gone};
+use factlib::relay::seeded_bug::Seeded;
 use factlib::{run, telemetry};
 use std::io::Write as _;
 use std::sync::Arc;
@@ -75,7 +76,7 @@ async fn relay(config: &Config) -> ExitCode {
 
 async fn init(config: &Config) -> ExitCode {
     let log = telemetry::init(&config.log);
-    let result = identify(&run::ask(config, None, true)).await;
+    let result = identify(&run::ask(config, Seeded::default(), None, true)).await;
     drop(log);
     match result {
         Ok(identified) => {

@@ -73,7 +73,6 @@ pub async fn run(
     relay.seed_bug(seeded);
     let mut report = Report::new(&config.slot, health);
     let mut postgres = Postgres::None;
-    let mut known_system = None;
     let mut gather_until: Option<Instant> = None;
     let mut reported = now().at;
     let mut stop = std::pin::pin!(stop);
@@ -86,15 +85,15 @@ pub async fn run(
         }
         while let Some(output) = relay.poll_output() {
             match output {
-                Output::Connect => {
-                    let ask = ask(config, known_system, false);
+                Output::Connect { known_system } => {
+                    let ask = ask(config, seeded, known_system, false);
                     postgres = Postgres::Connecting(Box::pin(async move { identify(&ask).await }));
                 }
                 Output::StartReplication { start } => {
                     let Postgres::Identified(connection) = postgres else { continue };
                     postgres = Postgres::Starting(Box::pin(start_replication(
                         connection,
-                        start_command(config, start),
+                        start_command(config, seeded, start),
                     )));
                 }
                 Output::Send(bytes) => {
@@ -150,7 +149,6 @@ pub async fn run(
         };
         match happened {
             Happened::Connected(Ok(identified)) => {
-                known_system = Some(identified.identity.system);
                 if let Some(point) = identified.created {
                     report.created(&config.publication, point);
                 }
@@ -222,9 +220,9 @@ async fn start_replication(
 
 /// Protocol version 1 and no streaming: inside a stream block a fact of a rolled-back savepoint
 /// cannot be told from a good one.
-fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
+fn start_command(config: &Config, seeded: Seeded, start: Lsn) -> Result<String, EncodeError> {
     let publication = quote_identifier(&config.publication);
-    let streams = Seeded::from_environment().is(SeededBug::StreamingOn);
+    let streams = seeded.is(SeededBug::StreamingOn);
     let version = if streams { "2" } else { "1" };
     let mut options = vec![
         ("proto_version", version),
@@ -238,7 +236,12 @@ fn start_command(config: &Config, start: Lsn) -> Result<String, EncodeError> {
 }
 
 /// What the PostgreSQL side of the relay needs of `config`, and of the cluster it was connected to before.
-pub fn ask(config: &Config, known_system: Option<u64>, may_change_prefixes: bool) -> Ask {
+pub fn ask(
+    config: &Config,
+    seeded: Seeded,
+    known_system: Option<u64>,
+    may_change_prefixes: bool,
+) -> Ask {
     Ask {
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
@@ -246,6 +249,7 @@ pub fn ask(config: &Config, known_system: Option<u64>, may_change_prefixes: bool
         prefixes: config.prefixes.clone(),
         wal_sender_timeout: config.limits.wal_sender_timeout,
         tcp_user_timeout: config.limits.tcp_user_timeout,
+        seeded,
         known_system,
         may_change_prefixes,
     }

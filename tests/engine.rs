@@ -133,7 +133,7 @@ impl Rig {
         self.relay.handle(self.now, input);
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Connect => self.connects += 1,
+                Output::Connect { .. } => self.connects += 1,
                 Output::StartReplication { start } => self.starts.push(start),
                 Output::Send(bytes) => self.sent(&bytes),
                 Output::Hangup => self.hangups += 1,

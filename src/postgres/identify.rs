@@ -35,6 +35,8 @@ pub struct Ask {
     pub wal_sender_timeout: Duration,
     /// `tcp_user_timeout` of our session, on the server's side.
     pub tcp_user_timeout: Duration,
+    /// Which defect the relay has, if any.
+    pub seeded: Seeded,
     /// The cluster that the relay has been connected to; none if it has not. Only then publication and
     /// slot may be made if neither is there: a slot that disappeared took facts with it.
     pub known_system: Option<u64>,
@@ -75,7 +77,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
         let other = setup::refuse_other(&found, ask.known_system);
         let mut plan = other.unwrap_or_else(|| setup::plan(&found, names));
         let dropped = found.publication.is_some() && found.slot.is_none();
-        if Seeded::from_environment().is(SeededBug::RecreateSlot) && dropped {
+        if ask.seeded.is(SeededBug::RecreateSlot) && dropped {
             (plan, may_create) = (Plan::CreateSlot, true);
         }
         match &plan {

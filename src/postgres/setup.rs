@@ -7,7 +7,7 @@
 
 use super::connection::{Connection, Failure};
 use super::synchronous::names_us;
-use crate::relay::gone::ExitKind;
+use crate::relay::gone::{ExitKind, another_cluster};
 use factlib_protocol::Lsn;
 use factlib_protocol::backend::SqlState;
 use factlib_protocol::replication::{
@@ -114,12 +114,7 @@ pub enum Plan {
 /// [`plan`] says of slots and publications that are gone is not true of it.
 pub(super) fn refuse_other(found: &Found, known_system: Option<u64>) -> Option<Plan> {
     let known = known_system.filter(|known| *known != found.system)?;
-    let reason = format!(
-        "this is another cluster: its system id is {}, that of the facts so far {known}; check the \
-         address, and if it is right, a restored or upgraded cluster needs a new slot and `owlpost init`",
-        found.system
-    );
-    Some(Plan::Refuse(ExitKind::OtherCluster, reason))
+    Some(Plan::Refuse(ExitKind::OtherCluster, another_cluster(found.system, known)))
 }
 
 /// Decides. Pure.

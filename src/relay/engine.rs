@@ -3,7 +3,7 @@
 use super::backoff::Jitter;
 use super::event::{Event, Halted};
 use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
-use super::gone::{Exit, ExitKind, Gone};
+use super::gone::{Exit, ExitKind, Gone, another_cluster};
 use super::ledger::Ledger;
 use super::oversize::Oversize;
 use super::position::{Class, Position, Timelines, Unit};
@@ -224,7 +224,7 @@ impl Relay {
         if self.started.is_none() {
             self.started = Some(now.at);
             self.link = Link::Connecting;
-            self.outputs.push_back(Output::Connect);
+            self.outputs.push_back(Output::Connect { known_system: self.system });
             self.producer.begin(now.at);
         }
         match input {
@@ -320,11 +320,7 @@ impl Relay {
         let Identity { system, timeline, wal_flushed, history, database, confirmed_flush } =
             identity;
         if let Some(known) = self.system.filter(|known| *known != system) {
-            let reason = format!(
-                "this is another cluster: its system id is {system}, that of the facts so far {known}; \
-                 a restored or upgraded cluster needs a new slot and `owlpost init`"
-            );
-            return self.exit(ExitKind::OtherCluster, reason);
+            return self.exit(ExitKind::OtherCluster, another_cluster(system, known));
         }
         let flush = self.ledger.flush();
         let mut start = flush;
@@ -492,7 +488,7 @@ impl Relay {
             && until <= now.at
         {
             self.link = Link::Connecting;
-            self.outputs.push_back(Output::Connect);
+            self.outputs.push_back(Output::Connect { known_system: self.system });
         }
         self.finish(now);
         if self.startup_deadline().is_some_and(|deadline| deadline <= now.at) && !self.exited {

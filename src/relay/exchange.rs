@@ -116,7 +116,10 @@ pub enum Input {
 pub enum Output {
     /// Connect to PostgreSQL, log in, identify; answer with [`Input::Identified`] or
     /// [`Input::PostgresGone`].
-    Connect,
+    Connect {
+        /// The cluster that the relay has been connected to; none if it has not.
+        known_system: Option<u64>,
+    },
     /// Send START_REPLICATION; answer with [`Input::Streaming`] or [`Input::PostgresGone`].
     StartReplication {
         /// Where to start; 0/0 is the slot's own position.

@@ -17,6 +17,14 @@ pub enum Gone {
     Terminal(ExitKind, String),
 }
 
+/// The sentence for a cluster whose system id is `found`, where `known` was before.
+pub fn another_cluster(found: u64, known: u64) -> String {
+    format!(
+        "this is another cluster: its system id is {found}, that of the facts so far {known}; check the \
+         address, and if it is right, a restored or upgraded cluster needs a new slot and `owlpost init`"
+    )
+}
+
 /// The end of the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {

@@ -350,7 +350,7 @@ impl World {
                 assert!(matches!(output, Output::Event(_)), "{output:?} after the end");
             }
             match output {
-                Output::Connect => self.processes[at].connecting = true,
+                Output::Connect { .. } => self.processes[at].connecting = true,
                 Output::StartReplication { start } => self.processes[at].starting = Some(start),
                 Output::Send(bytes) => self.said(at, &bytes),
                 Output::Hangup => {

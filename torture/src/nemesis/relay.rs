@@ -8,8 +8,8 @@ use crate::stage::Stage;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use testkit::{Lsn, Owlpost};
 use testkit::rng::Rng;
+use testkit::{Lsn, Owlpost};
 
 /// How long a relay may take to stream, when other things are wrong, too.
 const PATIENCE: Duration = Duration::from_secs(20);
