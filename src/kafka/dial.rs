@@ -221,7 +221,8 @@ pub(super) async fn dial(
                 match lifetime {
                     Ok(Ok(lifetime)) => {
                         // As the Java client does, between 85 and 95 % of it.
-                        connection.renew_at = lifetime.map(|lifetime| begun + lifetime / 10 * 9);
+                        connection.renew_at =
+                            lifetime.and_then(|lifetime| begun.checked_add(lifetime / 10 * 9));
                         return Ok(connection);
                     }
                     Ok(Err(what)) => Unanswered(format!("{address}: {what}")),

@@ -4,22 +4,30 @@
 //! how long the broker lets us stay (KIP-368), which rskafka's own code throws away.
 
 use super::dial::describe;
+use super::message::SaslAuthenticateRequest;
 use crate::config::Secret;
 use rsasl::config::SASLConfig;
-use rsasl::prelude::{Mechname, SASLClient};
-use rskafka::messenger::Messenger;
-use rskafka::protocol::messages::{SaslAuthenticateRequest, SaslHandshakeRequest};
+use rsasl::prelude::{Mechname, SASLClient, SessionError};
+use rskafka::messenger::{Messenger, RequestError};
+use rskafka::protocol::error::Error as Code;
+use rskafka::protocol::messages::SaslHandshakeRequest;
 use std::fmt;
 use std::io::Cursor;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// The most rounds of hashing that a broker may ask for. It picks the number and we do the work: without a
-/// limit it could keep us hashing for an hour. Kafka's default is 4,096, and it allows up to 16,384.
-const ITERATIONS_MAX: u32 = 1_000_000;
+/// How many rounds of hashing a broker may ask for. It picks the number and we do the work, while nothing
+/// else is done: without a limit it could keep us hashing for an hour. Kafka's default is 4,096, and it allows
+/// up to 16,384. Fewer than 4,096 is for somebody in between who would guess the password from our proof (RFC
+/// 7677, section 4); Java's client refuses it, too.
+const ITERATIONS: RangeInclusive<u32> = 4096..=100_000;
 
 /// No honest message of a broker is longer.
 const CHALLENGE_LEN_MAX: usize = 4096;
+
+/// How much of a broker's text is shown, in characters.
+const SHOWN_MAX: usize = 300;
 
 /// How it is shown that we know the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,7 +71,7 @@ pub struct Sasl {
 
 /// Logs in; how long the broker lets this connection live, if it says.
 ///
-/// Errors are one sentence, without the address.
+/// Errors are one sentence, without the address and without a secret.
 pub(super) async fn authenticate<RW>(
     messenger: &Messenger<RW>,
     sasl: &Sasl,
@@ -72,59 +80,119 @@ where
     RW: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let Sasl { mechanism, username, password } = sasl;
-    let lost = |e| {
-        let hint = "does this listener want SASL, and this mechanism?";
-        format!("log-in by {mechanism}: {} ({hint})", describe(&e))
+    let faulty = |what: &dyn fmt::Display| format!("log-in by {mechanism}: {what}");
+    let refused = |said: &str| {
+        let said = shown(said, password);
+        format!(
+            "the broker does not let user {username:?} in by {mechanism}: {said}; check \
+             KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_SASL_MECHANISM"
+        )
     };
-    let offered =
-        messenger.request(SaslHandshakeRequest::new(mechanism.name())).await.map_err(lost)?;
-    if let Some(error) = offered.error_code {
-        let names: Vec<_> =
-            offered.mechanisms.0.unwrap_or_default().into_iter().map(|name| name.0).collect();
-        return Err(match names.as_slice() {
-            [] => format!("log-in by {mechanism}: {error}: set KAFKA_SASL_MECHANISM"),
-            names => format!(
-                "the listener does not offer {mechanism}, but {}: set KAFKA_SASL_MECHANISM",
-                names.join(", ")
-            ),
-        });
-    }
-    let internal = |what: &dyn fmt::Display| format!("log-in by {mechanism}: {what}");
+    handshake(messenger, mechanism.name(), password).await?;
     let config = SASLConfig::with_credentials(None, username.clone(), password.expose().to_owned())
-        .map_err(|e| internal(&e))?;
-    let name = Mechname::parse(mechanism.name().as_bytes()).map_err(|e| internal(&e))?;
-    let mut session = SASLClient::new(config).start_suggested(&[name]).map_err(|e| internal(&e))?;
+        .map_err(|e| faulty(&e))?;
+    let name = Mechname::parse(mechanism.name().as_bytes()).map_err(|e| faulty(&e))?;
+    let mut session = SASLClient::new(config).start_suggested(&[name]).map_err(|e| faulty(&e))?;
     let mut challenge: Option<Vec<u8>> = None;
     let mut lifetime = None;
     loop {
         if let Some(challenge) = challenge.as_deref().filter(|_| *mechanism != Mechanism::Plain) {
-            check(challenge).map_err(|fault| internal(&fault))?;
+            if let Some(error) = challenge.strip_prefix(b"e=") {
+                return Err(refused(&String::from_utf8_lossy(error)));
+            }
+            check(challenge).map_err(|fault| faulty(&fault))?;
         }
         let mut response = Cursor::new(Vec::new());
-        // A wrong proof of the broker's ends here.
-        let state = session.step(challenge.as_deref(), &mut response).map_err(|e| {
-            internal(&format_args!("the broker could not prove that it knows the password: {e}"))
+        let state = session.step(challenge.as_deref(), &mut response).map_err(|e| match e {
+            SessionError::MutualAuthenticationFailed => {
+                faulty(&"the broker could not prove that it knows the password")
+            }
+            SessionError::MechanismError(e) => faulty(&e),
+            e => faulty(&e),
         })?;
         if state.has_sent_message() {
-            let request = SaslAuthenticateRequest::new(response.into_inner());
-            let answer = messenger.request(request).await.map_err(lost)?;
-            if let Some(error) = answer.error_code {
-                let said = answer.error_message.0.unwrap_or_else(|| error.to_string());
-                return Err(format!(
-                    "the broker does not let user {username:?} in by {mechanism}: {said}; check \
-                     KAFKA_USERNAME, KAFKA_PASSWORD and KAFKA_SASL_MECHANISM"
-                ));
-            }
-            lifetime = answer.session_lifetime_ms.and_then(|ms| u64::try_from(ms.0).ok());
-            challenge = Some(answer.auth_bytes.0);
+            let reply = say(messenger, mechanism.name(), response.into_inner()).await?;
+            let reply = reply.map_err(|said| refused(&said))?;
+            lifetime = reply.lifetime;
+            challenge = Some(reply.bytes);
         }
         if state.is_finished() {
-            return Ok(lifetime.filter(|ms| *ms > 0).map(Duration::from_millis));
+            return Ok(lifetime);
         }
         if !state.has_sent_message() {
-            return Err(internal(&"the broker has not finished"));
+            return Err(faulty(&"the broker has not finished"));
         }
     }
+}
+
+/// Tells the broker what comes.
+async fn handshake<RW>(
+    messenger: &Messenger<RW>,
+    mechanism: &str,
+    secret: &Secret,
+) -> Result<(), String>
+where
+    RW: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let request = SaslHandshakeRequest::new(mechanism);
+    let offer = messenger.request(request).await.map_err(|e| lost(mechanism, &e))?;
+    let Some(error) = offer.error_code else { return Ok(()) };
+    let names: Vec<_> =
+        offer.mechanisms.0.unwrap_or_default().into_iter().map(|name| name.0).collect();
+    Err(match error {
+        Code::UnsupportedSaslMechanism if !names.is_empty() => format!(
+            "the listener does not offer {mechanism}, but {}: set KAFKA_SASL_MECHANISM",
+            shown(&names.join(", "), secret)
+        ),
+        error => format!("log-in by {mechanism}: {error}: set KAFKA_SASL_MECHANISM"),
+    })
+}
+
+/// What a broker answers to a message of ours that it takes.
+struct Reply {
+    bytes: Vec<u8>,
+    /// How long the connection may live from now on.
+    lifetime: Option<Duration>,
+}
+
+/// Sends one message. Inside is what the broker says if it refuses us, outside what has become of the
+/// connection.
+async fn say<RW>(
+    messenger: &Messenger<RW>,
+    mechanism: &str,
+    message: Vec<u8>,
+) -> Result<Result<Reply, String>, String>
+where
+    RW: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let request = SaslAuthenticateRequest(message);
+    let answer = messenger.request(request).await.map_err(|e| lost(mechanism, &e))?;
+    if let Some(error) = answer.error_code {
+        let said = answer.error_message.0.filter(|said| !said.is_empty());
+        return Ok(Err(said.unwrap_or_else(|| error.to_string())));
+    }
+    let lifetime = answer.session_lifetime_ms.and_then(|ms| u64::try_from(ms.0).ok());
+    let lifetime = lifetime.filter(|ms| *ms > 0).map(Duration::from_millis);
+    Ok(Ok(Reply { bytes: answer.auth_bytes.0, lifetime }))
+}
+
+fn lost(mechanism: &str, error: &RequestError) -> String {
+    let hint = "does this listener want SASL, and this mechanism?";
+    format!("log-in by {mechanism}: {} ({hint})", describe(error))
+}
+
+/// A broker's text as it may be logged: on one line, not endless, and without our secret, which an honest
+/// broker knows and any other may have been told.
+fn shown(said: &str, secret: &Secret) -> String {
+    if said.contains(secret.expose()) {
+        return "(a text with the password in it)".to_owned();
+    }
+    let mut shown: String =
+        said.chars().take(SHOWN_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if shown.len() < said.len() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// Whether a SCRAM message of the broker's has the form it must have. rsasl looks at the first two bytes of
@@ -142,9 +210,12 @@ fn check(challenge: &[u8]) -> Result<(), &'static str> {
     }
     match parts.as_slice() {
         [first, ..] if first.starts_with("v=") || first.starts_with("e=") => Ok(()),
-        [_, _, iterations, ..] => match iterations.strip_prefix("i=").map(str::parse::<u32>) {
-            Some(Ok(1..=ITERATIONS_MAX)) => Ok(()),
-            Some(_) => Err("the broker asks for too many iterations, or for none"),
+        [_, _, iterations, ..] => match iterations.strip_prefix("i=").map(str::parse) {
+            _ if !matches!(parts.get(1), Some(salt) if salt.len() > 2 && salt.starts_with("s=")) => {
+                Err("the broker's message has no salt")
+            }
+            Some(Ok(iterations)) if ITERATIONS.contains(&iterations) => Ok(()),
+            Some(_) => Err("the broker's iteration count is not a number from 4096 to 100000"),
             None => Err("the broker's message has no iteration count"),
         },
         _ => Err("the broker's message is incomplete"),
@@ -157,7 +228,8 @@ mod tests {
 
     #[test]
     fn messages_that_would_make_us_panic_or_hash_for_ever_are_refused() {
-        for honest in ["r=abc,s=c2FsdA==,i=4096", "v=c2ln", "e=other-error", "r=a,s=b,i=1,x=y"] {
+        for honest in ["r=abc,s=c2FsdA==,i=4096", "v=c2ln", "e=other-error", "r=a,s=b,i=100000,x=y"]
+        {
             assert_eq!(check(honest.as_bytes()), Ok(()), "{honest}");
         }
         for wrong in [
@@ -170,7 +242,10 @@ mod tests {
             "r=abc,s=c2FsdA==,i=",
             "r=abc,s=c2FsdA==,i=0",
             "r=abc,s=c2FsdA==,i=-1",
-            "r=abc,s=c2FsdA==,i=1000001",
+            "r=abc,s=c2FsdA==,i=4095",
+            "r=abc,s=c2FsdA==,i=100001",
+            "r=abc,s=,i=4096",
+            "r=abc,i=4096,s=c2FsdA==",
             "r=abc,s=c2FsdA==,i=99999999999",
             "r=abc,s=c2FsdA==,x=1",
             ",,,",

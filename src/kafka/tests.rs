@@ -1,5 +1,7 @@
 //! The driver against a scripted broker on a real socket.
 
+mod sasl;
+
 use super::*;
 use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, INVALID_CONFIG, NOT_ENOUGH_REPLICAS};
 use crate::relay::kafka::{
@@ -14,9 +16,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
+const SASL_HANDSHAKE: i16 = 17;
 const API_VERSIONS: i16 = 18;
 const INIT_PRODUCER_ID: i16 = 22;
 const CREATE_TOPICS: i16 = 19;
+const SASL_AUTHENTICATE: i16 = 36;
 
 /// A lease that outlasts any test.
 fn later() -> std::time::Instant {
@@ -40,6 +44,10 @@ enum Reaction {
     Frames(Vec<(i32, Vec<u8>)>),
     /// Bytes as they are.
     Raw(Vec<u8>),
+    /// A frame with this body, a byte at a time.
+    Bytewise(Vec<u8>),
+    /// The first half of a frame with this body, and no more.
+    HalfThenClose(Vec<u8>),
     Silence,
     Close,
     StopReading,
@@ -112,6 +120,18 @@ impl Broker {
             };
             let frames = match reaction {
                 Reaction::Answer(body) => vec![(correlation, body)],
+                Reaction::Bytewise(body) => {
+                    stream.set_nodelay(true)?;
+                    for byte in framed(correlation, &body) {
+                        stream.write_all(&[byte]).await?;
+                        tokio::task::yield_now().await;
+                    }
+                    continue;
+                }
+                Reaction::HalfThenClose(body) => {
+                    let frame = framed(correlation, &body);
+                    return stream.write_all(&frame[..frame.len() / 2]).await;
+                }
                 Reaction::Frames(frames) => frames,
                 Reaction::Raw(bytes) => {
                     stream.write_all(&bytes).await?;
@@ -129,11 +149,7 @@ impl Broker {
                 }
             };
             for (correlation, body) in frames {
-                let mut frame = Vec::new();
-                frame.put_i32(i32::try_from(body.len()).unwrap() + 4);
-                frame.put_i32(correlation);
-                frame.put_slice(&body);
-                stream.write_all(&frame).await?;
+                stream.write_all(&framed(correlation, &body)).await?;
             }
         }
     }
@@ -161,6 +177,14 @@ async fn until(condition: impl Fn() -> bool) {
     .expect("in 5 s");
 }
 
+fn framed(correlation: i32, body: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.put_i32(i32::try_from(body.len()).unwrap() + 4);
+    frame.put_i32(correlation);
+    frame.put_slice(body);
+    frame
+}
+
 fn string(b: &mut Bytes) -> String {
     let len = usize::try_from(b.get_i16()).unwrap();
     String::from_utf8(b.split_to(len).to_vec()).unwrap()
@@ -178,9 +202,11 @@ fn versions(produce_max: i16) -> Vec<u8> {
     let apis = [
         (PRODUCE, produce_max),
         (METADATA, 13),
+        (SASL_HANDSHAKE, 1),
         (API_VERSIONS, 4),
-        (INIT_PRODUCER_ID, 5),
         (CREATE_TOPICS, 7),
+        (INIT_PRODUCER_ID, 5),
+        (SASL_AUTHENTICATE, 2),
     ];
     out.put_u8(u8::try_from(apis.len()).unwrap() + 1);
     for (api, max) in apis {
