@@ -1793,6 +1793,28 @@ fn a_stop_that_the_server_does_not_hear_asks_where_the_slot_stands() {
     assert!(exit.reason.ends_with("is in Kafka and confirmed (0/D0)"), "{}", exit.reason);
 }
 
+/// Symptom: a slot that cannot be decoded any further was connected to forty times a second, for ever.
+#[test]
+fn streams_that_break_at_once_are_begun_ever_more_slowly_until_one_moves() {
+    let mut rig = warm();
+    let mut delays = Vec::new();
+    let break_at_once = |rig: &mut Rig| {
+        rig.input(Input::PostgresGone(Gone::Lost("invalid memory alloc request size".to_owned())));
+        let Some(Event::Away { delay, .. }) = rig.events.last() else { panic!("not away") };
+        let delay = *delay;
+        rig.pass(delay);
+        rig.connect(identity());
+        delay
+    };
+    for _ in 0..12 {
+        delays.push(break_at_once(&mut rig));
+    }
+    assert!(delays[0] < 100 * MS && delays[11] >= settings().backoff_max / 2, "{delays:?}");
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    rig.store_all();
+    assert!(break_at_once(&mut rig) < 100 * MS);
+}
+
 /// Symptom: while Kafka said nothing for longer than METADATA_MAX_AGE, the relay took a whole processor.
 #[test]
 fn metadata_that_is_old_and_asked_for_is_no_reason_to_be_called_again() {

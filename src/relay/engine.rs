@@ -366,7 +366,7 @@ impl Relay {
             true => Duration::MAX,
             false => self.settings.status_interval,
         };
-        let mut session = Session::new(asked_at, interval);
+        let mut session = Session::new(asked_at, interval, self.ledger.flush());
         let mut out = BytesMut::new();
         session.feedback.status(now.at, now.clock, self.ledger.flush(), true, &mut out);
         self.outputs.push_back(Output::Send(out));
@@ -374,7 +374,6 @@ impl Relay {
         self.link = Link::Streaming(Box::new(session));
         let (start, timeline) = (self.start, self.timelines.current());
         self.events.push_back(Event::Streaming { start, timeline });
-        self.attempts = 0;
         self.away_cause = None;
         self.slot_in_use = None;
         self.stuck = None;
@@ -385,13 +384,13 @@ impl Relay {
     }
 
     pub(super) fn gone(&mut self, now: Now, gone: Gone) {
-        self.disconnected();
-        self.slot_in_use = None;
+        self.disconnected(now);
+        let waits = self.slot_in_use.take().is_some();
         let (delay, cause) = match gone {
             Gone::Terminal(kind, reason) => return self.exit(kind, reason),
             Gone::Refused(kind, reason) if !self.identified => return self.exit(kind, reason),
             Gone::SlotInUse(cause) => {
-                if self.attempts == 0 {
+                if !waits {
                     let delay = SLOT_IN_USE_RETRY;
                     self.events.push_back(Event::SlotInUse { cause: cause.clone(), delay });
                 }
@@ -418,12 +417,17 @@ impl Relay {
 
     pub(super) fn hang_up(&mut self, now: Now, delay: Duration, cause: String) {
         self.outputs.push_back(Output::Hangup);
-        self.disconnected();
+        self.disconnected(now);
         self.away(now, delay, cause);
     }
 
-    pub(super) fn disconnected(&mut self) {
+    pub(super) fn disconnected(&mut self, now: Now) {
         if let Link::Streaming(session) = &self.link {
+            // A slot that cannot be decoded any further breaks every stream soon after it has begun.
+            let lasted = now.at >= session.begun + self.settings.backoff_max;
+            if lasted || self.ledger.flush() > session.begun_at {
+                self.attempts = 0;
+            }
             let told = session.feedback.told();
             // What was said into a connection that is dead may not have been heard.
             if session.feedback.is_confirmed(told) {

@@ -2,7 +2,7 @@
 
 use super::position::Unit;
 use factlib_protocol::feedback::{Feedback, FeedbackPolicy};
-use factlib_protocol::{Timestamp, pgoutput};
+use factlib_protocol::{Lsn, Timestamp, pgoutput};
 use std::time::{Duration, Instant};
 
 /// The transaction that is being read.
@@ -22,17 +22,22 @@ pub(super) struct Session {
     /// The unit read last, to notice a stream that is out of order.
     pub(super) last_unit: Option<Unit>,
     pub(super) feedback: Feedback<Instant>,
+    /// When it began, and what was confirmed then.
+    pub(super) begun: Instant,
+    pub(super) begun_at: Lsn,
 }
 
 impl Session {
     /// `asked_at` is when START_REPLICATION was sent.
-    pub(super) fn new(asked_at: Instant, status_interval: Duration) -> Self {
+    pub(super) fn new(asked_at: Instant, status_interval: Duration, confirmed: Lsn) -> Self {
         let policy = FeedbackPolicy { status_interval, ..FeedbackPolicy::default() };
         Self {
             decoder: pgoutput::Decoder::default(),
             transaction: None,
             last_unit: None,
             feedback: Feedback::new(policy, asked_at),
+            begun: asked_at,
+            begun_at: confirmed,
         }
     }
 
