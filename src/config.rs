@@ -437,7 +437,8 @@ fn limits(raw: &RawConfig, tcp_user_timeout: Duration, p: &mut Problems) -> Limi
             p,
             "WAL_SENDER_TIMEOUT",
             &raw.wal_sender_timeout,
-            ms(15_000),
+            // The server waits so long for a relay that hangs when it is told to stop.
+            ms(9000),
             ms(2000)..=MINUTE * 10,
         ),
         tcp_user_timeout,
@@ -445,10 +446,10 @@ fn limits(raw: &RawConfig, tcp_user_timeout: Duration, p: &mut Problems) -> Limi
             p,
             "STATUS_INTERVAL",
             &raw.status_interval,
-            ms(5000),
+            ms(3000),
             ms(100)..=MINUTE * 5,
         ),
-        lease: duration(p, "LEASE", &raw.lease, ms(10_000), ms(200)..=MINUTE * 10),
+        lease: duration(p, "LEASE", &raw.lease, ms(7000), ms(200)..=MINUTE * 10),
         request: duration(
             p,
             "REQUEST_TIMEOUT",

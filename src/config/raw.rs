@@ -93,17 +93,17 @@ settings! {
         /// The publication, which stays empty: messages need no table [1 to 63 bytes, default:
         /// facts]
         publication_name = "PUBLICATION_NAME": "NAME";
-        /// After this long without a word from us the server gives the slot to a relay that waits
-        /// [2s to 10m, default: 15s]
+        /// After this long without a word from us the server gives the slot to a relay that waits;
+        /// and it may wait so long for one that hangs when it is to stop [2s to 10m, default: 9s]
         wal_sender_timeout = "WAL_SENDER_TIMEOUT": "DURATION";
         /// How long sent bytes may stay unacknowledged on a TCP connection to PostgreSQL, on both
         /// sides; Unix sockets have no such limit [500ms to 10m, default: 4s]
         tcp_user_timeout = "TCP_USER_TIMEOUT": "DURATION";
         /// How often PostgreSQL is told how far we are and asked for a sign of life; at most half
-        /// of LEASE [100ms to 5m, default: 5s]
+        /// of LEASE [100ms to 5m, default: 3s]
         status_interval = "STATUS_INTERVAL": "DURATION";
         /// After this long without an answer from PostgreSQL nothing is published until the slot is
-        /// ours again; shorter than WAL_SENDER_TIMEOUT [200ms to 10m, default: 10s]
+        /// ours again; shorter than WAL_SENDER_TIMEOUT [200ms to 10m, default: 7s]
         lease = "LEASE": "DURATION";
     }
     "Kafka" {

@@ -76,9 +76,9 @@ fn three_settings_are_enough() {
                 in_flight_bytes: 8 << 20,
                 frame_max_bytes: 64 << 20,
                 stall: ms(3_000),
-                lease: ms(10_000),
-                status_interval: ms(5_000),
-                wal_sender_timeout: ms(15_000),
+                lease: ms(7_000),
+                status_interval: ms(3_000),
+                wal_sender_timeout: ms(9_000),
                 tcp_user_timeout: ms(4_000),
                 request: ms(10_000),
                 batch_bytes: 384 << 10,
@@ -371,16 +371,16 @@ KAFKA_BROKERS: not set; give at least one host:port"
 #[test]
 fn limits_that_do_not_fit_together_are_refused() {
     let text = |text: &str| Some(text.to_owned());
-    let raw = RawConfig { lease: text("15s"), ..minimal() };
+    let raw = RawConfig { lease: text("9s"), ..minimal() };
     assert_eq!(
         refused(&raw),
-        "LEASE: 15s is not shorter than WAL_SENDER_TIMEOUT (15s): two relays could publish at once; \
+        "LEASE: 9s is not shorter than WAL_SENDER_TIMEOUT (9s): two relays could publish at once; \
          lower it"
     );
     let raw = RawConfig { lease: text("3s"), ..minimal() };
     assert_eq!(
         refused(&raw),
-        "STATUS_INTERVAL: 5s is more than half of LEASE (3s): one late answer would end it; lower it\n\
+        "STATUS_INTERVAL: 3s is more than half of LEASE (3s): one late answer would end it; lower it\n\
          STALL_TIMEOUT: 3s is not shorter than LEASE (3s): a pause would end it; lower it"
     );
 }

@@ -6,7 +6,7 @@ use crate::support::{PATIENCE, confirmed, lsn, number, relay, state, wait_confir
 use std::thread;
 use std::time::{Duration, Instant};
 use testkit::process::Signal;
-use testkit::{Kafka, Mode, Postgres};
+use testkit::{Kafka, Mode, Owlpost, Postgres};
 
 const FACTS: u64 = 1_000_000;
 
@@ -33,6 +33,9 @@ fn a_million_facts_behind_a_dead_kafka_cost_neither_memory_nor_the_database() {
     let relay = relay("behind", &postgres, &kafka).spawn();
     relay.wait_ready();
     wait_confirmed(&relay, &postgres, PATIENCE);
+
+    stop_beside_a_frozen(&relay, &postgres, "idle");
+    wait_state(&relay, "streaming");
 
     kafka.kill9();
     let before = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
@@ -72,12 +75,7 @@ fn a_million_facts_behind_a_dead_kafka_cost_neither_memory_nor_the_database() {
         let busy = "SELECT count(*) FROM pg_stat_replication WHERE sent_lsn > write_lsn";
         postgres.ask(busy) == "1"
     });
-    relay.signal(Signal::SIGSTOP);
-    let stop = postgres.stop(Mode::Fast);
-    println!("frozen just now: a fast stop took {stop:?}");
-    assert!(stop <= STOP_MAX, "a fast stop took {stop:?}");
-    postgres.start_again();
-    relay.signal(Signal::SIGCONT);
+    stop_beside_a_frozen(&relay, &postgres, "in the middle of the backlog");
 
     let peak = relay.usage().unwrap().peak_rss;
     println!("peak RSS {:.1} MiB", peak as f64 / f64::from(1 << 20));
@@ -86,6 +84,16 @@ fn a_million_facts_behind_a_dead_kafka_cost_neither_memory_nor_the_database() {
     kafka.start_again();
     relay.wait_until("facts to be settled", PATIENCE, || confirmed(&postgres) > before);
     assert!(number(&relay, "in_flight_bytes") <= 8 << 20, "{}", state(&relay));
+}
+
+/// Stops the server while the relay answers nothing, and starts it again.
+fn stop_beside_a_frozen(relay: &Owlpost, postgres: &Postgres, how: &str) {
+    relay.signal(Signal::SIGSTOP);
+    let stop = postgres.stop(Mode::Fast);
+    println!("frozen {how}: a fast stop took {stop:?}");
+    assert!(stop <= STOP_MAX, "a fast stop took {stop:?}");
+    postgres.start_again();
+    relay.signal(Signal::SIGCONT);
 }
 
 /// In transactions of a thousand, as fast as the server takes them.

@@ -11,7 +11,7 @@ use testkit::workload::Workload;
 use testkit::{Kafka, Postgres, oracle};
 
 /// The default of LEASE.
-const LEASE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(7);
 
 #[test]
 fn a_second_relay_waits_and_takes_over_within_the_lease_when_the_first_is_killed() {
