@@ -21,6 +21,8 @@ struct State {
     active: BTreeMap<u64, &'static str>,
     next: u64,
     counts: BTreeMap<&'static str, usize>,
+    /// When each kind of fault began last.
+    begun: BTreeMap<&'static str, Instant>,
     healed: Instant,
     tallies: BTreeMap<Invariant, Tally>,
     /// Whether the relay's process lived through everything since the round began, so that nothing may be
@@ -54,6 +56,7 @@ impl Board {
             active: BTreeMap::new(),
             next: 0,
             counts: BTreeMap::new(),
+            begun: BTreeMap::new(),
             healed: begun,
             tallies: ALL.iter().map(|invariant| (*invariant, Tally::default())).collect(),
             strict: true,
@@ -80,6 +83,7 @@ impl Board {
         let number = state.next;
         state.next += 1;
         *state.counts.entry(kind).or_default() += 1;
+        state.begun.insert(kind, Instant::now());
         state.active.insert(number, kind);
         Fault { board: self, number }
     }
@@ -88,6 +92,11 @@ impl Board {
     pub(crate) fn quiet_since(&self) -> Option<Instant> {
         let state = self.state();
         state.active.is_empty().then_some(state.healed)
+    }
+
+    /// When a kind of fault began last.
+    pub(crate) fn begun(&self, kind: &str) -> Option<Instant> {
+        self.state().begun.get(kind).copied()
     }
 
     /// How often each kind of fault was done.
