@@ -43,7 +43,29 @@ pub enum Command {
     ///
     /// Facts committed from that point on will be published. An interrupted `init` is resumed;
     /// anything else that is half there is refused.
-    Init,
+    Init {
+        /// Make the slot of `owlpost audit`, too, which begins where the relay's stands now
+        ///
+        /// It holds back write-ahead log until an audit moves it on; a relay that runs drops it
+        /// beyond AUDIT_WAL_BYTES, and says so.
+        #[arg(long)]
+        audit: bool,
+    },
+    /// Compare what was committed with what is in Kafka, since the last audit
+    ///
+    /// Reads the write-ahead log from the slot that `owlpost init --audit` made up to what the relay has
+    /// confirmed, and the topics from ten minutes before; prints each fact that is missing,
+    /// repeated, out of order, or nobody's, and one line at the end. Where there is none the slot is
+    /// moved on and the exit code is 0, else it stays and the code is 10. The relay may be running.
+    /// After a crash repeats are no fault, but worth a look: `--accept-repeats`.
+    Audit {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// Repeated facts are printed, and are no reason to fail
+        #[arg(long)]
+        accept_repeats: bool,
+    },
 }
 
 const EXAMPLES: &str = "\
@@ -54,6 +76,8 @@ Examples:
 
   owlpost init                         make publication and slot, then exit
   owlpost                              publish until stopped
+  owlpost init --audit                 make the slot that an audit needs
+  owlpost audit                        is everything in Kafka, once, in order?
   owlpost run --log-format human       a flag wins over its variable
   curl -s localhost:3001/readyz        200 while facts flow, else 503; why, as JSON
 
@@ -117,14 +141,16 @@ mod tests {
     fn run_is_the_default() {
         assert_eq!(parse(&[]).unwrap().action(), Command::Run);
         assert_eq!(parse(&["run"]).unwrap().action(), Command::Run);
-        assert_eq!(parse(&["init"]).unwrap().action(), Command::Init);
+        assert_eq!(parse(&["init"]).unwrap().action(), Command::Init { audit: false });
+        assert_eq!(parse(&["init", "--audit"]).unwrap().action(), Command::Init { audit: true });
     }
 
     #[test]
     fn settings_may_stand_before_or_after_the_command() {
         for args in [["--lease", "9s", "init"], ["init", "--lease", "9s"]] {
             let cli = parse(&args).unwrap();
-            assert_eq!((cli.action(), cli.config.lease.as_deref()), (Command::Init, Some("9s")));
+            let init = Command::Init { audit: false };
+            assert_eq!((cli.action(), cli.config.lease.as_deref()), (init, Some("9s")));
         }
         let cli = parse(&["--kafka-ssl", "--metadata-headers=false", "run"]).unwrap();
         assert_eq!(cli.config.kafka_ssl.as_deref(), Some("true"));

@@ -176,6 +176,8 @@ pub struct Limits {
     pub startup: Option<Duration>,
     /// How long Kafka may take to acknowledge what was read when we are told to stop.
     pub shutdown: Duration,
+    /// How much write-ahead log the slot of `owlpost audit` may hold back.
+    pub audit_wal_bytes: usize,
 }
 
 /// Logs.
@@ -496,6 +498,13 @@ fn limits(raw: &RawConfig, tcp_user_timeout: Duration, p: &mut Problems) -> Limi
             &raw.shutdown_timeout,
             ms(10_000),
             ms(0)..=MINUTE * 60,
+        ),
+        audit_wal_bytes: size(
+            p,
+            "AUDIT_WAL_BYTES",
+            &raw.audit_wal_bytes,
+            4096 * MIB,
+            16 * MIB..=1024 * 1024 * MIB,
         ),
     };
     if p.len() == before {

@@ -37,6 +37,7 @@ exit_codes! {
     Unconfirmed = 7, "stopped at the deadline: facts not confirmed in time will be delivered again";
     Server = 8, "PostgreSQL cannot serve us: wal_level, version, REPLICATION right or no slot free";
     KafkaCluster = 9, "another Kafka cluster answered than the one that facts were published to";
+    Findings = 10, "audit: facts are missing in Kafka, repeated, out of order, or nobody's";
 }
 
 impl ExitCode {
@@ -80,6 +81,7 @@ mod tests {
             (7, "Unconfirmed"),
             (8, "Server"),
             (9, "KafkaCluster"),
+            (10, "Findings"),
         ];
         assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
     }

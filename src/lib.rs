@@ -3,6 +3,7 @@
 //! [`relay`] decides and touches nothing; [`postgres`], [`kafka`] and [`run`] touch the world and decide
 //! nothing. `ARCHITECTURE.md` in the repository has the map.
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod exit;

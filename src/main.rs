@@ -1,10 +1,12 @@
 //! The binary `owlpost`: reads what it was told, does it, says how it ended.
 
+use factlib::audit::{self, Audited};
 use factlib::cli::{Cli, Command};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
 use factlib::http::{self, Health};
 use factlib::kafka::Tls;
+use factlib::postgres::audit_slot::audit_slot;
 use factlib::postgres::identify;
 use factlib::relay::gone::{Exit, ExitKind, Gone};
 use factlib::relay::seeded_bug::Seeded;
@@ -36,20 +38,19 @@ fn main() -> std::process::ExitCode {
     };
     match cli.action() {
         Command::Run => runtime.block_on(relay(&config)),
-        Command::Init => runtime.block_on(init(&config)),
+        Command::Init { audit } => runtime.block_on(init(&config, audit)),
+        Command::Audit { json, accept_repeats } => {
+            runtime.block_on(audit(&config, json, accept_repeats))
+        }
     }
     .into()
 }
 
 async fn relay(config: &Config) -> ExitCode {
     let log = telemetry::init(&config.log);
-    let tls = match config.kafka.tls.as_ref().map(Tls::load).transpose() {
+    let tls = match tls(config) {
         Ok(tls) => tls,
-        Err(error) => {
-            drop(log);
-            say(&format!("owlpost: {error}"));
-            return ExitCode::Configuration;
-        }
+        Err(code) => return code,
     };
     if config.kafka.tls.as_ref().is_some_and(|tls| !tls.verify) {
         tracing::warn!("KAFKA_SSL_VERIFICATION=false: anybody may pass for a broker");
@@ -64,7 +65,10 @@ async fn relay(config: &Config) -> ExitCode {
             return ExitCode::Configuration;
         }
     };
-    let exit = run::run(config, tls, health, asked_to_stop()).await;
+    let exit = tokio::select! {
+        exit = run::run(config, tls, health, asked_to_stop()) => exit,
+        never = audit::look_after(config) => match never {},
+    };
     match exit.kind {
         ExitKind::Stopped => tracing::info!(slot = config.slot, "stopped: {}", exit.reason),
         _ => tracing::error!(slot = config.slot, "stopped: {}", exit.reason),
@@ -74,7 +78,7 @@ async fn relay(config: &Config) -> ExitCode {
     ended(&exit)
 }
 
-async fn init(config: &Config) -> ExitCode {
+async fn init(config: &Config, audit: bool) -> ExitCode {
     let log = telemetry::init(&config.log);
     let result = identify(&run::ask(config, Seeded::default(), None, true)).await;
     drop(log);
@@ -95,7 +99,12 @@ async fn init(config: &Config) -> ExitCode {
             };
             // Nobody reads it: that is no reason to fail.
             let _ = writeln!(std::io::stdout(), "{line}");
-            ExitCode::Stopped
+            // An audit slot is a copy, which cannot be made of a slot that this session has made and holds.
+            drop(identified);
+            match audit {
+                true => init_audit(config).await,
+                false => ExitCode::Stopped,
+            }
         }
         Err(gone) => {
             let (kind, reason) = match gone {
@@ -105,6 +114,64 @@ async fn init(config: &Config) -> ExitCode {
             ended(&Exit { kind, reason })
         }
     }
+}
+
+async fn init_audit(config: &Config) -> ExitCode {
+    match audit::prepare(config).await {
+        Ok(point) => {
+            let _ = writeln!(
+                std::io::stdout(),
+                "slot {} is ready: `owlpost audit` looks at what was confirmed from {point} on",
+                audit_slot(&config.slot)
+            );
+            ExitCode::Stopped
+        }
+        Err(exit) => ended(&exit),
+    }
+}
+
+async fn audit(config: &Config, json: bool, accept_repeats: bool) -> ExitCode {
+    let log = telemetry::init(&config.log);
+    let tls = match tls(config) {
+        Ok(tls) => tls,
+        Err(code) => return code,
+    };
+    let audited = audit::audit(config, tls, accept_repeats).await;
+    drop(log);
+    let Audited { from, until, outcome, is_well } = match audited {
+        Ok(audited) => audited,
+        Err(exit) => return ended(&exit),
+    };
+    let mut out = std::io::stdout().lock();
+    for finding in &outcome.findings {
+        let _ = match json {
+            true => writeln!(out, "{}", finding.json()),
+            false => writeln!(out, "{finding}"),
+        };
+    }
+    let _ = match json {
+        true => writeln!(
+            out,
+            "{}",
+            serde_json::json!({
+                "from": from.to_string(),
+                "until": until.to_string(),
+                "facts": outcome.facts,
+                "findings": outcome.findings.len(),
+                "dead_letters": outcome.dead_letters,
+                "skipped": outcome.skipped,
+            })
+        ),
+        false => writeln!(out, "from {from} to {until}: {}", outcome.summary()),
+    };
+    if is_well { ExitCode::Stopped } else { ExitCode::Findings }
+}
+
+fn tls(config: &Config) -> Result<Option<Tls>, ExitCode> {
+    config.kafka.tls.as_ref().map(Tls::load).transpose().map_err(|error| {
+        say(&format!("owlpost: {error}"));
+        ExitCode::Configuration
+    })
 }
 
 fn ended(exit: &Exit) -> ExitCode {

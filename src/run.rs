@@ -4,9 +4,11 @@ use crate::config::{Config, RecordTimestamp, RecordValue};
 use crate::http::Health;
 use crate::kafka::{self, Kafka, Tls};
 use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
+use crate::relay::event::Event;
 use crate::relay::gone::{Exit, Gone};
+use crate::relay::kafka::{Answer, Request};
 use crate::relay::seeded_bug::{Seeded, SeededBug};
-use crate::relay::{Input, Now, Output, Reading, Relay, Settings};
+use crate::relay::{Input, Now, Output, Reading, Relay, Settings, Standing};
 use crate::report::Report;
 use bytes::BytesMut;
 use factlib_protocol::replication::{quote_identifier, start_logical};
@@ -49,9 +51,63 @@ enum Happened {
     Connected(Result<Identified, Gone>),
     Started(Result<(Connection, Instant), Failure>),
     Turned(Turn),
-    Answered(crate::relay::kafka::Answer),
+    Answered(Answer),
     Deadline,
     Stop,
+}
+
+/// What the engine has to do with beside PostgreSQL.
+pub(crate) trait Surroundings {
+    /// Takes a request; its answer comes through the channel that [`drive`] was given.
+    fn send(&mut self, request: Request);
+
+    /// Facts may be published until then.
+    fn lease_until(&mut self, until: Instant);
+
+    /// Something happened.
+    fn event(&mut self, event: &Event);
+
+    /// Slot and publication were made just now, and this is where the slot begins.
+    fn created(&mut self, point: Lsn);
+
+    /// True if [`Surroundings::standing`] is to be called soon, and not only every second.
+    fn wants_standing(&self) -> bool;
+
+    /// Where the relay stands.
+    fn standing(&mut self, standing: &Standing, at: Instant);
+}
+
+/// Kafka, the log and the health board.
+struct Live {
+    kafka: Kafka,
+    report: Report,
+    publication: String,
+}
+
+impl Surroundings for Live {
+    fn send(&mut self, request: Request) {
+        self.kafka.send(request);
+    }
+
+    fn lease_until(&mut self, until: Instant) {
+        self.kafka.lease_until(until);
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.report.event(event);
+    }
+
+    fn created(&mut self, point: Lsn) {
+        self.report.created(&self.publication, point);
+    }
+
+    fn wants_standing(&self) -> bool {
+        self.report.is_due()
+    }
+
+    fn standing(&mut self, standing: &Standing, at: Instant) {
+        self.report.standing(standing, at);
+    }
 }
 
 /// Publishes until told to stop, or until it cannot go on.
@@ -63,16 +119,33 @@ pub async fn run(
     health: Arc<Health>,
     stop: impl Future<Output = ()>,
 ) -> Exit {
-    let (answers, mut answered) = mpsc::unbounded_channel();
-    let kafka = Kafka::new(kafka_config(config, tls), answers);
+    let (answers, answered) = mpsc::unbounded_channel();
     let mut relay = Relay::new(settings(config));
     let seeded = Seeded::from_environment();
     if let Some(bug) = seeded.bug() {
         tracing::error!(bug = bug.name(), "this relay is broken on purpose");
     }
     relay.seed_bug(seeded);
-    let mut report = Report::new(&config.slot, health);
+    let mut live = Live {
+        kafka: Kafka::new(kafka_config(config, tls), answers),
+        report: Report::new(&config.slot, health),
+        publication: config.publication.clone(),
+    };
+    let ask = |known_system| ask(config, seeded, known_system, false);
+    drive(relay, ask, answered, &mut live, stop).await
+}
+
+/// Carries everything to the engine and from it, until it ends. `ask` says how to connect to PostgreSQL,
+/// given the cluster that was connected to before; `stop`, when to finish.
+pub(crate) async fn drive(
+    mut relay: Relay,
+    mut ask: impl FnMut(Option<u64>) -> Ask,
+    mut answered: mpsc::UnboundedReceiver<Answer>,
+    around: &mut impl Surroundings,
+    stop: impl Future<Output = ()>,
+) -> Exit {
     let mut postgres = Postgres::None;
+    let mut asked = None;
     let mut gather_until: Option<Instant> = None;
     let mut reported = now().at;
     let mut stop = std::pin::pin!(stop);
@@ -81,19 +154,22 @@ pub async fn run(
     loop {
         let mut parting = None;
         if let Some(until) = relay.lease() {
-            kafka.lease_until(until);
+            around.lease_until(until);
         }
         while let Some(output) = relay.poll_output() {
             match output {
                 Output::Connect { known_system } => {
-                    let ask = ask(config, seeded, known_system, false);
+                    let ask = asked.insert(ask(known_system)).clone();
                     postgres = Postgres::Connecting(Box::pin(async move { identify(&ask).await }));
                 }
                 Output::StartReplication { start } => {
-                    let Postgres::Identified(connection) = postgres else { continue };
+                    let (Postgres::Identified(connection), Some(asked)) = (postgres, &asked) else {
+                        postgres = Postgres::None;
+                        continue;
+                    };
                     postgres = Postgres::Starting(Box::pin(start_replication(
                         connection,
-                        start_command(config, seeded, start),
+                        start_command(asked, start),
                     )));
                 }
                 Output::Send(bytes) => {
@@ -108,11 +184,11 @@ pub async fn run(
                         parting = Some(connection);
                     }
                 }
-                Output::Kafka(request) => kafka.send(request),
-                Output::Event(event) => report.event(&event),
+                Output::Kafka(request) => around.send(request),
+                Output::Event(event) => around.event(&event),
                 Output::Exit(exit) => {
                     let at = now().at;
-                    report.standing(&relay.standing(at), at);
+                    around.standing(&relay.standing(at), at);
                     if let Some(connection) = parting {
                         connection.part().await;
                     }
@@ -124,9 +200,9 @@ pub async fn run(
             connection.hang_up();
         }
         let at = now().at;
-        if report.is_due() || at >= reported + REPORT_INTERVAL {
+        if around.wants_standing() || at >= reported + REPORT_INTERVAL {
             reported = at;
-            report.standing(&relay.standing(at), at);
+            around.standing(&relay.standing(at), at);
         }
 
         let reading = match relay.reading() {
@@ -150,7 +226,7 @@ pub async fn run(
         match happened {
             Happened::Connected(Ok(identified)) => {
                 if let Some(point) = identified.created {
-                    report.created(&config.publication, point);
+                    around.created(point);
                 }
                 postgres = Postgres::Identified(identified.connection);
                 relay.handle(now(), Input::Identified(identified.identity));
@@ -220,9 +296,9 @@ async fn start_replication(
 
 /// Protocol version 1 and no streaming: inside a stream block a fact of a rolled-back savepoint
 /// cannot be told from a good one.
-fn start_command(config: &Config, seeded: Seeded, start: Lsn) -> Result<String, EncodeError> {
-    let publication = quote_identifier(&config.publication);
-    let streams = seeded.is(SeededBug::StreamingOn);
+fn start_command(ask: &Ask, start: Lsn) -> Result<String, EncodeError> {
+    let publication = quote_identifier(&ask.publication);
+    let streams = ask.seeded.is(SeededBug::StreamingOn);
     let version = if streams { "2" } else { "1" };
     let mut options = vec![
         ("proto_version", version),
@@ -232,7 +308,7 @@ fn start_command(config: &Config, seeded: Seeded, start: Lsn) -> Result<String, 
     if streams {
         options.push(("streaming", "on"));
     }
-    start_logical(&config.slot, start, &options)
+    start_logical(&ask.slot, start, &options)
 }
 
 /// What the PostgreSQL side of the relay needs of `config`, and of the cluster it was connected to before.
@@ -245,6 +321,7 @@ pub fn ask(
     Ask {
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
+        copy_of: None,
         publication: config.publication.clone(),
         prefixes: config.prefixes.clone(),
         wal_sender_timeout: config.limits.wal_sender_timeout,
@@ -255,7 +332,7 @@ pub fn ask(
     }
 }
 
-fn kafka_config(config: &Config, tls: Option<Tls>) -> kafka::Config {
+pub(crate) fn kafka_config(config: &Config, tls: Option<Tls>) -> kafka::Config {
     let bootstrap = config.kafka.brokers.iter().map(ToString::to_string).collect();
     let request_timeout = config.limits.request;
     kafka::Config {
@@ -269,7 +346,7 @@ fn kafka_config(config: &Config, tls: Option<Tls>) -> kafka::Config {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+pub(crate) fn settings(config: &Config) -> Settings {
     let mut seed = [0; 8];
     // Without randomness the jitter is the same in every process, and that is all.
     if getrandom::fill(&mut seed).is_err() {

@@ -105,6 +105,9 @@ settings! {
         /// After this long without an answer from PostgreSQL nothing is published until the slot is
         /// ours again; shorter than WAL_SENDER_TIMEOUT [200ms to 10m, default: 7s]
         lease = "LEASE": "DURATION";
+        /// How much write-ahead log the slot of `owlpost audit` may hold back; a relay that runs drops it
+        /// beyond that, and says so [16MiB to 1TiB, default: 4GiB]
+        audit_wal_bytes = "AUDIT_WAL_BYTES": "SIZE";
     }
     "Kafka" {
         /// The brokers to ask first: host or host:port, comma separated, an IPv6 address in

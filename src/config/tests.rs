@@ -88,6 +88,7 @@ fn three_settings_are_enough() {
                 backoff_max: ms(5_000),
                 startup: Some(ms(30_000)),
                 shutdown: ms(10_000),
+                audit_wal_bytes: 4 << 30,
             },
             http: Some(SocketAddr::from(([0, 0, 0, 0], 3001))),
             metrics_port: 2112,
@@ -116,6 +117,7 @@ fn every_setting_takes_effect() {
         tcp_user_timeout: some("2s"),
         status_interval: some("500ms"),
         lease: some("30s"),
+        audit_wal_bytes: some("64MiB"),
         kafka_brokers: some("a:1,b, [2001:db8::1]:19092,[::1],b:9092"),
         kafka_ssl: some("true"),
         kafka_ssl_certificate_location: some("/etc/owl.pem"),
@@ -214,6 +216,7 @@ fn every_setting_takes_effect() {
             backoff_max: ms(1000),
             startup: None,
             shutdown: ms(25_000),
+            audit_wal_bytes: 64 << 20,
         }
     );
     assert_eq!(config.postgres.tcp_user_timeout, Some(ms(2000)));
@@ -251,6 +254,7 @@ fn all_problems_are_reported_at_once_and_in_order() {
         tcp_user_timeout: text("1h"),
         status_interval: text("soon"),
         lease: text("-1s"),
+        audit_wal_bytes: text("1MiB"),
         kafka_brokers: text("PLAINTEXT://kafka:9092,kafka:0,::1,[::1,:9092,kafka:x,"),
         kafka_username: None,
         kafka_password: text("hunter2"),
@@ -307,6 +311,7 @@ WAL_SENDER_TIMEOUT: "15" is not a duration; write a number with a unit, such as 
 TCP_USER_TIMEOUT: "1h" is outside 500ms to 10m
 STATUS_INTERVAL: "soon" is not a duration; write a number with a unit, such as 3s or 500ms
 LEASE: "-1s" is not a duration; write a number with a unit, such as 3s or 500ms
+AUDIT_WAL_BYTES: "1MiB" is outside 16.0 MiB to 1.0 TiB
 KAFKA_BROKERS: "PLAINTEXT://kafka:9092": write "kafka:9092" without PLAINTEXT://
 KAFKA_BROKERS: "kafka:0": the port is not a number from 1 to 65535; write host:port or [address]:port
 KAFKA_BROKERS: "::1": an IPv6 address needs brackets; write host:port or [address]:port

@@ -146,6 +146,7 @@ impl AsyncWrite for Transport {
 }
 
 /// A connection on which the broker's versions are known, and we are logged in.
+#[derive(Debug)]
 pub(super) struct Connection {
     pub(super) messenger: Arc<Messenger<Stream>>,
     pub(super) traffic: Arc<Traffic>,

@@ -22,7 +22,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-const fn version(v: i16) -> ApiVersion {
+pub(super) const fn version(v: i16) -> ApiVersion {
     ApiVersion(Int16(v))
 }
 
@@ -118,15 +118,15 @@ impl WriteVersionedType<Vec<u8>> for ProduceRequest {
     }
 }
 
-fn millis(d: Duration) -> i32 {
+pub(super) fn millis(d: Duration) -> i32 {
     i32::try_from(d.as_millis()).unwrap_or(i32::MAX)
 }
 
-fn int16(n: usize) -> Result<[u8; 2], WriteError> {
+pub(super) fn int16(n: usize) -> Result<[u8; 2], WriteError> {
     Ok(i16::try_from(n)?.to_be_bytes())
 }
 
-fn int32(n: usize) -> Result<[u8; 4], WriteError> {
+pub(super) fn int32(n: usize) -> Result<[u8; 4], WriteError> {
     Ok(i32::try_from(n)?.to_be_bytes())
 }
 
@@ -414,12 +414,12 @@ pub(super) fn metadata(response: MetadataResponse, asked: &[Arc<str>]) -> Result
     Ok(Metadata { cluster_id, brokers, topics })
 }
 
-fn malformed(what: String) -> ReadError {
+pub(super) fn malformed(what: String) -> ReadError {
     ReadError::Malformed(what.into())
 }
 
 /// Reads a response's body from where the header ended, and leaves the reader behind it.
-fn read_body<T>(
+pub(super) fn read_body<T>(
     reader: &mut Cursor<Vec<u8>>,
     read: impl FnOnce(&mut Body<'_>) -> Result<T, ReadError>,
 ) -> Result<T, ReadError> {
@@ -432,7 +432,7 @@ fn read_body<T>(
     Ok(value)
 }
 
-struct Body<'a> {
+pub(super) struct Body<'a> {
     rest: &'a [u8],
 }
 
@@ -444,28 +444,40 @@ impl<'a> Body<'a> {
         Ok(*head)
     }
 
-    fn int16(&mut self) -> Result<i16, ReadError> {
+    pub(super) fn int16(&mut self) -> Result<i16, ReadError> {
         self.array().map(i16::from_be_bytes)
     }
 
-    fn int32(&mut self) -> Result<i32, ReadError> {
+    pub(super) fn int32(&mut self) -> Result<i32, ReadError> {
         self.array().map(i32::from_be_bytes)
     }
 
-    fn int64(&mut self) -> Result<i64, ReadError> {
+    pub(super) fn int64(&mut self) -> Result<i64, ReadError> {
         self.array().map(i64::from_be_bytes)
     }
 
     /// An array's length; null is empty.
-    fn count(&mut self) -> Result<i32, ReadError> {
+    pub(super) fn count(&mut self) -> Result<i32, ReadError> {
         match self.int32()? {
             n if n < -1 => Err(malformed(format!("an array of length {n}"))),
             n => Ok(n),
         }
     }
 
-    fn string(&mut self) -> Result<&'a str, ReadError> {
+    pub(super) fn string(&mut self) -> Result<&'a str, ReadError> {
         self.nullable_string()?.ok_or_else(|| malformed("null where text is wanted".to_owned()))
+    }
+
+    /// Null is empty.
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], ReadError> {
+        let len = match self.int32()? {
+            -1 => 0,
+            len => usize::try_from(len)?,
+        };
+        let (head, rest) =
+            self.rest.split_at_checked(len).ok_or_else(|| malformed("ended early".to_owned()))?;
+        self.rest = rest;
+        Ok(head)
     }
 
     fn nullable_string(&mut self) -> Result<Option<&'a str>, ReadError> {

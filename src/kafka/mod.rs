@@ -20,7 +20,10 @@
 //! - `sent: false` means that no byte left this machine.
 //! - A topic is created only by [`Request::CreateTopic`], never by asking for metadata.
 
+mod consumer;
 mod dial;
+mod fetch;
+mod fetched;
 mod lease;
 mod link;
 mod message;
@@ -30,6 +33,8 @@ mod sasl;
 mod tests;
 mod tls;
 
+pub use consumer::Consumer;
+pub use fetched::{Found, records};
 pub use sasl::{Mechanism, Sasl};
 pub use tls::{Tls, TlsFiles, TlsFilesError};
 

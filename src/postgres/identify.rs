@@ -27,6 +27,8 @@ pub struct Ask {
     pub postgres: PostgresConfig,
     /// The slot.
     pub slot: String,
+    /// The slot is made for this session, as a copy of this one.
+    pub copy_of: Option<String>,
     /// The publication.
     pub publication: String,
     /// The prefixes of messages that are published.
@@ -68,7 +70,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
     answered(prepare(&mut connection, ask)).await.map_err(gone)?;
     let first = ask.known_system.is_none();
-    let mut may_create = first;
+    let mut may_create = first && ask.copy_of.is_none();
     let mut created = None;
     for _ in 0..RACES_MAX {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
@@ -166,6 +168,11 @@ async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> 
     let (sender, user) = (ask.wal_sender_timeout.as_millis(), ask.tcp_user_timeout.as_millis());
     let sql = format!("SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}");
     connection.query(&sql).await?;
+    if let Some(original) = &ask.copy_of {
+        let (original, slot) = (quote_literal(original), quote_literal(&ask.slot));
+        let sql = format!("SELECT pg_copy_logical_replication_slot({original}, {slot}, true)");
+        connection.query(&sql).await?;
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! It dials, logs in, asks and carries bytes. What is confirmed, where reading starts and when to
 //! hang up is the engine's.
 
+pub mod audit_slot;
 mod connection;
 mod dial;
 mod identify;

@@ -56,21 +56,40 @@ impl Compression {
         smaller
     }
 
+    /// The codec that the attributes of a record batch name; none for gzip, and for what there is not.
+    pub fn of_attributes(attributes: i16) -> Option<Self> {
+        let codecs = [Self::None, Self::Snappy, Self::Lz4, Self::Zstd(0)];
+        codecs.into_iter().find(|codec| codec.attributes() == attributes & CODEC)
+    }
+
     /// What [`Compression::compress`] made, back again: `len` bytes.
     pub fn decompress(self, compressed: &[u8], len: usize) -> Option<Vec<u8>> {
-        let mut plain = Vec::with_capacity(len);
+        self.unpack(compressed, len).filter(|plain| plain.len() == len)
+    }
+
+    /// What somebody has compressed, if it is not longer than `max` bytes.
+    pub fn unpack(self, compressed: &[u8], max: usize) -> Option<Vec<u8>> {
+        let mut plain = Vec::new();
+        // One byte more, to see whether it is longer.
+        let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
         match self {
             Self::None => plain.extend_from_slice(compressed),
-            Self::Snappy => unsnappy(compressed, &mut plain)?,
+            Self::Snappy => unsnappy(compressed, max, &mut plain)?,
             Self::Lz4 => {
-                let mut decoder = lz4_flex::frame::FrameDecoder::new(compressed);
-                decoder.read_to_end(&mut plain).ok()?;
+                let decoder = lz4_flex::frame::FrameDecoder::new(compressed);
+                decoder.take(limit).read_to_end(&mut plain).ok()?;
             }
-            Self::Zstd(_) => zstd::stream::copy_decode(compressed, &mut plain).ok()?,
+            Self::Zstd(_) => {
+                let decoder = zstd::stream::Decoder::new(compressed).ok()?;
+                decoder.take(limit).read_to_end(&mut plain).ok()?;
+            }
         }
-        (plain.len() == len).then_some(plain)
+        (plain.len() <= max).then_some(plain)
     }
 }
+
+/// The bits of a record batch's attributes that name the codec.
+const CODEC: i16 = 0x7;
 
 fn lz4(plain: &[u8], out: &mut Vec<u8>) -> Option<()> {
     use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
@@ -93,12 +112,22 @@ fn snappy(plain: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-fn unsnappy(compressed: &[u8], plain: &mut Vec<u8>) -> Option<()> {
-    let mut rest = compressed.strip_prefix(SNAPPY_JAVA)?;
+fn unsnappy(compressed: &[u8], max: usize, plain: &mut Vec<u8>) -> Option<()> {
     let mut decoder = snap::raw::Decoder::new();
+    let Some(mut rest) = compressed.strip_prefix(SNAPPY_JAVA) else {
+        // As other clients write it: one block and nothing around it.
+        if snap::raw::decompress_len(compressed).ok()? > max {
+            return None;
+        }
+        plain.extend_from_slice(&decoder.decompress_vec(compressed).ok()?);
+        return Some(());
+    };
     while let Some((len, after)) = rest.split_first_chunk() {
         let (block, after) =
             after.split_at_checked(usize::try_from(u32::from_be_bytes(*len)).ok()?)?;
+        if plain.len() + snap::raw::decompress_len(block).ok()? > max {
+            return None;
+        }
         plain.extend_from_slice(&decoder.decompress_vec(block).ok()?);
         rest = after;
     }

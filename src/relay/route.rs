@@ -73,7 +73,10 @@ impl Source {
 }
 
 /// The header with the record's position, in [`Position::text`].
-pub(super) const POSITION: &str = "factlib_position";
+pub const POSITION: &str = "factlib_position";
+
+/// Name of the header that says where a fact comes from: [`Source`].
+pub const SOURCE: &str = "factlib_source";
 
 /// Namespace of the ids that [`Source::id`] makes: UUIDv5 of the DNS name `factlib.event_id`.
 const NAMESPACE: uuid::Uuid = uuid::uuid!("b7eb0b78-6f97-5916-a7e2-b8e0a93110a4");
@@ -112,7 +115,7 @@ impl Headers {
         write_lsn(lsn, scratch);
         self.push("LSN", scratch.as_bytes());
         self.push(POSITION, &position.text());
-        self.push("factlib_source", source.as_str().as_bytes());
+        self.push(SOURCE, source.as_str().as_bytes());
         if let Some(trace) = &fact.trace {
             self.push("trace_id", trace.trace_id.as_bytes());
             self.push("span_id", trace.span_id.as_bytes());
@@ -130,7 +133,7 @@ impl Headers {
         self.push("event_id", source.id(position).hyphenated().to_string().as_bytes());
         self.push("LSN", lsn.to_string().as_bytes());
         self.push(POSITION, &position.text());
-        self.push("factlib_source", source.as_str().as_bytes());
+        self.push(SOURCE, source.as_str().as_bytes());
     }
 
     /// Number of headers.

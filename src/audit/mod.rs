@@ -1,0 +1,316 @@
+//! `owlpost audit`: is every fact that was confirmed in Kafka, once, and in order?
+//!
+//! A slot cannot look back. So a second one trails the relay's, and an audit reads the write-ahead log from
+//! there to what the relay has confirmed, through a temporary copy of it, by the relay's own engine: what that
+//! would produce is what must be there. Then the topics are read, from a while before the first of these facts,
+//! and each record says by its headers which fact it is.
+//!
+//! ```text
+//!  trailing slot ──copy──▶ engine ──Produce──▶ Collector ──facts──▶ Comparison ◀──records── Consumer
+//! ```
+
+pub mod comparison;
+
+use crate::config::Config;
+use crate::kafka::{Consumer, Kafka, Tls, records};
+use crate::postgres::{Ask, audit_slot};
+use crate::relay::event::Event;
+use crate::relay::gone::{Exit, ExitKind, Gone};
+use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
+use crate::relay::poison::{Policies, Policy};
+use crate::relay::position::{Class, Position};
+use crate::relay::seeded_bug::Seeded;
+use crate::relay::{Relay, Settings, Standing};
+use crate::run::{self, Surroundings, drive};
+use comparison::{Belongs, Comparison, Fact, Outcome, Place};
+use factlib_protocol::Lsn;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
+
+/// Records are looked for from so long before the first fact's commit, in milliseconds: their time may be that of
+/// the relay or of a broker, whose clocks are not PostgreSQL's.
+const CLOCKS_APART_MS: i64 = 600_000;
+
+/// How often the trailing slot is looked at while the relay runs, and when first: each time on a connection of its
+/// own, which must not be in the way of the relay's first.
+const BOUND_INTERVAL: Duration = Duration::from_secs(60);
+const BOUND_FIRST: Duration = Duration::from_secs(5);
+
+/// What was compared, and what came out.
+#[derive(Debug)]
+pub struct Audited {
+    /// From here on; the trailing slot's position.
+    pub from: Lsn,
+    /// Up to here; the relay's slot's position.
+    pub until: Lsn,
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Nothing is wrong, and the trailing slot was moved on.
+    pub is_well: bool,
+}
+
+/// Compares what the relay has confirmed with what is in Kafka, from where the last audit ended. The trailing
+/// slot is moved on if nothing is wrong.
+///
+/// # Errors
+///
+/// [`Exit`] if there is no trailing slot, or one of the servers cannot be read.
+pub async fn audit(
+    config: &Config,
+    tls: Option<Tls>,
+    accept_repeats: bool,
+) -> Result<Audited, Exit> {
+    let ask = run::ask(config, Seeded::default(), None, false);
+    let marks = audit_slot::marks(&ask).await.map_err(exit)?;
+    let (from, until, source) = (marks.audited, marks.confirmed, marks.source);
+    let mut outcome = Outcome::default();
+    if from < until {
+        let written = written(config, tls.clone(), &ask, until).await?;
+        outcome = compare(config, tls, &source, written)
+            .await
+            .map_err(|reason| Exit { kind: ExitKind::Unreachable, reason })?;
+    }
+    let is_well = outcome.is_well(accept_repeats);
+    if is_well {
+        audit_slot::advance(&ask, until).await.map_err(exit)?;
+    }
+    Ok(Audited { from, until, outcome, is_well })
+}
+
+/// Makes the trailing slot, unless it is there; where it is.
+///
+/// # Errors
+///
+/// [`Exit`], if the server does not.
+pub async fn prepare(config: &Config) -> Result<Lsn, Exit> {
+    let ask = run::ask(config, Seeded::default(), None, false);
+    audit_slot::make(&ask).await.map_err(exit)
+}
+
+/// Looks after the trailing slot for as long as it is polled: it is dropped before it holds back more log than
+/// `AUDIT_WAL_BYTES`.
+pub async fn look_after(config: &Config) -> Infallible {
+    let ask = run::ask(config, Seeded::default(), None, false);
+    let slot = audit_slot::audit_slot(&config.slot);
+    sleep(BOUND_FIRST).await;
+    loop {
+        match audit_slot::bound(&ask, config.limits.audit_wal_bytes as u64).await {
+            Ok(None) => {}
+            Ok(Some(held)) => tracing::error!(
+                slot,
+                held,
+                "dropped the slot of `owlpost audit`: it held back more write-ahead log than AUDIT_WAL_BYTES; what \
+                 it still had to look at is not audited; `owlpost init --audit` makes it anew"
+            ),
+            // The relay itself says so, louder.
+            Err(Gone::Lost(error) | Gone::Refused(_, error) | Gone::SlotInUse(error)) => {
+                tracing::debug!(slot, error, "cannot look after the slot of `owlpost audit`");
+            }
+            Err(Gone::Terminal(_, error)) => {
+                tracing::warn!(slot, error, "cannot look after the slot of `owlpost audit`");
+            }
+        }
+        sleep(BOUND_INTERVAL).await;
+    }
+}
+
+fn exit(gone: Gone) -> Exit {
+    let (kind, reason) = match gone {
+        Gone::Terminal(kind, reason) | Gone::Refused(kind, reason) => (kind, reason),
+        Gone::Lost(reason) | Gone::SlotInUse(reason) => (ExitKind::Unreachable, reason),
+    };
+    Exit { kind, reason }
+}
+
+/// What the relay should have written.
+struct Written {
+    facts: Vec<Fact>,
+    /// The oldest create time, in milliseconds since 1970.
+    oldest_ms: i64,
+}
+
+/// Reads the log through the relay's own engine.
+async fn written(
+    config: &Config,
+    tls: Option<Tls>,
+    ask: &Ask,
+    until: Lsn,
+) -> Result<Written, Exit> {
+    let (answers, answered) = mpsc::unbounded_channel();
+    let reached = Arc::new(Notify::new());
+    let mut collector = Collector {
+        kafka: Kafka::new(run::kafka_config(config, tls), answers.clone()),
+        answers,
+        policies: &config.policies,
+        until,
+        reached: Arc::clone(&reached),
+        facts: Vec::new(),
+        oldest_ms: i64::MAX,
+        fault: None,
+    };
+    let relay = Relay::new(Settings {
+        // What stops the relay must not stop the audit: somebody has moved the slot past it.
+        policies: Policies { general: Policy::Skip, ..Policies::HALT },
+        create_topics: None,
+        timestamp_is_publish: false,
+        compression: crate::relay::compression::Compression::None,
+        ..run::settings(config)
+    });
+    let attempts = AtomicU32::new(0);
+    let ask = |known_system| Ask {
+        // Anew at each attempt, because the server may not have noticed yet that the last one is over.
+        slot: format!(
+            "owlpost_audit_{}_{}",
+            std::process::id(),
+            attempts.fetch_add(1, Ordering::Relaxed)
+        ),
+        copy_of: Some(audit_slot::audit_slot(&config.slot)),
+        known_system,
+        ..ask.clone()
+    };
+    let exit = drive(relay, ask, answered, &mut collector, reached.notified()).await;
+    let Collector { facts, oldest_ms, fault, .. } = collector;
+    match (exit.kind, fault) {
+        (ExitKind::Stopped, None) => {}
+        (ExitKind::Stopped, Some(reason)) => {
+            return Err(Exit { kind: ExitKind::Unsuitable, reason });
+        }
+        _ => return Err(exit),
+    }
+    Ok(Written { facts, oldest_ms })
+}
+
+/// Reads the topics.
+async fn compare(
+    config: &Config,
+    tls: Option<Tls>,
+    source: &str,
+    written: Written,
+) -> Result<Outcome, String> {
+    let Written { facts, oldest_ms } = written;
+    let mut comparison = Comparison::new(facts, config.policies.dead_letter_topic.clone());
+    let mut consumer = Consumer::new(run::kafka_config(config, tls));
+    let from_ms = oldest_ms.saturating_sub(CLOCKS_APART_MS).max(0);
+    for topic in comparison.topics() {
+        let partitions = consumer.partitions(&topic).await.map_err(|cause| cause.0)?;
+        for partition in partitions {
+            let each = |found: crate::kafka::Found<'_>| {
+                let ours = found.source == Some(source.as_bytes());
+                if let Some(position) =
+                    found.position.filter(|_| ours).and_then(Position::from_text)
+                {
+                    let topic = Arc::clone(&topic);
+                    comparison.found(position, Place { topic, partition, offset: found.offset });
+                }
+            };
+            consumer.read(&topic, partition, from_ms, each).await.map_err(|cause| cause.0)?;
+        }
+    }
+    Ok(comparison.outcome())
+}
+
+/// A Kafka that takes everything, and remembers it.
+struct Collector<'c> {
+    /// For the topics' partitions.
+    kafka: Kafka,
+    answers: mpsc::UnboundedSender<Answer>,
+    policies: &'c Policies,
+    until: Lsn,
+    reached: Arc<Notify>,
+    facts: Vec<Fact>,
+    oldest_ms: i64,
+    /// Why what the engine would produce cannot be read.
+    fault: Option<String>,
+}
+
+impl Collector<'_> {
+    /// Notes a fact, if it is of a unit that is confirmed.
+    fn note(&mut self, position: Position, belongs: Belongs) {
+        let confirmed = match position.unit.class {
+            Class::Transaction => position.unit.lsn < self.until,
+            Class::Message => position.unit.lsn <= self.until,
+        };
+        if confirmed {
+            self.facts.push(Fact { position, belongs });
+        }
+    }
+}
+
+impl Surroundings for Collector<'_> {
+    fn send(&mut self, request: Request) {
+        let answer = match request {
+            Request::Produce { broker, batches } => {
+                for batch in &batches {
+                    let mut found = Vec::new();
+                    let read = records(&batch.batch, |record| {
+                        let position = record.position.and_then(Position::from_text);
+                        found.push((position, record.timestamp_ms));
+                    });
+                    if let Err(what) = read {
+                        self.fault =
+                            Some(format!("what the relay would produce is no batch: {what}"));
+                    }
+                    for (position, timestamp_ms) in found {
+                        let Some(position) = position else { continue };
+                        self.oldest_ms = self.oldest_ms.min(timestamp_ms);
+                        self.note(position, Belongs::To(Arc::clone(&batch.topic)));
+                    }
+                }
+                let partitions = batches
+                    .into_iter()
+                    .map(|batch| PartitionAnswer {
+                        topic: batch.topic,
+                        partition: batch.partition,
+                        base_sequence: batch.base_sequence,
+                        error: 0,
+                        base_offset: -1,
+                    })
+                    .collect();
+                Answer::Produced { broker, partitions, throttle: Duration::ZERO }
+            }
+            Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 }))),
+            request @ (Request::Metadata { .. } | Request::CreateTopic { .. }) => {
+                return self.kafka.send(request);
+            }
+        };
+        // Nobody listens: the engine has ended.
+        let _ = self.answers.send(answer);
+    }
+
+    fn lease_until(&mut self, _: Instant) {}
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::GivenUp(given_up) => {
+                let topic = given_up.poison.topic.as_deref();
+                let belongs = match self.policies.of(topic) {
+                    Policy::Skip => Belongs::Skipped,
+                    Policy::Halt | Policy::DeadLetter => {
+                        Belongs::Nowhere(given_up.poison.reason.clone())
+                    }
+                };
+                self.note(given_up.position, belongs);
+            }
+            Event::Away { cause, .. } => {
+                tracing::warn!(error = cause, "not connected to PostgreSQL")
+            }
+            event => tracing::debug!(?event, "audit"),
+        }
+    }
+
+    fn created(&mut self, _: Lsn) {}
+
+    fn wants_standing(&self) -> bool {
+        true
+    }
+
+    fn standing(&mut self, standing: &Standing, _: Instant) {
+        if standing.confirmed >= self.until {
+            self.reached.notify_one();
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Topics, read back from the first record of some moment to what is there now.
+
+use super::dial::{Connection, describe, dial};
+use super::fetch::{FetchRequest, ListOffsetsRequest, Partition};
+use super::fetched::{Found, records};
+use super::message;
+use super::{Address, Config};
+use crate::relay::error_code::name;
+use crate::relay::kafka::{BrokerId, Unanswered};
+use rskafka::messenger::Messenger;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How many bytes of a partition are asked for at once.
+const FETCH_BYTES: i32 = 4 * 1024 * 1024;
+
+/// A broker that has nothing to hand out answers after this long: what is asked for is there.
+const FETCH_WAIT: Duration = Duration::from_millis(500);
+
+/// So often something is tried before its error is final: a broker may be restarting, or a leader moving.
+const ATTEMPTS: u32 = 10;
+
+/// How long between two attempts.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Reads partitions, one after the other, in no consumer group: nobody else notices.
+#[derive(Debug)]
+pub struct Consumer {
+    config: Config,
+    connections: HashMap<String, Connection>,
+    leaders: HashMap<(Arc<str>, i32), Address>,
+}
+
+impl Consumer {
+    /// One that has contacted nobody yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config, connections: HashMap::new(), leaders: HashMap::new() }
+    }
+
+    /// The partitions of a topic, from 0 on; none if there is no such topic.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker answers, or a partition has no leader, after several attempts.
+    pub async fn partitions(&mut self, topic: &Arc<str>) -> Result<Vec<i32>, Unanswered> {
+        let mut failure = Unanswered("no broker is known".to_owned());
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                sleep(PAUSE).await;
+            }
+            match self.look(topic).await {
+                Ok(partitions) => return Ok(partitions),
+                Err(cause) => failure = cause,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn look(&mut self, topic: &Arc<str>) -> Result<Vec<i32>, Unanswered> {
+        let mut failure = Unanswered("no broker is known".to_owned());
+        for bootstrap in self.config.bootstrap.clone() {
+            let address: Address = match bootstrap.parse() {
+                Ok(address) => address,
+                Err(error) => {
+                    failure = Unanswered(format!("{error}"));
+                    continue;
+                }
+            };
+            let request = message::metadata_request(std::slice::from_ref(topic));
+            let metadata = match self.ask(&address, async |m| m.request(request).await).await {
+                Ok(response) => message::metadata(response, std::slice::from_ref(topic))
+                    .map_err(|what| Unanswered(format!("{address}: {what}")))?,
+                Err(cause) => {
+                    failure = cause;
+                    continue;
+                }
+            };
+            let brokers: HashMap<BrokerId, Address> = metadata
+                .brokers
+                .into_iter()
+                .map(|broker| (broker.id, Address { host: broker.host, port: broker.port }))
+                .collect();
+            let Some(found) = metadata.topics.into_iter().next() else { return Ok(Vec::new()) };
+            match found.error {
+                0 => {}
+                3 => return Ok(Vec::new()),
+                error => return Err(Unanswered(format!("topic {topic}: {}", name(error)))),
+            }
+            let mut partitions = Vec::new();
+            for partition in found.partitions {
+                let leader = partition.leader.and_then(|leader| brokers.get(&leader));
+                let leader = leader.ok_or_else(|| {
+                    Unanswered(format!(
+                        "partition {} of topic {topic} has no leader",
+                        partition.index
+                    ))
+                })?;
+                self.leaders.insert((Arc::clone(topic), partition.index), leader.clone());
+                partitions.push(partition.index);
+            }
+            partitions.sort_unstable();
+            return Ok(partitions);
+        }
+        Err(failure)
+    }
+
+    /// Calls `each` with every record of a partition from the first that is not older than `from_ms`
+    /// (milliseconds since 1970) to the last that is there when this is called.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if the leader cannot be reached, refuses, or says nonsense, after several attempts.
+    pub async fn read(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+        from_ms: i64,
+        mut each: impl FnMut(Found<'_>),
+    ) -> Result<(), Unanswered> {
+        let end = self.offset(topic, partition, ListOffsetsRequest::LATEST).await?;
+        let mut next = self.offset(topic, partition, from_ms).await?;
+        while next < end {
+            let read = self
+                .attempt(topic, partition, async |consumer, leader| {
+                    let request = FetchRequest {
+                        topic: Arc::clone(topic),
+                        partition,
+                        offset: next,
+                        bytes: FETCH_BYTES,
+                        wait: FETCH_WAIT,
+                    };
+                    consumer.ask(leader, async |m| m.request(request).await).await
+                })
+                .await?;
+            let after = records(&read, |found| {
+                // A batch is handed out whole, also if it begins earlier.
+                if (next..end).contains(&found.offset) {
+                    each(found);
+                }
+            });
+            let after = after.map_err(|what| {
+                Unanswered(format!("partition {partition} of topic {topic}, offset {next}: {what}"))
+            })?;
+            // What was there has expired, or been compacted away to the end.
+            let Some(after) = after.filter(|after| *after > next) else { break };
+            next = after;
+        }
+        Ok(())
+    }
+
+    /// The offset of the first record that is not older; the end, if there is none.
+    async fn offset(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+        timestamp_ms: i64,
+    ) -> Result<i64, Unanswered> {
+        let found = self
+            .attempt(topic, partition, async |consumer, leader| {
+                let topic = Arc::clone(topic);
+                let request = ListOffsetsRequest { topic, partition, timestamp_ms };
+                consumer.ask(leader, async |m| m.request(request).await).await
+            })
+            .await?;
+        Ok(if found < 0 { i64::MAX } else { found })
+    }
+
+    /// Tries something at the leader until it works, a few times.
+    async fn attempt<T>(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+        mut what: impl AsyncFnMut(&mut Self, &Address) -> Result<Partition<T>, Unanswered>,
+    ) -> Result<T, Unanswered> {
+        let mut failure = Unanswered(String::new());
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                sleep(PAUSE).await;
+                self.look(topic).await.unwrap_or_default();
+            }
+            let Some(leader) = self.leaders.get(&(Arc::clone(topic), partition)).cloned() else {
+                failure = Unanswered(format!("partition {partition} of topic {topic} is gone"));
+                continue;
+            };
+            failure = match what(self, &leader).await {
+                Ok(Partition { error: 0, found }) => return Ok(found),
+                Ok(Partition { error, .. }) => Unanswered(format!(
+                    "{leader}: partition {partition} of topic {topic}: {}",
+                    name(error)
+                )),
+                Err(cause) => cause,
+            };
+        }
+        Err(failure)
+    }
+
+    /// Asks over the connection that there is, or a new one.
+    async fn ask<T>(
+        &mut self,
+        address: &Address,
+        question: impl AsyncFnOnce(
+            &Messenger<super::dial::Stream>,
+        ) -> Result<T, rskafka::messenger::RequestError>,
+    ) -> Result<T, Unanswered> {
+        let key = address.to_string();
+        let worn = |c: &Connection| c.renew_at.is_some_and(|at| at <= Instant::now());
+        if self.connections.get(&key).is_some_and(worn) {
+            self.connections.remove(&key);
+        }
+        if !self.connections.contains_key(&key) {
+            let limit = Instant::now() + self.config.connect_timeout;
+            let connection = dial(address, &self.config, limit).await?;
+            self.connections.insert(key.clone(), connection);
+        }
+        let Some(connection) = self.connections.get(&key) else {
+            return Err(Unanswered(format!("{address}: no connection")));
+        };
+        let limit = self.config.request_timeout;
+        let answer = timeout(limit, question(&connection.messenger)).await;
+        let cause = match answer {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => format!("{address}: {}", describe(&error)),
+            Err(_) => format!("{address}: no answer within {} ms", limit.as_millis()),
+        };
+        if let Some(connection) = self.connections.remove(&key) {
+            connection.cut();
+        }
+        Err(Unanswered(cause))
+    }
+}

@@ -1,0 +1,143 @@
+//! The two requests that a [`Consumer`](super::Consumer) sends to a partition's leader: ListOffsets and Fetch.
+//!
+//! One partition each, so that the answer is that partition's or none.
+
+use super::message::{Body, int16, int32, malformed, millis, read_body, version};
+use rskafka::protocol::api_key::ApiKey;
+use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
+use rskafka::protocol::messages::{
+    ReadVersionedError, ReadVersionedType, RequestBody, WriteVersionedError, WriteVersionedType,
+};
+use rskafka::protocol::traits::ReadError;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A consumer, and no replica.
+const NO_REPLICA: i32 = -1;
+
+/// Kafka's error code of one partition, and what is said of it.
+#[derive(Debug)]
+pub(super) struct Partition<T> {
+    pub(super) error: i16,
+    pub(super) found: T,
+}
+
+/// ListOffsets, version 1: the first offset whose record is not older than a timestamp.
+#[derive(Debug)]
+pub(super) struct ListOffsetsRequest {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) timestamp_ms: i64,
+}
+
+impl ListOffsetsRequest {
+    /// A timestamp that asks for the end of what consumers can see.
+    pub(super) const LATEST: i64 = -1;
+}
+
+impl RequestBody for ListOffsetsRequest {
+    type ResponseBody = Partition<i64>;
+    const API_KEY: ApiKey = ApiKey::ListOffsets;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(1), version(1));
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(6);
+}
+
+impl WriteVersionedType<Vec<u8>> for ListOffsetsRequest {
+    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        out.extend(NO_REPLICA.to_be_bytes());
+        put_partition(out, &self.topic, self.partition)?;
+        out.extend(self.timestamp_ms.to_be_bytes());
+        Ok(())
+    }
+}
+
+impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<i64> {
+    fn read_versioned(
+        reader: &mut Cursor<Vec<u8>>,
+        _: ApiVersion,
+    ) -> Result<Self, ReadVersionedError> {
+        Ok(read_body(reader, |r| {
+            expect_partition(r)?;
+            let error = r.int16()?;
+            let _timestamp = r.int64()?;
+            Ok(Self { error, found: r.int64()? })
+        })?)
+    }
+}
+
+/// Fetch, version 4: the first with record batches of magic 2, and the oldest of a Kafka 4.
+#[derive(Debug)]
+pub(super) struct FetchRequest {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    /// At most so many, but always a whole batch.
+    pub(super) bytes: i32,
+    /// How long the broker may wait for the first byte.
+    pub(super) wait: Duration,
+}
+
+impl RequestBody for FetchRequest {
+    type ResponseBody = Partition<Vec<u8>>;
+    const API_KEY: ApiKey = ApiKey::Fetch;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(4), version(4));
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(12);
+}
+
+impl WriteVersionedType<Vec<u8>> for FetchRequest {
+    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        out.extend(NO_REPLICA.to_be_bytes());
+        out.extend(millis(self.wait).to_be_bytes());
+        // At least one byte.
+        out.extend(1_i32.to_be_bytes());
+        out.extend(self.bytes.to_be_bytes());
+        // Uncommitted, too: nobody writes facts in a transaction of Kafka's.
+        out.push(0);
+        put_partition(out, &self.topic, self.partition)?;
+        out.extend(self.offset.to_be_bytes());
+        out.extend(self.bytes.to_be_bytes());
+        Ok(())
+    }
+}
+
+impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<Vec<u8>> {
+    fn read_versioned(
+        reader: &mut Cursor<Vec<u8>>,
+        _: ApiVersion,
+    ) -> Result<Self, ReadVersionedError> {
+        Ok(read_body(reader, |r| {
+            let _throttle = r.int32()?;
+            expect_partition(r)?;
+            let error = r.int16()?;
+            let (_high_watermark, _last_stable_offset) = (r.int64()?, r.int64()?);
+            for _ in 0..r.count()? {
+                let (_producer_id, _first_offset) = (r.int64()?, r.int64()?);
+            }
+            Ok(Self { error, found: r.bytes()?.to_vec() })
+        })?)
+    }
+}
+
+/// One topic, one partition.
+fn put_partition(out: &mut Vec<u8>, topic: &str, index: i32) -> Result<(), WriteVersionedError> {
+    out.extend(1_i32.to_be_bytes());
+    out.extend(int16(topic.len())?);
+    out.extend_from_slice(topic.as_bytes());
+    out.extend(int32(1)?);
+    out.extend(index.to_be_bytes());
+    Ok(())
+}
+
+/// One topic, one partition: no other was asked for on this connection's request.
+fn expect_partition(r: &mut Body<'_>) -> Result<(), ReadError> {
+    let one = |n: i32| match n {
+        1 => Ok(()),
+        n => Err(malformed(format!("an answer for {n} where one was asked for"))),
+    };
+    one(r.count()?)?;
+    r.string()?;
+    one(r.count()?)?;
+    r.int32()?;
+    Ok(())
+}

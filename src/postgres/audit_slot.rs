@@ -1,0 +1,145 @@
+//! The trailing slot of `owlpost audit`: made beside the relay's, moved on after each audit, and dropped
+//! before it fills the disk.
+
+use super::connection::{Connection, Failure, Row};
+use super::identify::{Ask, gone};
+use crate::relay::gone::{ExitKind, Gone};
+use crate::relay::route::Source;
+use factlib_protocol::Lsn;
+use factlib_protocol::replication::quote_literal;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// What is asked here takes milliseconds; but moving a slot on reads the log up to there.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
+
+/// Where the facts come from, and how far the relay's slot and the trailing one are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marks {
+    /// As the header `factlib_source` has it.
+    pub source: String,
+    /// `confirmed_flush_lsn` of the relay's.
+    pub confirmed: Lsn,
+    /// `confirmed_flush_lsn` of the trailing one.
+    pub audited: Lsn,
+}
+
+/// Name of the slot that trails `slot`.
+pub fn audit_slot(slot: &str) -> String {
+    format!("{slot}_audit")
+}
+
+/// Where both slots are.
+///
+/// # Errors
+///
+/// [`Gone`]: one of them is not there, or cannot be used any more, or the server cannot be asked.
+pub async fn marks(ask: &Ask) -> Result<Marks, Gone> {
+    let mut connection = connect(ask).await?;
+    let confirmed = confirmed(&mut connection, &ask.slot).await?.ok_or_else(|| {
+        terminal(format!("slot {} is not there: nothing was published through it", ask.slot))
+    })?;
+    let trailing = audit_slot(&ask.slot);
+    let audited = self::confirmed(&mut connection, &trailing).await?.ok_or_else(|| {
+        terminal(format!(
+            "slot {trailing} is not there, and only what was committed since it was made can be audited: \
+             make it with `owlpost init --audit`"
+        ))
+    })?;
+    let identity = query(&mut connection, "IDENTIFY_SYSTEM").await?;
+    let sql = "SELECT oid FROM pg_database WHERE datname = current_database()";
+    let database = query(&mut connection, sql).await?;
+    let number = |rows: &[Row]| rows.first()?.first()?.as_deref()?.parse::<u64>().ok();
+    let database_oid = number(&database).and_then(|oid| u32::try_from(oid).ok());
+    let (Some(system), Some(database)) = (number(&identity), database_oid) else {
+        return Err(gone(Failure::Answer { command: "IDENTIFY_SYSTEM" }));
+    };
+    let source = Source::new(system, database).as_str().to_owned();
+    Ok(Marks { source, confirmed, audited })
+}
+
+/// Makes the trailing slot where the relay's is; where it begins. One that is there stays as it is.
+///
+/// # Errors
+///
+/// [`Gone`]: the relay's slot is not there, or what the server says.
+pub async fn make(ask: &Ask) -> Result<Lsn, Gone> {
+    let mut connection = connect(ask).await?;
+    let trailing = audit_slot(&ask.slot);
+    if let Some(there) = confirmed(&mut connection, &trailing).await? {
+        return Ok(there);
+    }
+    let sql = format!(
+        "SELECT pg_copy_logical_replication_slot({}, {}, false)",
+        quote_literal(&ask.slot),
+        quote_literal(&trailing)
+    );
+    query(&mut connection, &sql).await?;
+    confirmed(&mut connection, &trailing)
+        .await?
+        .ok_or_else(|| terminal(format!("slot {trailing} was made and is not there")))
+}
+
+/// Moves the trailing slot on.
+///
+/// # Errors
+///
+/// [`Gone`], if the server does not.
+pub async fn advance(ask: &Ask, to: Lsn) -> Result<(), Gone> {
+    let mut connection = connect(ask).await?;
+    let trailing = quote_literal(&audit_slot(&ask.slot));
+    query(&mut connection, &format!("SELECT pg_replication_slot_advance({trailing}, '{to}')"))
+        .await?;
+    Ok(())
+}
+
+/// Drops the trailing slot if it holds back more than `max` bytes of write-ahead log; how many it did.
+///
+/// # Errors
+///
+/// [`Gone`], if the server cannot be asked.
+pub async fn bound(ask: &Ask, max: u64) -> Result<Option<String>, Gone> {
+    let mut connection = connect(ask).await?;
+    let trailing = quote_literal(&audit_slot(&ask.slot));
+    let sql = format!(
+        "SELECT pg_size_pretty(held), pg_drop_replication_slot(slot_name) FROM ( \
+            SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) AS held \
+            FROM pg_replication_slots WHERE slot_name = {trailing} AND NOT active \
+                AND NOT pg_is_in_recovery()) slot \
+         WHERE held > {max}"
+    );
+    let rows = query(&mut connection, &sql).await?;
+    Ok(rows.first().and_then(|row| row.first().cloned().flatten()))
+}
+
+async fn connect(ask: &Ask) -> Result<Connection, Gone> {
+    Connection::connect(&ask.postgres).await.map_err(gone)
+}
+
+async fn query(connection: &mut Connection, sql: &str) -> Result<Vec<Row>, Gone> {
+    timeout(ANSWER_MAX, connection.query(sql)).await.unwrap_or(Err(Failure::Silent)).map_err(gone)
+}
+
+/// `confirmed_flush_lsn` of a slot, if it is there.
+async fn confirmed(connection: &mut Connection, slot: &str) -> Result<Option<Lsn>, Gone> {
+    let sql = format!(
+        "SELECT confirmed_flush_lsn, wal_status FROM pg_replication_slots WHERE slot_name = {}",
+        quote_literal(slot)
+    );
+    let rows = query(connection, &sql).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let column = |at: usize| row.get(at).and_then(Option::as_deref);
+    if column(1) == Some("lost") {
+        return Err(terminal(format!(
+            "slot {slot} is lost: the server has removed log that it needed (max_slot_wal_keep_size)"
+        )));
+    }
+    let confirmed = column(0).and_then(|text| text.parse().ok());
+    confirmed
+        .map(Some)
+        .ok_or_else(|| terminal(format!("slot {slot} is no logical one, or being made")))
+}
+
+fn terminal(reason: String) -> Gone {
+    Gone::Terminal(ExitKind::Slot, reason)
+}
