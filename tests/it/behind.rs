@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test it behind -- --nocapture` prints the figures.
 
+#![expect(clippy::print_stdout, reason = "figures")]
+
 use crate::support::{PATIENCE, confirmed, lsn, number, relay, state, wait_confirmed, wait_state};
 use std::thread;
 use std::time::{Duration, Instant};

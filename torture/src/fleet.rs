@@ -115,6 +115,14 @@ impl Fleet {
         relay
     }
 
+    /// Runs a command of the relay's binary to its end: exit code and what it said.
+    pub(crate) fn run(&self, arguments: &[&str], limit: Duration) -> (Option<i32>, String) {
+        let command = arguments.iter().fold(self.command.clone(), |command, one| command.arg(one));
+        let process = command.spawn();
+        let code = self.wait_exit(&process, limit);
+        (code, format!("{}{}", process.stdout(), process.stderr()))
+    }
+
     /// No longer expected to run.
     fn remove(&self, relay: &Arc<Owlpost>) {
         self.note_usage(relay);

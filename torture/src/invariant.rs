@@ -45,4 +45,6 @@ invariants! {
     Exact = "I12 exactness";
     /// One relay streams; who waits for the slot publishes nothing.
     Single = "I13 single active";
+    /// `owlpost audit` finds nothing but repeats.
+    Audited = "I14 audit agrees";
 }

@@ -97,6 +97,8 @@ fn run(arguments: &Arguments) -> bool {
         log: arguments.log.clone(),
     });
     let server = postgres.ask("SHOW server_version");
+    let (code, said) = fleet.run(&["init", "--audit"], Duration::from_secs(30));
+    assert_eq!(code, Some(0), "{said}");
     let first = fleet.start();
     first.wait_ready();
     drop(first);

@@ -199,15 +199,27 @@ impl<'s> Stage<'s> {
         self.board.check(Invariant::Retained, followed, || {
             format!("{FOLLOWING:?} after {healed} was confirmed: {:?}", self.slot())
         });
+        let let_go = begun.elapsed();
+        self.audit();
         let judge = self.judge();
         self.board.say(&format!(
             "calm: all in Kafka and confirmed after {:.1} s, WAL let go after {:.1} s; {} facts, {} repeats{}",
             took.as_secs_f64(),
-            begun.elapsed().as_secs_f64(),
+            let_go.as_secs_f64(),
             judge.facts,
             judge.repeats,
             if self.board.is_strict() { ", of which this round may have none" } else { "" }
         ));
+    }
+
+    /// The relay's own audit, of what the judge has looked at, too.
+    fn audit(&self) {
+        let _server = self.keep_server();
+        let (code, said) = self.fleet.run(&["audit", "--accept-repeats"], HEALING);
+        self.board.check(Invariant::Audited, code == Some(0), || {
+            let last: Vec<&str> = said.lines().rev().take(5).collect();
+            format!("the audit ended with {code:?}: {}", last.join(" | "))
+        });
     }
 
     /// One CHECKPOINT, which must not take long.
