@@ -1845,3 +1845,136 @@ fn empty_copy_data_and_notices_are_tolerated_in_the_stream() {
     assert_eq!(rig.store_all(), ["a"]);
     assert_eq!(rig.hangups, 0);
 }
+
+/// A key that goes to partition `at` of `count`.
+fn key_of(at: u32, count: u32) -> String {
+    (0..1000).map(|n| format!("k{n}")).find(|key| partition(key.as_bytes(), count) == at).unwrap()
+}
+
+/// Symptom: a broker that had not heard of all partitions stopped the topic until METADATA_MAX_AGE.
+#[test]
+fn fewer_partitions_are_not_believed_at_once() {
+    let mut rig = warm();
+    let key = key_of(1, 2);
+    rig.receive(&Stream::default().transaction(200, &[&key]).0);
+    let sent = rig.produce().unwrap();
+    // The leader of a partition that was made a moment ago has not heard of it yet, nor has who is asked.
+    rig.answer(&sent, 3);
+    rig.partitions = 1;
+    rig.answer_metadata();
+    rig.partitions = 2;
+    rig.pass(SECOND);
+    rig.answer_metadata();
+    rig.pass(SECOND);
+    assert_eq!(rig.store_all(), [key]);
+    assert!(!rig.events.iter().any(|event| matches!(event, Event::PartitionsChanged { .. })));
+}
+
+/// Symptom: a partition that was out of sight for a while began its sequences anew under the same identity, and a
+/// broker took the next fact for a repeat of the first.
+#[test]
+fn a_partition_that_was_out_of_sight_goes_on_with_its_sequences() {
+    let mut rig = warm_with(Settings { metadata_age_max: 2 * SECOND, ..settings() });
+    let key = key_of(1, 2);
+    rig.receive(&Stream::default().transaction(200, &[&key]).0);
+    let sent = rig.produce().unwrap();
+    let before = base_sequence(&sent[0]);
+    rig.answer(&sent, 0);
+    let say_partitions = |rig: &mut Rig, partitions: i32| {
+        rig.partitions = partitions;
+        for _ in 0..4 {
+            rig.pass(2 * SECOND);
+            rig.keepalive(208, false);
+            if rig.requests.iter().any(|request| matches!(request, Request::Metadata { .. })) {
+                rig.answer_metadata();
+            }
+        }
+    };
+    say_partitions(&mut rig, 1);
+    rig.receive(&Stream::default().transaction(300, &[&key]).0);
+    let sent = rig.produce().unwrap();
+    assert_eq!(sent[0].partition, 0, "there is only one");
+    rig.answer(&sent, 0);
+    say_partitions(&mut rig, 2);
+    rig.receive(&Stream::default().transaction(400, &[&key]).0);
+    let sent = rig.produce().unwrap();
+    assert_eq!((sent[0].partition, base_sequence(&sent[0])), (1, after(before, 1)));
+}
+
+/// Symptom: facts of a topic that had been reported missing while it was idle waited for METADATA_MAX_AGE.
+#[test]
+fn a_topic_that_was_missing_while_it_was_idle_is_asked_for_when_a_fact_comes() {
+    let mut rig = warm();
+    rig.deleted = true;
+    rig.receive(&Stream::default().begin(200).fact_of("parcel", 190, "p").commit(200).0);
+    rig.answer_metadata();
+    assert_eq!(rig.store_all(), ["p"]);
+    rig.deleted = false;
+    rig.pass(2 * SECOND);
+    rig.receive(&Stream::default().transaction(300, &["a"]).0);
+    rig.answer_metadata();
+    assert_eq!(rig.store_all(), ["a"]);
+}
+
+/// Symptom: behind a topic that had been deleted and made again several batches were in flight at once, and the
+/// new log would have taken the second without the first.
+#[test]
+fn what_a_broker_knew_is_forgotten_with_the_topic() {
+    let mut rig = warm_with(Settings { batch_records: 1, ..settings() });
+    rig.deleted = true;
+    rig.receive(&Stream::default().begin(200).fact_of("parcel", 190, "p").commit(200).0);
+    rig.answer_metadata();
+    rig.store_all();
+    rig.deleted = false;
+    rig.receive(&Stream::default().begin(300).fact_of("letter", 290, "p").commit(300).0);
+    rig.answer_metadata();
+    rig.store_all();
+    rig.receive(&Stream::default().transaction(400, &["first", "first", "first"]).0);
+    assert!(rig.produce().is_some());
+    assert!(rig.produce().is_none(), "it has taken none of this producer yet");
+}
+
+/// Symptom: each batch that was divided left bytes behind that nothing settled, and the window became smaller.
+#[test]
+fn the_bytes_of_a_batch_that_was_divided_are_counted_down_to_zero() {
+    let mut rig = warm();
+    let keys = vec!["first"; 1000];
+    rig.receive(&Stream::default().transaction(2000, &keys).0);
+    rig.pass(50 * MS);
+    let sent = rig.produce().unwrap();
+    rig.answer(&sent, 10);
+    rig.store_all();
+    assert_eq!((rig.standing().unsettled_facts, rig.standing().unsettled_bytes), (0, 0));
+}
+
+/// Symptom: a topic that had been missing an hour ago and was created a moment ago was given up at the first
+/// answer of a broker that had not heard of it yet.
+#[test]
+fn the_grace_for_a_missing_topic_counts_anew_after_a_while() {
+    let policies =
+        Policies { general: Policy::Skip, by_topic: Vec::new(), dead_letter_topic: None };
+    let mut rig = warm_with(Settings { policies, ..settings() });
+    let skipped =
+        |rig: &Rig| rig.events.iter().filter(|event| matches!(event, Event::GivenUp(_))).count();
+    let answer = |rig: &mut Rig| {
+        if rig.requests.iter().any(|request| matches!(request, Request::Metadata { .. })) {
+            rig.answer_metadata();
+        }
+    };
+    rig.receive(&Stream::default().begin(200).fact_of("missing", 190, "p").commit(200).0);
+    while skipped(&rig) == 0 {
+        answer(&mut rig);
+        rig.pass(250 * MS);
+    }
+    for _ in 0..50 {
+        rig.pass(2 * SECOND);
+        (0..5).for_each(|_| rig.keepalive(208, false));
+    }
+    rig.receive(&Stream::default().begin(300).fact_of("missing", 290, "p").commit(300).0);
+    answer(&mut rig);
+    assert_eq!(
+        (skipped(&rig), rig.standing().state, rig.hangups),
+        (1, State::Streaming, 0),
+        "it waits"
+    );
+}

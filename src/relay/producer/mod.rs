@@ -29,7 +29,7 @@ use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use topic::{MISSING_AGE_MAX, Missing, Topic, TopicState};
+use topic::{MISSING_AGE_MAX, MISSING_GRACE, Missing, Topic, TopicState};
 
 /// Attempts from here on are as far apart as they may be, and the next one is told.
 const SLOW_FROM_ATTEMPT: u32 = 15;
@@ -289,10 +289,14 @@ impl Producer {
                 }
                 return Route::Wait;
             }
+            if now >= said.at + MISSING_AGE_MAX {
+                // It was idle when that was said, and now it is not.
+                self.metadata.want(now);
+            }
         }
         match &topic.state {
-            TopicState::Known { partitions, resize_to: None, .. } => {
-                Route::Ready(TopicId(index), u32::try_from(partitions.len()).unwrap_or(u32::MAX))
+            TopicState::Known { used, resize_to: None, .. } => {
+                Route::Ready(TopicId(index), u32::try_from(*used).unwrap_or(u32::MAX))
             }
             _ => Route::Wait,
         }
@@ -301,7 +305,7 @@ impl Producer {
     /// Another number of partitions is used as soon as nothing of the topic is unsettled: a key's facts
     /// before the change are stored then, wherever it goes after it.
     fn resize(&mut self, index: usize) {
-        let Some(Topic { state: TopicState::Known { partitions, resize_to, .. }, .. }) =
+        let Some(Topic { state: TopicState::Known { partitions, used, resize_to, .. }, .. }) =
             self.topics.get_mut(index)
         else {
             return;
@@ -309,12 +313,15 @@ impl Producer {
         let at_once = self.seeded.is(SeededBug::RekeyOnGrowth);
         let idle = |at: &usize| at_once || self.partitions.get(*at).is_some_and(Partition::is_idle);
         let Some(found) = resize_to.take_if(|_| partitions.iter().all(idle)) else { return };
-        partitions.truncate(found.len());
-        for PartitionMetadata { index: partition, leader } in found {
-            if usize::try_from(partition).is_ok_and(|partition| partition == partitions.len()) {
-                partitions.push(self.partitions.len());
-                let compression = self.settings.compression;
-                self.partitions.push(Partition::new(index, partition, leader, compression));
+        *used = found.len();
+        for (PartitionMetadata { index: partition, leader }, at) in found.into_iter().zip(0..) {
+            match partitions.get(at).and_then(|at| self.partitions.get_mut(*at)) {
+                Some(known) => known.leader = leader,
+                None => {
+                    partitions.push(self.partitions.len());
+                    let compression = self.settings.compression;
+                    self.partitions.push(Partition::new(index, partition, leader, compression));
+                }
             }
         }
     }
@@ -496,7 +503,9 @@ impl Producer {
 
     fn partitions_of(&self, topic: TopicId) -> &[usize] {
         match self.topics.get(topic.0).map(|topic| &topic.state) {
-            Some(TopicState::Known { partitions, .. }) => partitions,
+            Some(TopicState::Known { partitions, used, .. }) => {
+                partitions.get(..*used).unwrap_or_default()
+            }
             _ => &[],
         }
     }
@@ -662,7 +671,7 @@ impl Producer {
             Verdict::TooLarge | Verdict::RecordRefused => {
                 let too_large = failure.verdict == Verdict::TooLarge;
                 if let Some(grown) = partition.divide(too_large, self.generation, ledger) {
-                    self.unsettled_bytes += grown;
+                    self.unsettled_bytes = self.unsettled_bytes.saturating_add_signed(grown);
                     return;
                 }
                 let cause = if too_large { Cause::TooLarge } else { Cause::Rejected };
@@ -848,21 +857,35 @@ impl Producer {
         }
         let count = found.partitions.len();
         let mut gone = Vec::new();
+        // Whether there really are fewer than before is not sure yet.
+        let mut again = false;
         match &mut topic.state {
-            TopicState::Known { partitions, resize_to, missing } => {
+            TopicState::Known { partitions, used, fewer, resize_to, missing } => {
                 *missing = None;
-                let from = partitions.len();
-                let known = resize_to.as_ref().map_or(from, Vec::len);
-                *resize_to = Some(found.partitions.clone()).filter(|_| count != from);
-                if count != known && count != from {
-                    let topic = Arc::clone(&topic.name);
-                    events.push_back(Event::PartitionsChanged { topic, from, to: count });
+                let from = *used;
+                again = count < from && now < *fewer.get_or_insert(now) + MISSING_GRACE;
+                if count >= from {
+                    *fewer = None;
                 }
-                gone.extend_from_slice(partitions.get(count..).unwrap_or_default());
+                if !again {
+                    let known = resize_to.as_ref().map_or(from, Vec::len);
+                    *resize_to = Some(found.partitions.clone()).filter(|_| count != from);
+                    if count != known && count != from {
+                        let topic = Arc::clone(&topic.name);
+                        events.push_back(Event::PartitionsChanged { topic, from, to: count });
+                    }
+                    gone.extend_from_slice(partitions.get(count..from).unwrap_or_default());
+                }
             }
             state => {
                 let resize_to = Some(found.partitions.clone());
-                *state = TopicState::Known { partitions: Vec::new(), resize_to, missing: None };
+                *state = TopicState::Known {
+                    partitions: Vec::new(),
+                    used: 0,
+                    fewer: None,
+                    resize_to,
+                    missing: None,
+                };
                 self.resize(index);
             }
         }
@@ -870,8 +893,7 @@ impl Producer {
             "the topic was made anew with fewer partitions ({count}): add some, or restart the relay, which \
              then reads these facts again and gives them to the others"
         );
-        self.lose(now, &gone, &reason, ledger, events);
-        let mut again = false;
+        again |= self.lose(now, &gone, &reason, ledger, events);
         for partition in &found.partitions {
             again |= partition.leader.is_none();
             if let Some(at) = self.find(&found.name, partition.index)
@@ -896,6 +918,7 @@ impl Producer {
         for &at in partitions {
             let Some(partition) = self.partitions.get_mut(at) else { continue };
             partition.leader = None;
+            partition.forget_broker();
             if !partition.is_idle() {
                 partition.attempts = partition.attempts.saturating_add(1);
                 partition.seal(self.generation);

@@ -259,6 +259,11 @@ impl Partition {
         Next::Send(queued.batch.encoded(), base_sequence)
     }
 
+    /// The partition is not there any more: whoever leads it next has nothing of us.
+    pub(super) fn forget_broker(&mut self) {
+        self.proven = None;
+    }
+
     fn is_proven(&self, now: Instant) -> bool {
         self.proven.is_some_and(|(broker, at)| {
             Some(broker) == self.leader && Some(broker) == self.sent_to && now < at + PROVEN_MAX
@@ -354,7 +359,7 @@ impl Partition {
         too_large: bool,
         now: u32,
         ledger: &mut Ledger,
-    ) -> Option<usize> {
+    ) -> Option<isize> {
         let len = self.first_len();
         let mut grown = self.divide_at(0, now, ledger)?;
         if too_large {
@@ -377,7 +382,7 @@ impl Partition {
     }
 
     /// The same for one batch, which is not appended.
-    fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<usize> {
+    fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<isize> {
         let Queued { batch, place, generation, state, ambiguous } = self.queue.remove(at)?;
         let (len, stamp) = (batch.plain_len(), batch.stamp());
         let mut parts = match batch.split() {
@@ -399,7 +404,8 @@ impl Partition {
             true => ledger.batch_divided(place, second.first().unit),
             false => place,
         };
-        let grown = (first.plain_len() + second.plain_len()).saturating_sub(len);
+        // There is one header more, and the records of the second part have smaller deltas.
+        let grown = (first.plain_len() + second.plain_len()).cast_signed() - len.cast_signed();
         for (batch, place) in [(second, behind), (first, place)] {
             self.queue.insert(at, Queued::new(batch, place, generation));
         }

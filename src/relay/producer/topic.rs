@@ -38,8 +38,15 @@ pub(super) enum TopicState {
     },
     /// Facts of it are enqueued, or were.
     Known {
-        /// Where its partitions are in [`super::Producer::partitions`], by index.
+        /// Where its partitions are in [`super::Producer::partitions`], by index. Those that the cluster does not
+        /// have any more stay: if it has them again, their sequences go on, because a broker that has merely
+        /// not heard of them would take sequences that begin anew for repeats of what it stored first.
         partitions: Vec<usize>,
+        /// So many of them are in use.
+        used: usize,
+        /// Since when the cluster has said that there are fewer. A broker that has just started may not have
+        /// heard of all (KAFKA-6648), and no topic loses partitions unless it is made anew.
+        fewer: Option<Instant>,
         /// The cluster has these, which are more or fewer: they are used as soon as nothing of the topic
         /// is unsettled.
         resize_to: Option<Vec<PartitionMetadata>>,
@@ -62,6 +69,8 @@ pub(super) struct Missing {
 impl Missing {
     /// Said again, or for the first time.
     pub(super) fn said(known: Option<Self>, error: i16, now: Instant) -> Self {
+        // What was said long ago says nothing of a topic that was created since.
+        let known = known.filter(|known| now < known.at + 2 * MISSING_GRACE);
         let since = known.map_or(now, |known| known.since);
         Self { error, at: now, since }
     }
