@@ -60,6 +60,13 @@ pub(crate) struct Topic {
     bytes_max: usize,
 }
 
+impl Topic {
+    /// Somebody may believe that it has so many partitions.
+    pub(crate) fn had(&mut self, partitions: usize) {
+        self.counts.push(u32::try_from(partitions).unwrap());
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) id: &'static str,
@@ -100,7 +107,7 @@ impl Cluster {
         let topic = self.topic(name);
         topic.logs.push(Log::default());
         topic.logs.push(Log { leader: 1, ..Log::default() });
-        topic.counts.push(u32::try_from(topic.logs.len()).unwrap());
+        topic.had(topic.logs.len());
     }
 
     /// Another replica leads, which may lack what was not acknowledged. True if it does.

@@ -18,7 +18,7 @@ use factlib::relay::template::Naming;
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
 use factlib_protocol::replication::StandbyStatusUpdate;
 use factlib_protocol::{Frame, Lsn, Timestamp};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 pub(crate) type Counts = HashMap<&'static str, usize>;
@@ -54,6 +54,7 @@ pub(crate) const WANTED: &[&str] = &[
     "leader moved, and did not have all",
     "log-in refused",
     "metadata is stale",
+    "not all partitions are heard of",
     "no metadata",
     "no right to an identity",
     "producer forgotten",
@@ -199,6 +200,8 @@ struct Process {
     unaware_until: Option<Instant>,
     /// Once the server did not hear it, which it could not see.
     was_unheard: bool,
+    /// Topics of which it was told all partitions.
+    knows: BTreeSet<String>,
 }
 
 impl Process {
@@ -216,6 +219,7 @@ impl Process {
             identified: false,
             unaware_until: None,
             was_unheard: false,
+            knows: BTreeSet::new(),
         }
     }
 
@@ -766,7 +770,14 @@ impl World {
         for name in topics {
             let there = self.cluster.topic(name).there;
             let mut partitions = Vec::new();
-            let leaders = self.cluster.leaders(name);
+            let mut leaders = self.cluster.leaders(name);
+            // At the first contact nobody can tell that there are more.
+            let knows = there && !self.processes[at].knows.insert(name.to_string());
+            if self.faults && knows && self.dice.percent(5) {
+                self.fault("not all partitions are heard of");
+                leaders.truncate(1 + self.dice.below(leaders.len()));
+                self.cluster.topic(name).had(leaders.len());
+            }
             for (index, mut leader) in leaders.into_iter().enumerate().filter(|_| there) {
                 let dice = self.dice.below(100);
                 if self.faults && dice < 5 {
@@ -1007,14 +1018,19 @@ impl World {
 
     fn fail_over(&mut self) {
         self.excuse("failover");
-        let (low, high) = (self.server.flushed().saturating_sub(600), self.server.flushed());
-        let lags = self.dice.percent(60);
-        let end = if lags { low + self.dice.next() % (high - low + 1) } else { high };
+        let high = self.server.flushed();
+        // Behind its primary, or even behind what is confirmed.
+        let lags = [0, 600, high - self.server.confirmed + 600];
+        let end = high.saturating_sub(self.dice.next() % (lags[self.dice.below(3)] + 1));
         // A standby has followed to the timeline that it leaves.
         let end = end.max(self.server.history.last().map_or(1000, |(_, switch)| switch.0));
         self.server.promote(end, &mut self.truth);
         self.fault(if end < high { "failover to a standby that lags" } else { "failover" });
         self.cut_all();
+        // Applications may find the new primary before the relay does.
+        for _ in 0..self.dice.below(12) {
+            self.application();
+        }
     }
 
     /// SIGKILL, and a new process. What was on its way to Kafka may still arrive.
