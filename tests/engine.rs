@@ -1978,3 +1978,18 @@ fn the_grace_for_a_missing_topic_counts_anew_after_a_while() {
         "it waits"
     );
 }
+
+/// Symptom: a fact whose id alone was half of what a broker reads was sent again and again, and the broker closed
+/// the connection each time.
+#[test]
+fn a_key_counts_for_the_size_of_a_record() {
+    let policies =
+        Policies { general: Policy::Skip, by_topic: Vec::new(), dead_letter_topic: None };
+    let mut rig = warm_with(Settings { policies, ..settings() });
+    let key = "k".repeat(55 << 20);
+    rig.receive(&Stream::default().transaction(200, &[&key]).0);
+    assert!(rig.produce().is_none());
+    let Some(Event::GivenUp(given_up)) = rig.events.last() else { panic!("{:?}", rig.events) };
+    assert_eq!(given_up.poison.cause, Cause::TooLarge);
+    assert_eq!(rig.standing().unsettled_facts, 0);
+}

@@ -17,9 +17,9 @@ pub const BATCH_BYTES_MAX: usize = 900_000;
 /// and us no less per record, and the live records leave the processor's cache.
 pub const BATCH_BYTES_FULL: usize = 384 * 1024;
 
-/// A longer value is not tried: by default a broker closes the connection over a request of more than 100 MiB
+/// A longer record is not tried: by default a broker closes the connection over a request of more than 100 MiB
 /// (`socket.request.max.bytes`), which looks like a fault of the network and would be repeated for ever.
-pub(super) const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
+const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
 
 const HEADER_LEN: usize = 61;
 /// The checksum covers everything from here to the end.
@@ -40,6 +40,16 @@ pub struct Record<'a> {
 
 /// The part of a record that does not depend on its place in a batch.
 impl Record<'_> {
+    /// False if no broker with its defaults would read a request with it.
+    pub(super) fn fits_a_request(&self) -> bool {
+        self.body_len(0, 0) <= RECORD_BYTES_MAX
+    }
+
+    /// How many bytes more its value could have.
+    pub(super) fn room_in_a_request(&self) -> usize {
+        RECORD_BYTES_MAX.saturating_sub(self.body_len(0, 0))
+    }
+
     fn body_len(&self, timestamp_delta: i64, offset_delta: i64) -> usize {
         1 + varint_len(timestamp_delta)
             + varint_len(offset_delta)

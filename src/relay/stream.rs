@@ -1,6 +1,5 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
-use super::batch::RECORD_BYTES_MAX;
 use super::batch::Record;
 use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE};
 use super::error_code;
@@ -348,7 +347,9 @@ impl Relay {
                 "larger than a broker takes in one request by default (100 MiB)".to_owned();
             (Cause::TooLarge, reason)
         };
-        let fits = value.is_none_or(|value| value.len() <= RECORD_BYTES_MAX);
+        // The aggregate's id is in the envelope, in the key and in a header.
+        let timestamp_ms = 0;
+        let fits = Record { timestamp_ms, key, value, headers: &self.headers }.fits_a_request();
         let (topic, partitions) = match routed
             .and_then(|to| fits.then_some(to).ok_or_else(too_large))
         {
@@ -401,8 +402,10 @@ impl Relay {
                     }
                 };
                 poison.describe(&mut self.headers);
-                let value = value.get(..value.len().min(RECORD_BYTES_MAX));
                 let headers = &self.headers;
+                let room =
+                    Record { timestamp_ms: 0, key, value: None, headers }.room_in_a_request();
+                let value = value.get(..value.len().min(room));
                 let record = Record { timestamp_ms: timestamp.unix_millis(), key, value, headers };
                 let partition = route::partition(key.unwrap_or_default(), partitions);
                 self.producer.push(topic, partition, position, &record, &mut self.ledger);
