@@ -92,6 +92,9 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
             Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
                 if first {
                     remark(ask, &plan);
+                    if let Some(words) = setup::outdated(found.version) {
+                        tracing::warn!(slot = ask.slot, "{words}");
+                    }
                 }
                 if first && found.publication.is_some_and(|found| found.has_tables) {
                     tracing::warn!(

@@ -117,6 +117,19 @@ pub(super) fn refuse_other(found: &Found, known_system: Option<u64>) -> Option<P
     Some(Plan::Refuse(ExitKind::OtherCluster, another_cluster(found.system, known)))
 }
 
+/// The first minor version of each major in which `confirmed_flush_lsn` never goes back while a slot is in use.
+const SOUND: [(u32, u32); 4] = [(14, 19), (15, 14), (16, 10), (17, 6)];
+
+/// Why another minor version would be better, if one would: `version` is `server_version_num`.
+pub(super) fn outdated(version: u32) -> Option<String> {
+    let (major, minor) = (version / 10_000, version % 10_000);
+    let (_, sound) = SOUND.iter().find(|(known, sound)| *known == major && minor < *sound)?;
+    Some(format!(
+        "PostgreSQL {major}.{minor} has defects of logical slots that {major}.{sound} does not have: a slot's \
+         position may go back, and facts may then come again; update the server"
+    ))
+}
+
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
     let Names { slot: slot_name, publication: publication_name, prefixes } = names;
@@ -438,6 +451,18 @@ mod tests {
             plan(&Found { in_recovery: true, ..all }, NAMES),
             Plan::Ready { adopted: false }
         );
+    }
+
+    #[test]
+    fn minor_versions_with_known_defects_of_slots_are_named() {
+        let words = outdated(150_013).unwrap();
+        assert!(words.contains("15.13 ") && words.contains("15.14 "), "{words}");
+        for sound in [140_019, 150_014, 160_010, 170_006, 180_000, 190_000] {
+            assert_eq!(outdated(sound), None, "{sound}");
+        }
+        for old in [140_018, 160_009, 170_000] {
+            assert!(outdated(old).is_some(), "{old}");
+        }
     }
 
     #[test]

@@ -95,3 +95,75 @@ pub fn classify(error: &ServerError) -> Gone {
         _ => Gone::Lost(words),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_the_server_leads_to_what_can_be_done_about_it() {
+        let terminal = |kind| move |gone: &Gone| matches!(gone, Gone::Terminal(k, _) if *k == kind);
+        let refused = |kind| move |gone: &Gone| matches!(gone, Gone::Refused(k, _) if *k == kind);
+        type Leads = Box<dyn Fn(&Gone) -> bool>;
+        // As PostgreSQL 15 and 18 say it.
+        let table: [(&str, &str, Leads); 12] = [
+            (
+                "55006",
+                "replication slot \"s\" is active for PID 7",
+                Box::new(|gone| matches!(gone, Gone::SlotInUse(_))),
+            ),
+            (
+                "42704",
+                "publication \"p\" does not exist",
+                Box::new(terminal(ExitKind::Publication)),
+            ),
+            ("42704", "replication slot \"s\" does not exist", Box::new(terminal(ExitKind::Slot))),
+            (
+                "55000",
+                "cannot read from logical replication slot \"s\"",
+                Box::new(terminal(ExitKind::Slot)),
+            ),
+            ("28P01", "password authentication failed", Box::new(refused(ExitKind::Unreachable))),
+            ("28000", "no pg_hba.conf entry for host", Box::new(refused(ExitKind::Unreachable))),
+            ("3D000", "database \"d\" does not exist", Box::new(refused(ExitKind::Unreachable))),
+            (
+                "42501",
+                "must be superuser or replication role",
+                Box::new(refused(ExitKind::Unsuitable)),
+            ),
+            ("53400", "all replication slots are in use", Box::new(refused(ExitKind::Unsuitable))),
+            // These pass, or somebody makes them pass, and nothing is lost meanwhile.
+            (
+                "53300",
+                "sorry, too many clients already",
+                Box::new(|gone| matches!(gone, Gone::Lost(_))),
+            ),
+            (
+                "57P03",
+                "the database system is starting up",
+                Box::new(|gone| matches!(gone, Gone::Lost(_))),
+            ),
+            (
+                "XX000",
+                "invalid memory alloc request size",
+                Box::new(|gone| matches!(gone, Gone::Lost(_))),
+            ),
+        ];
+        for (code, message, leads) in table {
+            let error = ServerError {
+                severity: "ERROR".to_owned(),
+                code: SqlState(code.as_bytes().try_into().unwrap()),
+                message: message.to_owned(),
+                detail: None,
+                hint: None,
+            };
+            let gone = classify(&error);
+            assert!(leads(&gone), "{code} {message}: {gone:?}");
+            let (Gone::Lost(words)
+            | Gone::Refused(_, words)
+            | Gone::SlotInUse(words)
+            | Gone::Terminal(_, words)) = &gone;
+            assert!(words.contains(code) && words.contains(message), "{words}");
+        }
+    }
+}

@@ -350,6 +350,44 @@ fn a_fact_outside_its_transaction_arrives_even_if_that_rolls_back() {
 }
 
 #[test]
+fn a_role_with_no_right_but_replication_publishes_beside_rows_of_tables() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("humble.order", 4, &[]);
+    let command = relay("humble", &postgres, kafka);
+    let init = command.clone().arg("init").spawn();
+    assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.stderr());
+    // What a publication that somebody else has made may have: rows are sent for nothing, and passed over.
+    postgres
+        .client()
+        .batch_execute(
+            "ALTER PUBLICATION facts SET (publish = 'insert, update, delete, truncate');
+             CREATE TABLE note (id int PRIMARY KEY, text text);
+             ALTER PUBLICATION facts ADD TABLE note;
+             CREATE ROLE humble LOGIN REPLICATION",
+        )
+        .unwrap();
+    let relay = command.env("MASTER_DATABASE_URL", postgres.url_as("humble", "")).spawn();
+    relay.wait_ready();
+    let workload = Workload { facts: 500, ..Workload::new("humble", 1) }.start(&postgres);
+    for id in 0..100 {
+        postgres
+            .client()
+            .batch_execute(&format!(
+                "BEGIN; INSERT INTO note VALUES ({id}, 'new');
+                 SELECT pg_logical_emit_message(true, 'elsewhere', 'x');
+                 UPDATE note SET text = 'old' WHERE id = {id}; COMMIT"
+            ))
+            .unwrap();
+    }
+    postgres.client().batch_execute("DELETE FROM note; TRUNCATE note").unwrap();
+    workload.wait();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let truth = truth(&postgres);
+    Checker::new(&truth).check(&kafka.read_topic("humble.order")).assert_clean();
+}
+
+#[test]
 fn a_transaction_is_confirmed_only_once_its_facts_are_in_kafka() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
     kafka.create_topic("promise.order", 1, &[]);
