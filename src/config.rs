@@ -56,6 +56,8 @@ pub struct Config {
     pub postgres: PostgresConfig,
     /// The replication slot.
     pub slot: String,
+    /// A slot that is made is one that standbys synchronise (PostgreSQL 17 and later).
+    pub slot_failover: bool,
     /// The publication.
     pub publication: String,
     /// Kafka.
@@ -293,6 +295,7 @@ impl Config {
             p,
         );
         let slot = slot(raw, p);
+        let slot_failover = boolean(p, "REPLICATION_SLOT_FAILOVER", &raw.replication_slot_failover);
         let publication = publication(raw, p);
         let limits = limits(raw, tcp_user_timeout, p);
         let brokers = brokers(raw, p);
@@ -316,6 +319,7 @@ impl Config {
                 prefixes,
                 postgres,
                 slot,
+                slot_failover,
                 publication,
                 kafka: KafkaConfig { brokers, client_id: app_name, tls, sasl },
                 naming,

@@ -322,6 +322,7 @@ pub fn ask(
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
         copy_of: None,
+        failover: config.slot_failover,
         publication: config.publication.clone(),
         prefixes: config.prefixes.clone(),
         wal_sender_timeout: config.limits.wal_sender_timeout,

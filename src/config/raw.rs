@@ -90,6 +90,10 @@ settings! {
         master_database_url = "MASTER_DATABASE_URL": "URL";
         /// The replication slot [1 to 63 of a-z 0-9 _, default: factlib_slot]
         replication_slot_name = "REPLICATION_SLOT_NAME": "NAME";
+        /// Whether a slot that is made is one that standbys follow, from PostgreSQL 17 on: then a failover
+        /// goes on where the primary was [default: false]
+        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        replication_slot_failover = "REPLICATION_SLOT_FAILOVER": "BOOL";
         /// The publication, which stays empty: messages need no table [1 to 63 bytes, default:
         /// facts]
         publication_name = "PUBLICATION_NAME": "NAME";

@@ -56,6 +56,7 @@ fn three_settings_are_enough() {
                 keepalives: Some(Keepalives::default()),
             },
             slot: "factlib_slot".into(),
+            slot_failover: false,
             publication: "facts".into(),
             kafka: KafkaConfig {
                 brokers: vec![BrokerAddress { host: "kafka".into(), port: 9092 }],
@@ -112,6 +113,7 @@ fn every_setting_takes_effect() {
         poison_policy_topics: some("orders.audit=dead-letter, *.order=halt"),
         dead_letter_topic: some("dead.letters"),
         replication_slot_name: some("orders_1"),
+        replication_slot_failover: some("true"),
         publication_name: some("Orders' facts"),
         wal_sender_timeout: some("1m 30s"),
         tcp_user_timeout: some("2s"),
@@ -249,6 +251,7 @@ fn all_problems_are_reported_at_once_and_in_order() {
         poison_policy_topics: text("orders.audit=dead-letter,x y=skip,orders.*=drop,skip"),
         master_database_url: text("postgres://db:5432/app?sslmode=require&fun=1"),
         replication_slot_name: text("Factlib-Slot"),
+        replication_slot_failover: text("no way"),
         publication_name: Some("x".repeat(64)),
         wal_sender_timeout: text("15"),
         tcp_user_timeout: text("1h"),
@@ -306,6 +309,7 @@ POISON_POLICY_TOPICS: "skip": write topic=policy, with halt, dead-letter or skip
 DEAD_LETTER_TOPIC: is wanted, because a policy is dead-letter
 MASTER_DATABASE_URL: unknown parameter "fun", in postgres://db:5432/app?sslmode=require&fun=1
 REPLICATION_SLOT_NAME: "Factlib-Slot" is not a slot name; PostgreSQL wants 1 to 63 of a-z 0-9 _
+REPLICATION_SLOT_FAILOVER: "no way" is neither true nor false
 PUBLICATION_NAME: "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" has more than 63 bytes; choose a shorter name
 WAL_SENDER_TIMEOUT: "15" is not a duration; write a number with a unit, such as 3s or 500ms
 TCP_USER_TIMEOUT: "1h" is outside 500ms to 10m

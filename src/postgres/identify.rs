@@ -29,6 +29,8 @@ pub struct Ask {
     pub slot: String,
     /// The slot is made for this session, as a copy of this one.
     pub copy_of: Option<String>,
+    /// A slot that is made is one that standbys synchronise.
+    pub failover: bool,
     /// The publication.
     pub publication: String,
     /// The prefixes of messages that are published.
@@ -74,8 +76,12 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut created = None;
     for _ in 0..RACES_MAX {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
-        let names =
-            Names { slot: &ask.slot, publication: &ask.publication, prefixes: &ask.prefixes };
+        let names = Names {
+            slot: &ask.slot,
+            publication: &ask.publication,
+            prefixes: &ask.prefixes,
+            failover: ask.failover,
+        };
         let other = setup::refuse_other(&found, ask.known_system);
         let mut plan = other.unwrap_or_else(|| setup::plan(&found, names));
         let dropped = found.publication.is_some() && found.slot.is_none();

@@ -32,6 +32,8 @@ pub struct Names<'a> {
     pub publication: &'a str,
     /// The prefixes of messages that are published.
     pub prefixes: &'a [String],
+    /// A slot that is made is one that standbys synchronise.
+    pub failover: bool,
 }
 
 /// What the server has.
@@ -132,11 +134,18 @@ pub(super) fn outdated(version: u32) -> Option<String> {
 
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
-    let Names { slot: slot_name, publication: publication_name, prefixes } = names;
+    let Names { slot: slot_name, publication: publication_name, prefixes, failover } = names;
     if found.version < 140_000 {
         let version = found.version / 10_000;
         let reason = format!(
             "PostgreSQL {version} cannot stream logical messages through pgoutput; 14 or later can"
+        );
+        return Plan::Refuse(ExitKind::Unsuitable, reason);
+    }
+    if failover && found.version < 170_000 && found.slot.is_none() {
+        let version = found.version / 10_000;
+        let reason = format!(
+            "PostgreSQL {version} has no slots that standbys follow, 17 has: leave REPLICATION_SLOT_FAILOVER out"
         );
         return Plan::Refuse(ExitKind::Unsuitable, reason);
     }
@@ -308,7 +317,7 @@ pub async fn set_up(
                 plugin: "pgoutput",
                 snapshot: Snapshot::Nothing,
                 two_phase: false,
-                failover: false,
+                failover: names.failover,
             };
             let command = create_slot(names.slot, false, kind, found.version / 10_000);
             let command = command.map_err(SessionError::from)?;
@@ -373,7 +382,7 @@ mod tests {
     use super::*;
 
     const NAMES: Names<'static> =
-        Names { slot: "factlib_slot", publication: "facts", prefixes: &[] };
+        Names { slot: "factlib_slot", publication: "facts", prefixes: &[], failover: false };
 
     fn found() -> Found {
         Found {
@@ -451,6 +460,16 @@ mod tests {
             plan(&Found { in_recovery: true, ..all }, NAMES),
             Plan::Ready { adopted: false }
         );
+    }
+
+    #[test]
+    fn a_slot_for_standbys_is_refused_where_there_is_none() {
+        let names = Names { failover: true, ..NAMES };
+        let empty = Found { publication: None, slot: None, ..found() };
+        let Plan::Refuse(ExitKind::Unsuitable, reason) = plan(&empty, names) else { panic!() };
+        assert!(reason.contains("15") && reason.contains("REPLICATION_SLOT_FAILOVER"), "{reason}");
+        assert_eq!(plan(&Found { version: 170_006, ..empty }, names), Plan::Create);
+        assert_eq!(plan(&found(), names), Plan::Ready { adopted: false }, "it is there");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A real PostgreSQL.
 
+mod standby;
+
 use crate::error::{Context as _, Error, Result};
 use crate::kafka::read_log;
 use crate::process::{self, Process, Signal};

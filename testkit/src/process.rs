@@ -143,9 +143,14 @@ pub(crate) fn children_of(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Sends a signal to a process that is not our own child.
+pub fn signal_pid(pid: u32, which: Signal) {
+    let _ = signal::kill(Pid::from_raw(pid.cast_signed()), which);
+}
+
 /// Sends SIGKILL to a process that is not our own child.
 pub fn kill_pid(pid: u32) {
-    let _ = signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    signal_pid(pid, Signal::SIGKILL);
 }
 
 /// Whether a process with this number runs; one that waits to be reaped does not.

@@ -11,6 +11,7 @@ mod compression;
 mod crash;
 mod delivery;
 mod examples;
+mod failover;
 mod heal;
 mod idle;
 mod oracle;
