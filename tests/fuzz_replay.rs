@@ -81,3 +81,8 @@ fn envelopes_that_are_read_can_be_used() {
 fn urls_never_show_their_password() {
     replay("url", targets::url);
 }
+
+#[test]
+fn record_batches_are_read_or_refused() {
+    replay("record_batch", targets::record_batch);
+}

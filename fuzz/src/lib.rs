@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use factlib::{
     config::{Config, RawConfig},
+    kafka::records,
     relay::fact::{Fact, Payload},
 };
 use factlib_protocol::{
@@ -277,6 +278,26 @@ pub fn envelope(data: &[u8]) {
         trace.metadata(|_, _| again += 1);
     }
     assert_eq!(pairs, again);
+}
+
+/// What a broker hands out is read or refused, whatever a batch with a right checksum and length says inside.
+pub fn record_batch(data: &[u8]) {
+    let mut batch = data.to_vec();
+    if let (Some(len), Some(covered)) = (batch.len().checked_sub(12), batch.get(21..)) {
+        let (len, crc) = (u32::try_from(len).unwrap(), crc32c::crc32c(covered));
+        batch[8..12].copy_from_slice(&len.to_be_bytes());
+        batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    }
+    for bytes in [data, &batch] {
+        let mut found = 0;
+        let read = records(bytes, |record| {
+            found += 1;
+            assert!(record.position.is_none_or(|position| position.len() < 256 << 20));
+        });
+        assert!(found == 0 || bytes.len() > 61, "records out of nothing");
+        // What is read is read the same again.
+        assert_eq!(read, records(bytes, |_| ()));
+    }
 }
 
 /// A connection URL is accepted or refused; neither shows the password, however badly it is quoted.
