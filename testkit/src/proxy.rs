@@ -186,6 +186,12 @@ impl Shared {
 
     /// Carries both ways until both sides have ended.
     fn join(&self, client: TcpStream) -> io::Result<()> {
+        // What swallows bytes swallows the first segment, too: the server hears of no connection. One that has
+        // heard of it, and is not told more, cannot stop: it waits for the startup packet (PostgreSQL up to 16).
+        let mute = |way: Way| way.held || way.unread;
+        while mute(self.way(Direction::ToServer)) && !self.closed.load(Ordering::Acquire) {
+            thread::sleep(NAP);
+        }
         let target = lock(&self.target).clone();
         let server = TcpStream::connect(target)?;
         for socket in [&client, &server] {
