@@ -57,7 +57,8 @@ pub enum Command {
     /// confirmed, and the topics from ten minutes before; prints each fact that is missing,
     /// repeated, out of order, or nobody's, and one line at the end. Where there is none the slot is
     /// moved on and the exit code is 0, else it stays and the code is 10. The relay may be running.
-    /// After a crash repeats are no fault, but worth a look: `--accept-repeats`.
+    /// After a crash repeats are no fault, but worth a look: `--accept-repeats`. What a topic's
+    /// retention or compaction has removed is missing, too: audit more often than that.
     Audit {
         /// One JSON object a line
         #[arg(long)]
