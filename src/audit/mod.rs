@@ -13,7 +13,8 @@ pub mod comparison;
 
 use crate::config::Config;
 use crate::kafka::{Consumer, Kafka, Tls, records};
-use crate::postgres::{Ask, audit_slot};
+use crate::postgres::Ask;
+use crate::postgres::audit_slot::{self, Bound};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
@@ -35,9 +36,10 @@ use tokio::time::sleep;
 /// the relay or of a broker, whose clocks are not PostgreSQL's.
 const CLOCKS_APART_MS: i64 = 600_000;
 
-/// How often the trailing slot is looked at while the relay runs, and when first: each time on a connection of its
-/// own, which must not be in the way of the relay's first.
+/// How often the trailing slot is looked at while the relay runs, how often whether there is one, and when first:
+/// each time on a connection of its own, which must not be in the way of the relay's first.
 const BOUND_INTERVAL: Duration = Duration::from_secs(60);
+const ABSENT_INTERVAL: Duration = Duration::from_secs(600);
 const BOUND_FIRST: Duration = Duration::from_secs(5);
 
 /// What was compared, and what came out.
@@ -98,9 +100,11 @@ pub async fn look_after(config: &Config) -> Infallible {
     let slot = audit_slot::audit_slot(&config.slot);
     sleep(BOUND_FIRST).await;
     loop {
+        let mut pause = BOUND_INTERVAL;
         match audit_slot::bound(&ask, config.limits.audit_wal_bytes as u64).await {
-            Ok(None) => {}
-            Ok(Some(held)) => tracing::error!(
+            Ok(Bound::Absent) => pause = ABSENT_INTERVAL,
+            Ok(Bound::Within) => {}
+            Ok(Bound::Dropped(held)) => tracing::error!(
                 slot,
                 held,
                 "dropped the slot of `owlpost audit`: it held back more write-ahead log than AUDIT_WAL_BYTES; what \
@@ -114,7 +118,7 @@ pub async fn look_after(config: &Config) -> Infallible {
                 tracing::warn!(slot, error, "cannot look after the slot of `owlpost audit`");
             }
         }
-        sleep(BOUND_INTERVAL).await;
+        sleep(pause).await;
     }
 }
 

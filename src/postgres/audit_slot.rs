@@ -93,23 +93,42 @@ pub async fn advance(ask: &Ask, to: Lsn) -> Result<(), Gone> {
     Ok(())
 }
 
-/// Drops the trailing slot if it holds back more than `max` bytes of write-ahead log; how many it did.
+/// What became of the trailing slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bound {
+    /// There is none.
+    Absent,
+    /// It holds back less than it may.
+    Within,
+    /// It was dropped; so much it held back.
+    Dropped(String),
+}
+
+/// Drops the trailing slot if it holds back more than `max` bytes of write-ahead log.
 ///
 /// # Errors
 ///
 /// [`Gone`], if the server cannot be asked.
-pub async fn bound(ask: &Ask, max: u64) -> Result<Option<String>, Gone> {
+pub async fn bound(ask: &Ask, max: u64) -> Result<Bound, Gone> {
     let mut connection = connect(ask).await?;
-    let trailing = quote_literal(&audit_slot(&ask.slot));
-    let sql = format!(
-        "SELECT pg_size_pretty(held), pg_drop_replication_slot(slot_name) FROM ( \
-            SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) AS held \
-            FROM pg_replication_slots WHERE slot_name = {trailing} AND NOT active \
-                AND NOT pg_is_in_recovery()) slot \
-         WHERE held > {max}"
+    let slot = format!(
+        "SELECT slot_name, NOT active \
+            AND pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) > {max} AS over, \
+            pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) AS held \
+         FROM pg_replication_slots \
+         WHERE NOT pg_is_in_recovery() AND slot_name = {}",
+        quote_literal(&audit_slot(&ask.slot))
     );
-    let rows = query(&mut connection, &sql).await?;
-    Ok(rows.first().and_then(|row| row.first().cloned().flatten()))
+    let rows = query(&mut connection, &slot).await?;
+    let Some(row) = rows.first() else { return Ok(Bound::Absent) };
+    if row.get(1).and_then(Option::as_deref) != Some("t") {
+        return Ok(Bound::Within);
+    }
+    let drop =
+        format!("SELECT held, pg_drop_replication_slot(slot_name) FROM ({slot}) slot WHERE over");
+    let rows = query(&mut connection, &drop).await?;
+    let held = rows.first().and_then(|row| row.first().cloned().flatten());
+    Ok(held.map_or(Bound::Within, Bound::Dropped))
 }
 
 async fn connect(ask: &Ask) -> Result<Connection, Gone> {
