@@ -665,13 +665,36 @@ fn sasl(raw: &RawConfig, p: &mut Problems) -> Option<Sasl> {
         p,
         "KAFKA_SASL_MECHANISM",
         &raw.kafka_sasl_mechanism,
-        ("SCRAM-SHA-512", Mechanism::ScramSha512),
-        &[("SCRAM-SHA-256", Mechanism::ScramSha256), ("PLAIN", Mechanism::Plain)],
+        ("SCRAM-SHA-512", Some(Mechanism::ScramSha512)),
+        &[
+            ("SCRAM-SHA-256", Some(Mechanism::ScramSha256)),
+            ("PLAIN", Some(Mechanism::Plain)),
+            ("OAUTHBEARER", None),
+        ],
     );
+    let token = set(&raw.kafka_sasl_oauthbearer_token_file);
+    let Some(mechanism) = mechanism else {
+        for (name, given) in
+            [("KAFKA_USERNAME", &raw.kafka_username), ("KAFKA_PASSWORD", &raw.kafka_password)]
+        {
+            if set(given).is_some() {
+                p.add(name, "has no effect with OAUTHBEARER; remove it");
+            }
+        }
+        if token.is_none() {
+            p.add("KAFKA_SASL_OAUTHBEARER_TOKEN_FILE", "is wanted with OAUTHBEARER");
+        }
+        return token.map(|file| Sasl::Token { file: file.into() });
+    };
+    if token.is_some() {
+        let words =
+            "has no effect without KAFKA_SASL_MECHANISM=OAUTHBEARER; set that, or remove this";
+        p.add("KAFKA_SASL_OAUTHBEARER_TOKEN_FILE", words);
+    }
     match (set(&raw.kafka_username), set(&raw.kafka_password)) {
         (Some(username), Some(password)) => {
             let (username, password) = (username.to_owned(), Secret::new(password));
-            return Some(Sasl { mechanism, username, password });
+            return Some(Sasl::Password { mechanism, username, password });
         }
         (Some(_), None) => p.add("KAFKA_PASSWORD", "is wanted with KAFKA_USERNAME"),
         (None, Some(_)) => p.add("KAFKA_USERNAME", "is wanted with KAFKA_PASSWORD"),

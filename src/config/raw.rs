@@ -121,9 +121,12 @@ settings! {
         kafka_username = "KAFKA_USERNAME": "NAME";
         /// Its password. Prefer the variable to the flag: flags are visible to every process
         kafka_password = "KAFKA_PASSWORD": "PASSWORD";
-        /// How to log in; the listener must offer it [SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN, default:
-        /// SCRAM-SHA-512]
+        /// How to log in; the listener must offer it [SCRAM-SHA-512, SCRAM-SHA-256, PLAIN or
+        /// OAUTHBEARER, default: SCRAM-SHA-512]
         kafka_sasl_mechanism = "KAFKA_SASL_MECHANISM": "NAME";
+        /// File with the token of OAUTHBEARER. It is read again for each connection, so whoever renews
+        /// the token replaces the file
+        kafka_sasl_oauthbearer_token_file = "KAFKA_SASL_OAUTHBEARER_TOKEN_FILE": "FILE";
         /// Whether to talk TLS to brokers [default: false]
         #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         kafka_ssl = "KAFKA_SSL": "BOOL";

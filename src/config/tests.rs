@@ -187,8 +187,23 @@ fn every_setting_takes_effect() {
     let identity = Some(("/etc/owl.pem".into(), "/etc/owl.key".into()));
     assert_eq!(config.kafka.tls, Some(TlsFiles { ca: None, identity, verify: true }));
     let sasl = config.kafka.sasl.as_ref().unwrap();
-    assert_eq!((sasl.mechanism, &*sasl.username), (Mechanism::ScramSha512, "owl"));
-    assert_eq!(sasl.password.expose(), "hunter2");
+    let Sasl::Password { mechanism, username, password } = sasl else { panic!("{sasl:?}") };
+    assert_eq!((*mechanism, &**username), (Mechanism::ScramSha512, "owl"));
+    assert_eq!(password.expose(), "hunter2");
+    let token = || RawConfig {
+        kafka_sasl_mechanism: Some("OAUTHBEARER".into()),
+        kafka_sasl_oauthbearer_token_file: Some("/run/token".into()),
+        ..minimal()
+    };
+    assert_eq!(accepted(&token()).kafka.sasl, Some(Sasl::Token { file: "/run/token".into() }));
+    assert_eq!(
+        refused(&RawConfig { kafka_sasl_oauthbearer_token_file: None, ..token() }),
+        "KAFKA_SASL_OAUTHBEARER_TOKEN_FILE: is wanted with OAUTHBEARER"
+    );
+    assert_eq!(
+        refused(&RawConfig { kafka_username: Some("owl".into()), ..token() }),
+        "KAFKA_USERNAME: has no effect with OAUTHBEARER; remove it"
+    );
     assert!(!format!("{config:?}").contains("hunter2"));
     assert_eq!(config.postgres.application_name, "relay 7");
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -263,6 +278,7 @@ fn all_problems_are_reported_at_once_and_in_order() {
         kafka_password: text("hunter2"),
         kafka_ssl: text("perhaps"),
         kafka_sasl_mechanism: text("GSSAPI"),
+        kafka_sasl_oauthbearer_token_file: text("/run/token"),
         kafka_ssl_ca_location: text("ca.pem"),
         kafka_ssl_certificate_location: text("owl.pem"),
         kafka_ssl_key_location: None,
@@ -324,7 +340,8 @@ KAFKA_BROKERS: ":9092": there is no host name; write host:port or [address]:port
 KAFKA_BROKERS: "kafka:x": the port is not a number from 1 to 65535; write host:port or [address]:port
 KAFKA_BROKERS: has an empty entry; remove the comma too many
 KAFKA_USERNAME: is wanted with KAFKA_PASSWORD
-KAFKA_SASL_MECHANISM: "GSSAPI" is not one of: SCRAM-SHA-512, SCRAM-SHA-256, PLAIN
+KAFKA_SASL_MECHANISM: "GSSAPI" is not one of: SCRAM-SHA-512, SCRAM-SHA-256, PLAIN, OAUTHBEARER
+KAFKA_SASL_OAUTHBEARER_TOKEN_FILE: has no effect without KAFKA_SASL_MECHANISM=OAUTHBEARER; set that, or remove this
 KAFKA_SSL: "perhaps" is neither true nor false
 KAFKA_SSL_CA_LOCATION: has no effect without KAFKA_SSL=true; set that, or remove this
 KAFKA_SSL_CERTIFICATE_LOCATION: has no effect without KAFKA_SSL=true; set that, or remove this

@@ -1,4 +1,4 @@
-//! Who we are, to the broker: SASL PLAIN and SCRAM (KIP-43, KIP-84, KIP-152).
+//! Who we are, to the broker: SASL PLAIN, SCRAM and OAUTHBEARER (KIP-43, KIP-84, KIP-152, KIP-255).
 //!
 //! The exchange is rsasl's, which rskafka brings along; here are Kafka's requests around it, the limits, and
 //! how long the broker lets us stay (KIP-368), which rskafka's own code throws away.
@@ -12,8 +12,10 @@ use rskafka::messenger::{Messenger, RequestError};
 use rskafka::protocol::error::Error as Code;
 use rskafka::protocol::messages::SaslHandshakeRequest;
 use std::fmt;
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{self, Cursor, Read as _};
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -60,14 +62,29 @@ impl fmt::Display for Mechanism {
 
 /// A user of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sasl {
-    /// The mechanism, which the listener must offer.
-    pub mechanism: Mechanism,
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Secret,
+pub enum Sasl {
+    /// Somebody with a password.
+    Password {
+        /// The mechanism, which the listener must offer.
+        mechanism: Mechanism,
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// The bearer of a token (OAUTHBEARER: RFC 7628, KIP-255).
+    Token {
+        /// The file with the token, which is read again for each connection: whoever renews the token
+        /// replaces the file.
+        file: PathBuf,
+    },
 }
+
+/// As Kafka's `sasl.mechanism` has it.
+const OAUTHBEARER: &str = "OAUTHBEARER";
+
+/// No honest token is longer: a broker takes no message of log-in over 512 KiB (`sasl.server.max.receive.size`).
+const TOKEN_LEN_MAX: usize = 500 * 1024;
 
 /// Logs in; how long the broker lets this connection live, if it says.
 ///
@@ -79,7 +96,10 @@ pub(super) async fn authenticate<RW>(
 where
     RW: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Sasl { mechanism, username, password } = sasl;
+    let (mechanism, username, password) = match sasl {
+        Sasl::Password { mechanism, username, password } => (mechanism, username, password),
+        Sasl::Token { file } => return bear(messenger, file).await,
+    };
     let faulty = |what: &dyn fmt::Display| format!("log-in by {mechanism}: {what}");
     let refused = |said: &str| {
         let said = shown(said, password);
@@ -123,6 +143,54 @@ where
             return Err(faulty(&"the broker has not finished"));
         }
     }
+}
+
+/// Logs in by the token in this file.
+async fn bear<RW>(messenger: &Messenger<RW>, file: &Path) -> Result<Option<Duration>, String>
+where
+    RW: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let named = |what: &dyn fmt::Display| {
+        format!("KAFKA_SASL_OAUTHBEARER_TOKEN_FILE {}: {what}", file.display())
+    };
+    let token = read_token(file.to_owned()).await.map_err(|e| named(&e))?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    if token.expose().is_empty() || token.expose().len() > TOKEN_LEN_MAX {
+        return Err(named(&"a token has from 1 to 512,000 characters"));
+    }
+    if !token.expose().bytes().all(is_token) {
+        // RFC 6750, section 2.1.
+        return Err(named(&"a token has letters, digits, and -._~+/= only"));
+    }
+    handshake(messenger, OAUTHBEARER, &token).await?;
+    let first = format!("n,,\x01auth=Bearer {}\x01\x01", token.expose());
+    let refused = |said: &str| {
+        let said = shown(said, &token);
+        format!(
+            "the broker does not take our token: {said}; check KAFKA_SASL_OAUTHBEARER_TOKEN_FILE {}",
+            file.display()
+        )
+    };
+    let reply = say(messenger, OAUTHBEARER, first.into_bytes()).await?;
+    let reply = reply.map_err(|said| refused(&said))?;
+    if reply.bytes.is_empty() {
+        return Ok(reply.lifetime);
+    }
+    // Why not, as JSON. The broker waits for one byte before it says that it has failed (RFC 7628, section 3.2.3).
+    let why = String::from_utf8_lossy(&reply.bytes).into_owned();
+    drop(say(messenger, OAUTHBEARER, vec![1]).await);
+    Err(refused(&why))
+}
+
+/// The file's text without the white space around it. A pipe that nobody writes to holds nobody up but us, and we
+/// have a deadline; one without an end is not read to it.
+async fn read_token(file: PathBuf) -> io::Result<Secret> {
+    let read = move || {
+        let mut text = String::new();
+        File::open(file)?.take(TOKEN_LEN_MAX as u64 + 2).read_to_string(&mut text)?;
+        Ok(Secret::new(text.trim()))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
 /// Tells the broker what comes.

@@ -41,6 +41,7 @@ fn secure() -> &'static Secure {
             ("EXPIRED", "SSL", Some(&expired)),
             ("BRIEF", "SASL_SSL", Some(&broker)),
             ("ONLYPLAIN", "SASL_PLAINTEXT", None),
+            ("BEARER", "SASL_SSL", Some(&broker)),
         ] {
             let key = |key: &str| format!("listener.name.{}.{key}", name.to_lowercase());
             builder = builder.listener(name, protocol);
@@ -59,17 +60,27 @@ fn secure() -> &'static Secure {
             if protocol.starts_with("SASL") {
                 let mechanisms = match name {
                     "ONLYPLAIN" => "PLAIN",
+                    "BEARER" => "OAUTHBEARER",
                     _ => "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
                 };
                 let module = "org.apache.kafka.common.security";
                 let plain =
                     format!("{module}.plain.PlainLoginModule required user_owl=\"{PASSWORD}\";");
                 let scram = format!("{module}.scram.ScramLoginModule required;");
+                let bearer = format!(
+                    "{module}.oauthbearer.OAuthBearerLoginModule required \
+                     unsecuredLoginStringClaim_sub=\"broker\";"
+                );
                 builder = builder
+                    .setting(&key("oauthbearer.sasl.jaas.config"), &bearer)
                     .setting(&key("sasl.enabled.mechanisms"), mechanisms)
                     .setting(&key("plain.sasl.jaas.config"), &plain)
                     .setting(&key("scram-sha-256.sasl.jaas.config"), &scram)
                     .setting(&key("scram-sha-512.sasl.jaas.config"), &scram);
+            }
+            if name == "BEARER" {
+                // Only then does a broker look at how long the token is good.
+                builder = builder.setting(&key("oauthbearer.connections.max.reauth.ms"), "3600000");
             }
             if name == "BRIEF" {
                 for mechanism in ["plain", "scram-sha-256", "scram-sha-512"] {
@@ -257,6 +268,57 @@ fn files_that_cannot_be_read_are_named() {
         assert_eq!(relay.wait_exit(PATIENCE).code(), Some(2), "{}", relay.log_text());
         assert!(relay.log_text().contains(words), "{}", relay.log_text());
     }
+}
+
+/// A token without a signature, as a broker takes it that was not told whom to trust: whose it is, and for how
+/// many seconds from now.
+fn token(subject: &str, seconds: i64) -> String {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = i64::try_from(now.as_secs()).unwrap();
+    let head = BASE64.encode(r#"{"alg":"none"}"#);
+    let claims = format!(
+        r#"{{"sub":"{subject}","iat":{},"exp":{}}}"#,
+        now.min(now + seconds) - 1,
+        now + seconds
+    );
+    format!("{head}.{}.", BASE64.encode(claims))
+}
+
+#[test]
+fn the_bearer_of_a_token_logs_in_and_a_new_token_is_taken_without_a_restart() {
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    secure.kafka.create_topic("bearer.order", 2, &[]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let command = secure
+        .tls(secure.relay("bearer", &postgres, "BEARER"))
+        .env("KAFKA_SASL_MECHANISM", "OAUTHBEARER")
+        .env("KAFKA_SASL_OAUTHBEARER_TOKEN_FILE", file.path().display())
+        .env("LOG_LEVEL", "info,factlib=debug");
+    std::fs::write(file.path(), token("owl", -60)).unwrap();
+    refused(
+        command.clone(),
+        &["does not take our token: {\"status\":\"invalid_token\"}", "TOKEN_FILE"],
+    );
+    std::fs::write(file.path(), "no.such.token").unwrap();
+    refused(command.clone(), &["does not take our token"]);
+
+    std::fs::write(file.path(), token("owl", 8)).unwrap();
+    let relay = command.spawn();
+    relay.wait_ready();
+    let load = Workload { facts: 10_000_000, writers: 2, ..Workload::new("bearer", 1) };
+    let load = load.start(&postgres);
+    std::fs::write(file.path(), token("owl", 3600)).unwrap();
+    relay.wait_until("another log-in", PATIENCE, || {
+        relay.log_text().contains("before the session ends")
+    });
+    load.stop();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let truth = crate::support::truth(&postgres);
+    Checker::new(&truth).check(&secure.kafka.read_topic("bearer.order")).assert_clean();
 }
 
 /// The broker ends a session that lasts longer than it said (KIP-368).

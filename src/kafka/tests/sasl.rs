@@ -114,7 +114,7 @@ fn driver(broker: &Broker, mechanism: Mechanism, limit: Duration) -> Driver {
     Driver::new(&[&broker.address()], |config| {
         config.connect_timeout = limit;
         let (username, password) = ("owl".to_owned(), Secret::new(PASSWORD));
-        config.sasl = Some(Sasl { mechanism, username, password });
+        config.sasl = Some(Sasl::Password { mechanism, username, password });
     })
 }
 
@@ -362,6 +362,104 @@ async fn a_broker_that_falls_silent_or_hangs_up_at_any_step_is_given_up() {
             refused_within(&broker, Mechanism::ScramSha256, SHORT, words).await;
         }
     }
+}
+
+/// A driver with this token in its file.
+fn bearer(broker: &Broker, token: &str) -> (tempfile::NamedTempFile, Driver) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), token).unwrap();
+    let driver = Driver::new(&[&broker.address()], |config| {
+        config.connect_timeout = PATIENCE;
+        config.sasl = Some(Sasl::Token { file: file.path().to_owned() });
+    });
+    (file, driver)
+}
+
+#[tokio::test]
+async fn a_token_is_read_again_for_each_connection() {
+    let broker = broker(|messages| {
+        assert_eq!(messages.len(), 1);
+        Reaction::Answer(answer(0, None, b"", 1))
+    })
+    .await;
+    let (file, mut driver) = bearer(&broker, "first.token_-~+/=\n");
+    driver.metadata(&["t"]).await.unwrap();
+    std::fs::write(file.path(), "second").unwrap();
+    driver.send(1, 0, b"x");
+    driver.produced().await;
+    let said: Vec<_> = broker
+        .seen(SASL_AUTHENTICATE)
+        .iter()
+        .map(|i| String::from_utf8(i.body[4..].to_vec()).unwrap())
+        .collect();
+    let bearer = |token: &str| format!("n,,\x01auth=Bearer {token}\x01\x01");
+    assert_eq!(said, [bearer("first.token_-~+/="), bearer("second")]);
+    let asked = &broker.seen(SASL_HANDSHAKE)[0].body[2..];
+    assert_eq!(asked, b"OAUTHBEARER");
+}
+
+#[tokio::test]
+async fn why_a_token_is_not_taken_is_said_without_it() {
+    const TOKEN: &str = "eyJhbGciOiJub25lIn0.secret.";
+    type Says = fn(&[String]) -> Reaction;
+    for (says, words) in [
+        // As a broker does: the reason as JSON, and after one more byte the error.
+        (
+            (|messages| match messages {
+                [_] => say(r#"{"status":"invalid_token","scope":"kafka"}"#),
+                [_, last] => {
+                    assert_eq!(last, "\x01");
+                    error(58, Some("Authentication failed"))
+                }
+                _ => panic!("{messages:?}"),
+            }) as Says,
+            "does not take our token: {\"status\":\"invalid_token\",\"scope\":\"kafka\"}; check KAFKA_SASL_OAUTHBEARER_TOKEN_FILE",
+        ),
+        (|_| error(58, Some("expired")), "does not take our token: expired; check"),
+        (
+            |messages| say(messages[0].clone()),
+            "does not take our token: (a text with the password in it)",
+        ),
+        (
+            |messages| if messages.len() == 1 { say("no") } else { Reaction::Close },
+            "token: no; check",
+        ),
+    ] {
+        let broker = broker(says).await;
+        let (_file, mut driver) = bearer(&broker, TOKEN);
+        let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
+        assert!(cause.contains(words), "{words:?} is not in {cause}");
+        assert!(!cause.contains("secret") && !cause.contains(char::is_control), "{cause:?}");
+        assert!(broker.seen(METADATA).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_holds_no_token_is_named_and_nothing_of_it_is_sent() {
+    let long = "x".repeat(600 * 1024);
+    for (token, words) in [
+        ("", "from 1 to 512,000 characters"),
+        (" \n", "from 1 to 512,000 characters"),
+        (&*long, "from 1 to 512,000 characters"),
+        ("a b", "letters, digits"),
+        ("a\x01auth=Bearer b", "letters, digits"),
+        ("\u{fc}", "letters, digits"),
+    ] {
+        let broker = broker(|_| panic!("nothing is said to the broker")).await;
+        let (file, mut driver) = bearer(&broker, token);
+        let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
+        assert!(cause.contains(words), "{words:?} is not in {cause}");
+        assert!(cause.contains(file.path().to_str().unwrap()), "{cause}");
+    }
+    let broker = broker(|_| panic!("nothing is said to the broker")).await;
+    let mut driver = Driver::new(&[&broker.address()], |config| {
+        config.sasl = Some(Sasl::Token { file: "/no/such/token".into() });
+    });
+    let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
+    assert!(
+        cause.contains("KAFKA_SASL_OAUTHBEARER_TOKEN_FILE /no/such/token: No such file"),
+        "{cause}"
+    );
 }
 
 /// Metadata over the bootstrap connection, then three batches over the broker's own.
