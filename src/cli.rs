@@ -54,8 +54,9 @@ pub enum Command {
     /// Compare what was committed with what is in Kafka, since the last audit
     ///
     /// Reads the write-ahead log from the slot that `owlpost init --audit` made up to what the relay has
-    /// confirmed, and the topics from ten minutes before; prints each fact that is missing,
-    /// repeated, out of order, or nobody's, and one line at the end. Where there is none the slot is
+    /// confirmed, and the topics from ten minutes before, which takes the right to READ them; prints
+    /// each fact that is missing, repeated or out of order, each record of a fact that is not this
+    /// relay's (no fault), and one line at the end. Where there is none the slot is
     /// moved on and the exit code is 0, else it stays and the code is 10. The relay may be running.
     /// After a crash repeats are no fault, but worth a look: `--accept-repeats`. What a topic's
     /// retention or compaction has removed is missing, too: audit more often than that.
@@ -66,6 +67,9 @@ pub enum Command {
         /// Repeated facts are printed, and are no reason to fail
         #[arg(long)]
         accept_repeats: bool,
+        /// The slot is moved on whatever is found, once it has been seen to
+        #[arg(long)]
+        accept_all: bool,
     },
 }
 

@@ -19,6 +19,7 @@ pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
 
 use crate::kafka::{Mechanism, Sasl, TlsFiles};
+use crate::postgres::audit_slot::AUDIT_SLOTS;
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
 use crate::relay::compression::{Compression, ZSTD_LEVELS};
 use crate::relay::kafka::NewTopic;
@@ -412,6 +413,13 @@ fn app_name(raw: &RawConfig, p: &mut Problems) -> String {
 fn slot(raw: &RawConfig, p: &mut Problems) -> String {
     let name = set(&raw.replication_slot_name).unwrap_or("factlib_slot");
     let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    if name.starts_with(AUDIT_SLOTS) {
+        // Those are moved by audits, and dropped when they hold back too much.
+        let words = format!(
+            "{name:?} begins with {AUDIT_SLOTS}, as the slots of audits do; choose another"
+        );
+        p.add("REPLICATION_SLOT_NAME", words);
+    }
     if name.len() > NAME_LEN_MAX || !name.bytes().all(valid) {
         p.add(
             "REPLICATION_SLOT_NAME",

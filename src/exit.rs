@@ -37,7 +37,7 @@ exit_codes! {
     Unconfirmed = 7, "stopped at the deadline: facts not confirmed in time will be delivered again";
     Server = 8, "PostgreSQL cannot serve us: wal_level, version, REPLICATION right or no slot free";
     KafkaCluster = 9, "another Kafka cluster answered than the one that facts were published to";
-    Findings = 10, "audit: facts are missing in Kafka, repeated, out of order, or nobody's";
+    Findings = 10, "audit: facts are missing in Kafka, repeated or out of order";
 }
 
 impl ExitCode {

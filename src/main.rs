@@ -1,6 +1,6 @@
 //! The binary `owlpost`: reads what it was told, does it, says how it ended.
 
-use factlib::audit::{self, Audited};
+use factlib::audit::{self, Accepted, Audited};
 use factlib::cli::{Cli, Command};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
@@ -39,8 +39,9 @@ fn main() -> std::process::ExitCode {
     match cli.action() {
         Command::Run => runtime.block_on(relay(&config)),
         Command::Init { audit } => runtime.block_on(init(&config, audit)),
-        Command::Audit { json, accept_repeats } => {
-            runtime.block_on(audit(&config, json, accept_repeats))
+        Command::Audit { json, accept_repeats, accept_all } => {
+            let accepted = Accepted { repeats: accept_repeats, all: accept_all };
+            runtime.block_on(audit(&config, json, accepted))
         }
     }
     .into()
@@ -130,13 +131,13 @@ async fn init_audit(config: &Config) -> ExitCode {
     }
 }
 
-async fn audit(config: &Config, json: bool, accept_repeats: bool) -> ExitCode {
+async fn audit(config: &Config, json: bool, accepted: Accepted) -> ExitCode {
     let log = telemetry::init(&config.log);
     let tls = match tls(config) {
         Ok(tls) => tls,
         Err(code) => return code,
     };
-    let audited = audit::audit(config, tls, accept_repeats).await;
+    let audited = audit::audit(config, tls, accepted).await;
     drop(log);
     let Audited { from, until, outcome, is_well } = match audited {
         Ok(audited) => audited,

@@ -1381,6 +1381,35 @@ fn a_dead_letter_that_is_too_large_is_cut_until_it_fits() {
     assert_eq!(rig.standing().unsettled_bytes, 0);
 }
 
+/// Symptom: a dead letter that was too large by its key or its headers halted everything for ever.
+#[test]
+fn a_dead_letter_with_a_long_key_and_long_headers_is_cut_until_it_fits() {
+    let long = "z".repeat(50_000);
+    for content in [
+        format!(r#"{{"aggregate_type":"order","aggregate_id":"{long}"}}"#),
+        format!(r#"{{"aggregate_type":"order","aggregate_id":"a","event_type":"{long}"}}"#),
+        format!(r#"{{"aggregate_type":"{long}","aggregate_id":"a"}}"#),
+    ] {
+        let mut rig = warm_with(policies(Policy::DeadLetter));
+        let stream = Stream::default().begin(200).content(150, true, "orders", content.as_bytes());
+        rig.receive(&stream.commit(200).0);
+        let letter = (0..30).find_map(|_| {
+            rig.pass(20 * MS);
+            let batches = rig.produce()?;
+            let fits = batches[0].batch.len() < 2500;
+            rig.answer(&batches, if fits { 0 } else { 10 });
+            fits.then(|| records_of(&batches[0]).remove(0))
+        });
+        let letter = letter.expect("one that fits");
+        assert_eq!(header(&letter, "factlib_length").unwrap(), content.len().to_string());
+        assert!(header(&letter, "factlib_position").is_some());
+        assert!(header(&letter, "factlib_cause").is_some());
+        rig.pass(SECOND);
+        assert_eq!(rig.flush(), Lsn(208));
+        assert_eq!(rig.standing().unsettled_bytes, 0);
+    }
+}
+
 #[test]
 fn a_message_over_the_frame_limit_is_read_past_in_constant_memory() {
     for (policy, transactional) in

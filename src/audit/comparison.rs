@@ -51,7 +51,8 @@ pub enum Finding {
     Repeated(Position, Place),
     /// The first record of a fact, behind one of a fact with a higher position.
     OutOfOrder(Position, Place),
-    /// A record of this source, between the facts that were looked at, of no fact that there is.
+    /// A record of this source, between the facts that were looked at, of none of them: another relay's, which
+    /// publishes other prefixes, or nobody's.
     Unknown(Position, Place),
 }
 
@@ -199,8 +200,12 @@ impl Comparison {
 impl Outcome {
     /// True if nothing is wrong.
     pub fn is_well(&self, accept_repeats: bool) -> bool {
-        let accepted =
-            |finding: &Finding| accept_repeats && matches!(finding, Finding::Repeated(..));
+        let accepted = |finding: &Finding| match finding {
+            Finding::Missing(_) | Finding::OutOfOrder(..) => false,
+            Finding::Repeated(..) => accept_repeats,
+            // Of another relay, which publishes other prefixes of this database to the same topic.
+            Finding::Unknown(..) => true,
+        };
         self.findings.iter().all(accepted)
     }
 

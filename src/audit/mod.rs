@@ -18,7 +18,7 @@ use crate::postgres::audit_slot::{self, Bound};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
-use crate::relay::poison::{Policies, Policy};
+use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::position::{Class, Position};
 use crate::relay::seeded_bug::Seeded;
 use crate::relay::{Relay, Settings, Standing};
@@ -42,6 +42,15 @@ const BOUND_INTERVAL: Duration = Duration::from_secs(60);
 const ABSENT_INTERVAL: Duration = Duration::from_secs(600);
 const BOUND_FIRST: Duration = Duration::from_secs(5);
 
+/// What does not keep the trailing slot where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Accepted {
+    /// Facts that are repeated.
+    pub repeats: bool,
+    /// Whatever is found.
+    pub all: bool,
+}
+
 /// What was compared, and what came out.
 #[derive(Debug)]
 pub struct Audited {
@@ -51,7 +60,7 @@ pub struct Audited {
     pub until: Lsn,
     /// The outcome.
     pub outcome: Outcome,
-    /// Nothing is wrong, and the trailing slot was moved on.
+    /// Nothing is wrong but what is accepted.
     pub is_well: bool,
 }
 
@@ -61,11 +70,7 @@ pub struct Audited {
 /// # Errors
 ///
 /// [`Exit`] if there is no trailing slot, or one of the servers cannot be read.
-pub async fn audit(
-    config: &Config,
-    tls: Option<Tls>,
-    accept_repeats: bool,
-) -> Result<Audited, Exit> {
+pub async fn audit(config: &Config, tls: Option<Tls>, accepted: Accepted) -> Result<Audited, Exit> {
     let ask = run::ask(config, Seeded::default(), None, false);
     let marks = audit_slot::marks(&ask).await.map_err(exit)?;
     let (from, until, source) = (marks.audited, marks.confirmed, marks.source);
@@ -76,8 +81,8 @@ pub async fn audit(
             .await
             .map_err(|reason| Exit { kind: ExitKind::Unreachable, reason })?;
     }
-    let is_well = outcome.is_well(accept_repeats);
-    if is_well {
+    let is_well = outcome.is_well(accepted.repeats);
+    if is_well || accepted.all {
         audit_slot::advance(&ask, until).await.map_err(exit)?;
     }
     Ok(Audited { from, until, outcome, is_well })
@@ -168,7 +173,7 @@ async fn written(
     let ask = |known_system| Ask {
         // Anew at each attempt, because the server may not have noticed yet that the last one is over.
         slot: format!(
-            "owlpost_audit_{}_{}",
+            "owlpost_reading_{}_{}",
             std::process::id(),
             attempts.fetch_add(1, Ordering::Relaxed)
         ),
@@ -260,7 +265,14 @@ impl Surroundings for Collector<'_> {
                     }
                     for (position, timestamp_ms) in found {
                         let Some(position) = position else { continue };
-                        self.oldest_ms = self.oldest_ms.min(timestamp_ms);
+                        // The server tells when a transaction was committed, but of a message outside of one
+                        // only when it sends it. What is behind a transaction in the log is younger.
+                        let first = self.facts.is_empty();
+                        self.oldest_ms = match position.unit.class {
+                            Class::Transaction => self.oldest_ms.min(timestamp_ms),
+                            Class::Message if first => 0,
+                            Class::Message => self.oldest_ms,
+                        };
                         self.note(position, Belongs::To(Arc::clone(&batch.topic)));
                     }
                 }
@@ -290,13 +302,16 @@ impl Surroundings for Collector<'_> {
     fn event(&mut self, event: &Event) {
         match event {
             Event::GivenUp(given_up) => {
-                let topic = given_up.poison.topic.as_deref();
-                let belongs = match self.policies.of(topic) {
-                    Policy::Skip => Belongs::Skipped,
-                    Policy::Halt | Policy::DeadLetter => {
-                        Belongs::Nowhere(given_up.poison.reason.clone())
-                    }
+                let poison = &given_up.poison;
+                // What depends on the topic may have been otherwise when the relay was there.
+                let for_ever =
+                    matches!(poison.cause, Cause::UnreadableEnvelope | Cause::InvalidTopic);
+                let belongs = match self.policies.of(poison.topic.as_deref()) {
+                    Policy::Skip if for_ever => Belongs::Skipped,
+                    _ => Belongs::Nowhere(poison.reason.clone()),
                 };
+                // Its commit's time is not told.
+                self.oldest_ms = 0;
                 self.note(given_up.position, belongs);
             }
             Event::Away { cause, .. } => {

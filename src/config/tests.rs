@@ -395,6 +395,14 @@ KAFKA_BROKERS: not set; give at least one host:port"
 }
 
 #[test]
+fn a_slot_of_audits_is_no_relays() {
+    let name = Some("owlpost_audit_orders".to_owned());
+    let refused = refused(&RawConfig { replication_slot_name: name, ..minimal() });
+    assert!(refused.starts_with("REPLICATION_SLOT_NAME: "), "{refused}");
+    assert!(refused.contains("as the slots of audits do"), "{refused}");
+}
+
+#[test]
 fn limits_that_do_not_fit_together_are_refused() {
     let text = |text: &str| Some(text.to_owned());
     let raw = RawConfig { lease: text("9s"), ..minimal() };

@@ -22,6 +22,9 @@ const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// So often something is tried before its error is final: a broker may be restarting, or a leader moving.
 const ATTEMPTS: u32 = 10;
 
+/// A broker asks for no longer pause in earnest (`quota.window.size.seconds` times `quota.window.num`).
+const THROTTLE_MAX: Duration = Duration::from_secs(30);
+
 /// How long between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -122,8 +125,9 @@ impl Consumer {
     ) -> Result<(), Unanswered> {
         let end = self.offset(topic, partition, ListOffsetsRequest::LATEST).await?;
         let mut next = self.offset(topic, partition, from_ms).await?;
+        let mut empty = 0;
         while next < end {
-            let read = self
+            let fetched = self
                 .attempt(topic, partition, async |consumer, leader| {
                     let request = FetchRequest {
                         topic: Arc::clone(topic),
@@ -135,18 +139,27 @@ impl Consumer {
                     consumer.ask(leader, async |m| m.request(request).await).await
                 })
                 .await?;
-            let after = records(&read, |found| {
+            let after = records(&fetched.batches, |found| {
                 // A batch is handed out whole, also if it begins earlier.
                 if (next..end).contains(&found.offset) {
                     each(found);
                 }
             });
-            let after = after.map_err(|what| {
-                Unanswered(format!("partition {partition} of topic {topic}, offset {next}: {what}"))
-            })?;
-            // What was there has expired, or been compacted away to the end.
-            let Some(after) = after.filter(|after| *after > next) else { break };
-            next = after;
+            let at = || format!("partition {partition} of topic {topic}, offset {next}");
+            let after = after.map_err(|what| Unanswered(format!("{}: {what}", at())))?;
+            match after.filter(|after| *after > next) {
+                Some(after) => (next, empty) = (after, 0),
+                None if empty < ATTEMPTS => {
+                    empty += 1;
+                    // What was there may have expired meanwhile.
+                    let first = self.offset(topic, partition, ListOffsetsRequest::EARLIEST).await?;
+                    next = next.max(first);
+                }
+                None => {
+                    return Err(Unanswered(format!("{}: nothing is handed out", at())));
+                }
+            }
+            sleep(fetched.throttle.min(THROTTLE_MAX)).await;
         }
         Ok(())
     }

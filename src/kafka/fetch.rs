@@ -34,6 +34,8 @@ pub(super) struct ListOffsetsRequest {
 impl ListOffsetsRequest {
     /// A timestamp that asks for the end of what consumers can see.
     pub(super) const LATEST: i64 = -1;
+    /// A timestamp that asks for the first that is still there.
+    pub(super) const EARLIEST: i64 = -2;
 }
 
 impl RequestBody for ListOffsetsRequest {
@@ -66,6 +68,15 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<i64> {
     }
 }
 
+/// What was handed out.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    /// Record batches, of which the last may be cut off.
+    pub(super) batches: Vec<u8>,
+    /// How long the broker wants to be left alone.
+    pub(super) throttle: Duration,
+}
+
 /// Fetch, version 4: the first with record batches of magic 2, and the oldest of a Kafka 4.
 #[derive(Debug)]
 pub(super) struct FetchRequest {
@@ -79,7 +90,7 @@ pub(super) struct FetchRequest {
 }
 
 impl RequestBody for FetchRequest {
-    type ResponseBody = Partition<Vec<u8>>;
+    type ResponseBody = Partition<Fetched>;
     const API_KEY: ApiKey = ApiKey::Fetch;
     const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(4), version(4));
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(12);
@@ -101,20 +112,25 @@ impl WriteVersionedType<Vec<u8>> for FetchRequest {
     }
 }
 
-impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<Vec<u8>> {
+impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<Fetched> {
     fn read_versioned(
         reader: &mut Cursor<Vec<u8>>,
         _: ApiVersion,
     ) -> Result<Self, ReadVersionedError> {
         Ok(read_body(reader, |r| {
-            let _throttle = r.int32()?;
+            let throttle = Duration::from_millis(u64::try_from(r.int32()?).unwrap_or(0));
+            if r.clone().count()? == 0 {
+                // A client over its quota gets an empty answer.
+                r.count()?;
+                return Ok(Self { error: 0, found: Fetched { batches: Vec::new(), throttle } });
+            }
             expect_partition(r)?;
             let error = r.int16()?;
             let (_high_watermark, _last_stable_offset) = (r.int64()?, r.int64()?);
             for _ in 0..r.count()? {
                 let (_producer_id, _first_offset) = (r.int64()?, r.int64()?);
             }
-            Ok(Self { error, found: r.bytes()?.to_vec() })
+            Ok(Self { error, found: Fetched { batches: r.bytes()?.to_vec(), throttle } })
         })?)
     }
 }

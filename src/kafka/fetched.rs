@@ -80,7 +80,7 @@ fn batch_records(
     }
     let packed = batch.get(HEADER_LEN..).unwrap_or_default();
     let codec = Compression::of_attributes(attributes)
-        .ok_or_else(|| format!("the batch at offset {base_offset} is packed by gzip, or worse"))?;
+        .ok_or_else(|| format!("the batch at offset {base_offset} is compressed by gzip (the topic's compression.type?), which is not read here"))?;
     let plain = match codec {
         Compression::None => Cow::Borrowed(packed),
         codec => Cow::Owned(codec.unpack(packed, UNPACKED_MAX).ok_or_else(|| {

@@ -432,6 +432,7 @@ pub(super) fn read_body<T>(
     Ok(value)
 }
 
+#[derive(Clone)]
 pub(super) struct Body<'a> {
     rest: &'a [u8],
 }

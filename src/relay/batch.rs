@@ -355,16 +355,18 @@ impl<'a> EncodedRecord<'a> {
         Some(Self { timestamp_ms, key, value, header_count, headers: record, encoded })
     }
 
+    /// Names and values of its headers.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let mut rest = self.headers;
+        (0..self.header_count).map_while(move |_| {
+            let (name, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
+            Some((name.unwrap_or_default(), value.unwrap_or_default()))
+        })
+    }
+
     /// The value of the first header of this name.
     fn header(&self, name: &str) -> Option<&'a [u8]> {
-        let mut rest = self.headers;
-        for _ in 0..self.header_count {
-            let (key, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
-            if key == Some(name.as_bytes()) {
-                return value;
-            }
-        }
-        None
+        self.headers().find_map(|(key, value)| (key == name.as_bytes()).then_some(value))
     }
 
     pub(super) fn has_header(&self, name: &str) -> bool {

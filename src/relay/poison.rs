@@ -7,9 +7,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A dead letter whose value is too large even for its topic is cut in half until it fits, but not
-/// below this many bytes.
-const CUT_MIN: usize = 1024;
+/// A dead letter that is too large even for its topic has its value cut in half until it fits, but not below this
+/// many bytes. Then its key goes if it is longer, and its headers are cut to this length.
+const CUT_MIN: usize = 64;
+
+/// A header that we could not do without is never longer.
+const HEADER_KEPT: usize = 256;
 
 /// What to do with a fact that cannot be published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,22 +176,34 @@ pub(super) fn dead_letter(record: &EncodedRecord<'_>, poison: &Poison, into: &mu
     });
 }
 
-/// The one record of a batch with half its value, or none if it is short.
+/// The one record of a batch with half its value; if that is short, without a long key and with short headers; none if
+/// there is nothing left to cut.
 pub(super) fn cut_in_half(batch: &Batch) -> Option<Batch> {
     let plain = batch.plain()?;
     let record = plain.iter().next()?;
-    let value = record.value.filter(|value| value.len() > CUT_MIN)?;
-    let mut headers = Headers::from_encoded(record.header_count, record.headers);
-    if !record.has_header(LENGTH) {
-        describe_cut(&mut headers, value.len() as u64, &Sha256::digest(value));
-    }
+    let (mut key, mut value) = (record.key, record.value);
+    let headers = if let Some(long) = value.filter(|value| value.len() > CUT_MIN) {
+        value = long.get(..long.len() / 2);
+        let mut headers = Headers::from_encoded(record.header_count, record.headers);
+        if !record.has_header(LENGTH) {
+            describe_cut(&mut headers, long.len() as u64, &Sha256::digest(long));
+        }
+        headers
+    } else {
+        let mut headers = Headers::default();
+        let mut shorter = key.is_some_and(|key| key.len() > CUT_MIN);
+        key = key.filter(|key| key.len() <= CUT_MIN);
+        for (name, value) in record.headers() {
+            let Ok(name) = std::str::from_utf8(name) else { continue };
+            shorter |= name.len() > HEADER_KEPT || value.len() > HEADER_KEPT;
+            if name.len() <= HEADER_KEPT {
+                headers.push(name, value.get(..HEADER_KEPT).unwrap_or(value));
+            }
+        }
+        shorter.then_some(headers)?
+    };
     let mut cut = OpenBatch::new(batch.first(), batch.compression());
-    cut.push(&Record {
-        timestamp_ms: record.timestamp_ms,
-        key: record.key,
-        value: value.get(..value.len() / 2),
-        headers: &headers,
-    });
+    cut.push(&Record { timestamp_ms: record.timestamp_ms, key, value, headers: &headers });
     let mut cut = cut.seal();
     // Refused for its size, the longer one is not there, and no copy of it ever will be.
     if let Some((producer, base_sequence)) = batch.stamp() {

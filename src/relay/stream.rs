@@ -324,7 +324,8 @@ impl Relay {
                 let reason = format!(
                     "{:?} cannot be a topic's name: only letters, digits, '.', '_' and '-', at most {} \
                      of them",
-                    self.topic,
+                    // It may be of any length.
+                    self.topic.chars().take(route::TOPIC_LEN_MAX + 1).collect::<String>(),
                     route::TOPIC_LEN_MAX
                 );
                 Err((Cause::InvalidTopic, reason))

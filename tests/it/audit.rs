@@ -14,7 +14,8 @@ fn audit(command: &owlpost::Command, arguments: &[&str]) -> (ExitStatus, String)
     }
     let audit = command.spawn();
     let status = audit.wait_exit(2 * PATIENCE);
-    (status, format!("{}{}", audit.stdout(), audit.stderr()))
+    // Warnings come before what it found.
+    (status, format!("{}{}", audit.stderr(), audit.stdout()))
 }
 
 fn init_audit(command: &owlpost::Command) -> String {
@@ -25,7 +26,7 @@ fn init_audit(command: &owlpost::Command) -> String {
 }
 
 fn audited(postgres: &Postgres) -> testkit::Lsn {
-    let query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'factlib_slot_audit'";
+    let query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'owlpost_audit_factlib_slot'";
     lsn(postgres, query)
 }
 
@@ -38,10 +39,10 @@ fn an_audit_of_a_relay_that_runs_finds_every_fact_and_moves_on() {
     let command = relay("audited", &postgres, kafka)
         .env("POISON_POLICY", "dead-letter")
         .env("DEAD_LETTER_TOPIC", "audited.dead")
-        .env("POISON_POLICY_TOPICS", "audited.unheard=skip")
+        .env("POISON_POLICY_TOPICS", "audited.un*=skip")
         .env("COMPRESSION_TYPE", "lz4");
     let said = init_audit(&command);
-    assert!(said.contains("slot factlib_slot_audit is ready"), "{said}");
+    assert!(said.contains("slot owlpost_audit_factlib_slot is ready"), "{said}");
     let relay = command.clone().spawn();
     relay.wait_ready();
     let workload = Workload {
@@ -52,7 +53,7 @@ fn an_audit_of_a_relay_that_runs_finds_every_fact_and_moves_on() {
     let written = workload.start(&postgres).wait().facts;
     emit(&postgres, true, "audited", b"{ no envelope");
     emit(&postgres, false, "audited", br#"{"aggregate_type":"order","aggregate_id":"alone"}"#);
-    emit(&postgres, true, "audited", br#"{"aggregate_type":"unheard","aggregate_id":"1"}"#);
+    emit(&postgres, true, "audited", br#"{"aggregate_type":"un heard","aggregate_id":"1"}"#);
     wait_confirmed(&relay, &postgres, PATIENCE);
 
     let before = confirmed(&postgres);
@@ -65,19 +66,26 @@ fn an_audit_of_a_relay_that_runs_finds_every_fact_and_moves_on() {
     assert!(said.trim_end().ends_with(&expected), "{said}");
     assert!(audited(&postgres) >= before, "the slot was not moved on");
 
+    // Where there are only dead letters, nothing tells when they were committed.
+    emit(&postgres, true, "audited", b"{ none either");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    let (status, said) = audit(&command, &[]);
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert!(said.contains(": 1 facts: 0 missing") && said.contains("1 are dead letters"), "{said}");
+
     // From there on, while facts go on.
     let load = Workload { facts: 1_000_000, ..Workload::new("audited", 2) }.start(&postgres);
     load.wait_for(500, PATIENCE);
     let (status, said) = audit(&command, &["--json"]);
     assert_eq!(status.code(), Some(0), "{said}");
-    let summary: serde_json::Value = serde_json::from_str(said.trim()).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert_eq!((&summary["findings"], &summary["dead_letters"]), (&0.into(), &0.into()), "{said}");
     load.stop();
     stop(&relay);
     assert!(
         !postgres
             .ask("SELECT string_agg(slot_name, ' ') FROM pg_replication_slots")
-            .contains("owlpost_audit"),
+            .contains("owlpost_reading"),
         "a temporary slot is left"
     );
 }
@@ -117,7 +125,9 @@ fn an_audit_names_what_is_missing_repeated_and_nobodys_and_stays() {
     let again = command.clone().env("REPLICATION_SLOT_NAME", "again");
     postgres
         .client()
-        .batch_execute("SELECT pg_copy_logical_replication_slot('factlib_slot_audit', 'again')")
+        .batch_execute(
+            "SELECT pg_copy_logical_replication_slot('owlpost_audit_factlib_slot', 'again')",
+        )
         .unwrap();
     let publication = postgres.ask("SELECT pubname FROM pg_publication");
     let second = again.env("PUBLICATION_NAME", publication).spawn();
@@ -131,6 +141,52 @@ fn an_audit_names_what_is_missing_repeated_and_nobodys_and_stays() {
     let (status, said) = audit(&command, &["--accept-repeats"]);
     assert_eq!(status.code(), Some(0), "{said}");
     assert!(audited(&postgres) > lost);
+}
+
+#[test]
+fn a_lost_audit_slot_is_made_anew_and_a_foreign_one_left_alone() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let command = relay("leftover", &postgres, kafka);
+    init_audit(&command);
+    for statement in ["ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()"]
+    {
+        postgres.client().batch_execute(statement).unwrap();
+    }
+    // Several files of log, and none of them is to be kept.
+    for _ in 0..4 {
+        postgres
+            .client()
+            .batch_execute("SELECT pg_switch_wal(); CREATE TABLE t (); DROP TABLE t")
+            .unwrap();
+    }
+    postgres.client().batch_execute("CHECKPOINT").unwrap();
+    let status = "SELECT string_agg(wal_status, ' ') FROM pg_replication_slots";
+    assert_eq!(postgres.ask(status), "lost lost");
+    let (code, said) = audit(&command, &[]);
+    assert_eq!(code.code(), Some(4), "{said}");
+    assert!(said.contains("is lost") && said.contains("owlpost init"), "{said}");
+    postgres
+        .client()
+        .batch_execute(
+            "SELECT pg_drop_replication_slot('factlib_slot');
+             SELECT pg_create_logical_replication_slot('factlib_slot', 'pgoutput')",
+        )
+        .unwrap();
+    init_audit(&command);
+    assert_eq!(postgres.ask(status), "reserved reserved");
+
+    postgres
+        .client()
+        .batch_execute(
+            "SELECT pg_drop_replication_slot('owlpost_audit_factlib_slot');
+             SELECT pg_create_logical_replication_slot('owlpost_audit_factlib_slot', 'test_decoding')",
+        )
+        .unwrap();
+    let init = command.clone().arg("init").arg("--audit").spawn();
+    assert_eq!(init.wait_exit(PATIENCE).code(), Some(4), "{}", init.stderr());
+    assert!(init.stderr().contains("is not one of ours"), "{}", init.stderr());
+    let plugin = "SELECT plugin FROM pg_replication_slots WHERE slot_name LIKE 'owlpost%'";
+    assert_eq!(postgres.ask(plugin), "test_decoding");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use topic::{MISSING_AGE_MAX, MISSING_GRACE, Missing, Topic, TopicState};
+use topic::{Fewer, MISSING_AGE_MAX, MISSING_GRACE, MISSING_MEMORY, Missing, Topic, TopicState};
 
 /// Attempts from here on are as far apart as they may be, and the next one is told.
 const SLOW_FROM_ATTEMPT: u32 = 15;
@@ -289,10 +289,8 @@ impl Producer {
                 }
                 return Route::Wait;
             }
-            if now >= said.at + MISSING_AGE_MAX {
-                // It was idle when that was said, and now it is not.
-                self.metadata.want(now);
-            }
+            // It was idle when that was said, and now it is not.
+            self.metadata.want(now.max(said.at + MISSING_AGE_MAX));
         }
         match &topic.state {
             TopicState::Known { used, resize_to: None, .. } => {
@@ -863,10 +861,10 @@ impl Producer {
             TopicState::Known { partitions, used, fewer, resize_to, missing } => {
                 *missing = None;
                 let from = *used;
-                again = count < from && now < *fewer.get_or_insert(now) + MISSING_GRACE;
-                if count >= from {
-                    *fewer = None;
-                }
+                let said = fewer.filter(|said| now < said.at + MISSING_MEMORY);
+                *fewer = (count < from)
+                    .then(|| Fewer { at: now, since: said.map_or(now, |said| said.since) });
+                again = fewer.is_some_and(|said| now < said.since + MISSING_GRACE);
                 if !again {
                     let known = resize_to.as_ref().map_or(from, Vec::len);
                     *resize_to = Some(found.partitions.clone()).filter(|_| count != from);

@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 /// every broker has heard.
 pub(super) const MISSING_GRACE: Duration = Duration::from_secs(2);
 
+/// What was said so long ago, and not again, is forgotten. Far longer than any pause between two answers while
+/// somebody waits for them.
+pub(super) const MISSING_MEMORY: Duration = Duration::from_secs(60);
+
 /// How long a topic that is missing is taken to be missing before it is asked for again.
 pub(super) const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -46,13 +50,22 @@ pub(super) enum TopicState {
         used: usize,
         /// Since when the cluster has said that there are fewer. A broker that has just started may not have
         /// heard of all (KAFKA-6648), and no topic loses partitions unless it is made anew.
-        fewer: Option<Instant>,
+        fewer: Option<Fewer>,
         /// The cluster has these, which are more or fewer: they are used as soon as nothing of the topic
         /// is unsettled.
         resize_to: Option<Vec<PartitionMetadata>>,
         /// The cluster says that it is not there any more.
         missing: Option<Missing>,
     },
+}
+
+/// The cluster says that there are fewer partitions than there were.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fewer {
+    /// When it said so last.
+    pub(super) at: Instant,
+    /// When it said so first.
+    pub(super) since: Instant,
 }
 
 /// What the cluster says of a topic that we cannot use.
@@ -70,7 +83,7 @@ impl Missing {
     /// Said again, or for the first time.
     pub(super) fn said(known: Option<Self>, error: i16, now: Instant) -> Self {
         // What was said long ago says nothing of a topic that was created since.
-        let known = known.filter(|known| now < known.at + 2 * MISSING_GRACE);
+        let known = known.filter(|known| now < known.at + MISSING_MEMORY);
         let since = known.map_or(now, |known| known.since);
         Self { error, at: now, since }
     }

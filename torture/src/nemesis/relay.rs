@@ -102,9 +102,12 @@ fn restart(stage: &Stage<'_>, relay: &Arc<Owlpost>, patiently: bool) {
             format!("{confirmed:?} was called confirmed, and the slot stands at {known:?}")
         });
     }
+    if !knows {
+        stage.board.allow_repeats();
+    }
     let next = stage.fleet.start();
     // A relay that first sees the slot behind a crash of the server cannot know how far it had been.
-    if !wait_streaming(&next, PATIENCE) || !knows {
+    if !wait_streaming(&next, PATIENCE) {
         stage.board.allow_repeats();
     }
 }
