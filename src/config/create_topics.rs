@@ -52,6 +52,12 @@ fn take(new: &mut NewTopic, name: &str, value: &str, p: &mut Problems) {
                 format!("replication-factor={value} is not a number from 1 to {}", i16::MAX),
             ),
         },
+        _ if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => {
+            p.add(SETTING, format!("{name:?} is no name of a topic's configuration"));
+        }
+        _ if value.contains(['[', ']']) => {
+            p.add(SETTING, format!("{name}={value:?}: a bracket has no other; write name=[a,b]"));
+        }
         // The broker knows which there are.
         _ if new.configs.iter().any(|(known, _)| known == name) => {
             p.add(SETTING, format!("{name} is given twice; remove one"));

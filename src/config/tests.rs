@@ -395,6 +395,19 @@ KAFKA_BROKERS: not set; give at least one host:port"
 }
 
 #[test]
+fn a_bracket_without_another_creates_no_topic() {
+    for (text, words) in [
+        ("cleanup.policy=[compact,delete", "a bracket has no other"),
+        ("cleanup.policy=compact]", "a bracket has no other"),
+        ("[x=y]", "\"[x\" is no name of a topic's configuration"),
+    ] {
+        let refused =
+            refused(&RawConfig { kafka_create_topics: Some(text.to_owned()), ..minimal() });
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+#[test]
 fn a_slot_of_audits_is_no_relays() {
     let name = Some("owlpost_audit_orders".to_owned());
     let refused = refused(&RawConfig { replication_slot_name: name, ..minimal() });

@@ -44,6 +44,13 @@ impl Producer {
             Cause::TooLarge => {
                 format!("{error}: one record of {len} bytes is over the topic's limit")
             }
+            Cause::NotAuthorized => {
+                format!("{error}: this client may not write to the topic; give it the right")
+            }
+            Cause::Rejected => format!(
+                "{error}: the broker takes the topic's other records, and not this one (without a key, to a \
+                 compacted topic? with a timestamp that it does not allow?); its log says more"
+            ),
             _ => error.to_owned(),
         };
         if let Err(hindrance) = self.give_up(now, at, cause, &reason, ledger, events) {
