@@ -2022,3 +2022,50 @@ fn a_key_counts_for_the_size_of_a_record() {
     assert_eq!(given_up.poison.cause, Cause::TooLarge);
     assert_eq!(rig.standing().unsettled_facts, 0);
 }
+
+/// Symptom: facts that waited for an identity that no broker gave were shown to nobody, and readiness said that all
+/// was well.
+#[test]
+fn facts_that_wait_for_a_producer_id_or_a_leader_are_told() {
+    let mut rig = Rig::new(settings());
+    rig.answer_metadata();
+    rig.connect(identity());
+    rig.receive(&Stream::default().transaction(100, &["a"]).0);
+    rig.answer_metadata();
+    assert!(rig.produce().is_none());
+    rig.pass(4 * SECOND);
+    (0..5).for_each(|_| rig.keepalive(108, false));
+    let State::Stalled(reason) = rig.standing().state else { panic!("{:?}", rig.standing()) };
+    assert!(reason.contains("no broker gives this producer an id"), "{reason}");
+    rig.answer_producer_id(4000);
+    assert_eq!(rig.store_all(), ["a"]);
+    assert_eq!(rig.standing().state, State::Streaming);
+}
+
+/// Symptom: with long pauses between attempts the grace for a missing topic began anew after each, and the policy
+/// to skip its facts never applied.
+#[test]
+fn a_missing_topic_is_given_up_also_where_attempts_are_far_between() {
+    let policies =
+        Policies { general: Policy::Skip, by_topic: Vec::new(), dead_letter_topic: None };
+    let minute = 60 * SECOND;
+    let stall_timeout = SECOND;
+    let settings = Settings { policies, stall_timeout, backoff_max: 5 * minute, ..settings() };
+    let mut rig = warm_with(settings);
+    let stream = || Stream::default().begin(200).fact_of("missing", 190, "p").commit(200);
+    for _ in 0..4 {
+        rig.receive(&stream().0);
+        for _ in 0..4 {
+            if rig.requests.iter().any(|request| matches!(request, Request::Metadata { .. })) {
+                rig.answer_metadata();
+            }
+            rig.pass(SECOND);
+        }
+        if rig.events.iter().any(|event| matches!(event, Event::GivenUp(_))) {
+            return;
+        }
+        rig.pass(5 * minute);
+        rig.connect(identity());
+    }
+    panic!("never given up");
+}

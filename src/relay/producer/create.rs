@@ -15,7 +15,7 @@ use crate::relay::poison::Policy;
 use crate::relay::policy::{self, CreateVerdict};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Producer {
     /// Why some topic is not created, if that is why facts wait.
@@ -92,7 +92,7 @@ impl Producer {
         let waits = error == INVALID_REPLICATION_FACTOR
             && self.settings.policies.of(Some(&topic.name)) != Policy::Halt;
         if verdict == CreateVerdict::Refused && !waits {
-            topic.state = TopicState::Missing(Missing::said(None, error, now));
+            topic.state = TopicState::Missing(Missing::said(None, error, now, Duration::ZERO));
             return;
         }
         if verdict == CreateVerdict::Refused {

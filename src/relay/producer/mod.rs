@@ -247,13 +247,21 @@ impl Producer {
     /// The partition that has been in trouble for longest, those that need somebody's hand first.
     pub fn blocked(&self) -> Option<Blocked> {
         let troubled = |partition: &Partition| {
-            let trouble = partition.trouble.as_ref()?;
+            let unled = || {
+                let reason = match partition.leader {
+                    None => "the partition has no leader",
+                    Some(_) => "no broker gives this producer an id",
+                };
+                let since = partition.unled_since?;
+                Some(Trouble { since, reason: reason.to_owned(), halted: false })
+            };
+            let trouble = partition.trouble.clone().or_else(unled)?;
             let topic = &self.topics.get(partition.topic)?.name;
             Some(Blocked {
                 topic: Arc::clone(topic),
                 partition: partition.index,
                 position: partition.first()?,
-                reason: trouble.reason.clone(),
+                reason: trouble.reason,
                 since: trouble.since,
                 halted: trouble.halted,
             })
@@ -543,14 +551,19 @@ impl Producer {
             let (batch, base_sequence) = match next {
                 Next::Nothing => {
                     partition.waiting = false;
+                    partition.unled_since = None;
                     continue;
                 }
                 Next::Later => {
+                    if partition.leader.is_none() || partition.producer.is_none() {
+                        partition.unled_since.get_or_insert(now);
+                    }
                     self.waiting.push(index);
                     continue;
                 }
                 Next::Send(batch, base_sequence) => (batch, base_sequence),
             };
+            partition.unled_since = None;
             // There may be more.
             self.waiting.push(index);
             let (Some(topic), Some(leader)) = (self.topics.get(partition.topic), partition.leader)
@@ -811,11 +824,12 @@ impl Producer {
     ) -> bool {
         let Some(topic) = self.topics.get_mut(index) else { return false };
         let verdict = policy::topic_metadata(found.error);
+        let memory = MISSING_MEMORY + 2 * self.settings.backoff_max;
         if verdict == TopicVerdict::Missing {
             return match &mut topic.state {
                 // Facts wait for it; they are never routed anew.
                 TopicState::Known { partitions, missing, .. } => {
-                    *missing = Some(Missing::said(*missing, found.error, now));
+                    *missing = Some(Missing::said(*missing, found.error, now, memory));
                     let partitions = partitions.clone();
                     let reason = format!(
                         "{}: the topic was there before; create it again, or let this client see it",
@@ -838,7 +852,7 @@ impl Producer {
                         TopicState::Missing(known) => Some(*known),
                         _ => None,
                     };
-                    *state = TopicState::Missing(Missing::said(known, found.error, now));
+                    *state = TopicState::Missing(Missing::said(known, found.error, now, memory));
                     false
                 }
             };
@@ -861,7 +875,7 @@ impl Producer {
             TopicState::Known { partitions, used, fewer, resize_to, missing } => {
                 *missing = None;
                 let from = *used;
-                let said = fewer.filter(|said| now < said.at + MISSING_MEMORY);
+                let said = fewer.filter(|said| now < said.at + memory);
                 *fewer = (count < from)
                     .then(|| Fewer { at: now, since: said.map_or(now, |said| said.since) });
                 again = fewer.is_some_and(|said| now < said.since + MISSING_GRACE);

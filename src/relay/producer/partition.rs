@@ -75,7 +75,7 @@ pub(super) struct Failure {
 }
 
 /// It does not take what it is given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Trouble {
     pub(super) reason: String,
     pub(super) since: Instant,
@@ -104,6 +104,8 @@ pub(super) struct Partition {
     /// Failures in a row.
     pub(super) attempts: u32,
     pub(super) trouble: Option<Trouble>,
+    /// Since when it has waited for a leader, or for a producer id.
+    pub(super) unled_since: Option<Instant>,
     /// It is in [`super::Producer::waiting`].
     pub(super) waiting: bool,
     compression: Compression,
@@ -141,6 +143,7 @@ impl Partition {
             retry_at: None,
             attempts: 0,
             trouble: None,
+            unled_since: None,
             waiting: false,
             open: None,
             queue: VecDeque::new(),

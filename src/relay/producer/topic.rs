@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 /// every broker has heard.
 pub(super) const MISSING_GRACE: Duration = Duration::from_secs(2);
 
-/// What was said so long ago, and not again, is forgotten. Far longer than any pause between two answers while
-/// somebody waits for them.
+/// What was said so long ago, and not again, is forgotten; two of the longest pauses between attempts come on top,
+/// because somebody may wait for an answer all that time.
 pub(super) const MISSING_MEMORY: Duration = Duration::from_secs(60);
 
 /// How long a topic that is missing is taken to be missing before it is asked for again.
@@ -81,9 +81,9 @@ pub(super) struct Missing {
 
 impl Missing {
     /// Said again, or for the first time.
-    pub(super) fn said(known: Option<Self>, error: i16, now: Instant) -> Self {
+    pub(super) fn said(known: Option<Self>, error: i16, now: Instant, memory: Duration) -> Self {
         // What was said long ago says nothing of a topic that was created since.
-        let known = known.filter(|known| now < known.at + MISSING_MEMORY);
+        let known = known.filter(|known| now < known.at + memory);
         let since = known.map_or(now, |known| known.since);
         Self { error, at: now, since }
     }
