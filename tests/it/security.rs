@@ -305,11 +305,13 @@ fn the_bearer_of_a_token_logs_in_and_a_new_token_is_taken_without_a_restart() {
     std::fs::write(file.path(), "no.such.token").unwrap();
     refused(command.clone(), &["does not take our token"]);
 
-    std::fs::write(file.path(), token("owl", 8)).unwrap();
+    std::fs::write(file.path(), token("owl", 12)).unwrap();
     let relay = command.spawn();
     relay.wait_ready();
     let load = Workload { facts: 10_000_000, writers: 2, ..Workload::new("bearer", 1) };
     let load = load.start(&postgres);
+    relay.wait_until("facts to flow", PATIENCE, || count(&secure.kafka, "bearer.order") > 0);
+    // All connections are there, and none of them for long.
     std::fs::write(file.path(), token("owl", 3600)).unwrap();
     relay.wait_until("another log-in", PATIENCE, || {
         relay.log_text().contains("before the session ends")
