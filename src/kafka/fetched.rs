@@ -2,6 +2,7 @@
 //!
 //! <https://kafka.apache.org/documentation/#recordbatch>
 
+use crate::relay::batch::EncodedRecord;
 use crate::relay::compression::Compression;
 use crate::relay::route::{POSITION, SOURCE};
 use std::borrow::Cow;
@@ -87,25 +88,24 @@ fn batch_records(
             format!("the batch at offset {base_offset} cannot be unpacked by {codec:?}")
         })?),
     };
-    let mut fields = Fields(&plain);
+    let mut rest: &[u8] = &plain;
     for _ in 0..count {
-        let len = fields.varint()?;
-        let mut record = Fields(fields.bytes(len)?);
-        let _attributes = record.int8()?;
-        let timestamp_ms = base_timestamp.saturating_add(record.varint()?);
-        let offset = base_offset.saturating_add(record.varint()?);
+        let record = EncodedRecord::read(&mut rest, base_timestamp).ok_or("a record cut off")?;
+        let offset = base_offset.saturating_add(record.offset_delta);
+        let timestamp_ms = record.timestamp_ms;
         let mut found = Found { offset, timestamp_ms, position: None, source: None };
-        record.nullable()?;
-        record.nullable()?;
-        for _ in 0..record.varint()? {
-            let name = record.nullable()?.unwrap_or_default();
-            let value = record.nullable()?;
+        let mut headers = 0;
+        for (name, value) in record.headers() {
+            headers += 1;
             // The first of a name is ours: those of the fact come behind.
             match name {
-                _ if name == POSITION.as_bytes() => found.position = found.position.or(value),
-                _ if name == SOURCE.as_bytes() => found.source = found.source.or(value),
+                _ if name == POSITION.as_bytes() => found.position = found.position.or(Some(value)),
+                _ if name == SOURCE.as_bytes() => found.source = found.source.or(Some(value)),
                 _ => {}
             }
+        }
+        if headers != record.header_count {
+            return Err(format!("the record at offset {offset} has headers cut off"));
         }
         each(found);
     }
@@ -136,33 +136,6 @@ impl<'a> Fields<'a> {
 
     fn int64(&mut self) -> Result<i64, String> {
         self.array().map(i64::from_be_bytes)
-    }
-
-    /// Zigzag, seven bits a byte, at most ten of them.
-    fn varint(&mut self) -> Result<i64, String> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok((value >> 1).cast_signed() ^ -((value & 1).cast_signed()));
-            }
-        }
-        Err("a number of more than ten bytes".to_owned())
-    }
-
-    fn bytes(&mut self, len: i64) -> Result<&'a [u8], String> {
-        let at = usize::try_from(len).ok().and_then(|len| self.0.split_at_checked(len));
-        let (taken, rest) = at.ok_or("a length beyond the batch")?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn nullable(&mut self) -> Result<Option<&'a [u8]>, String> {
-        match self.varint()? {
-            -1 => Ok(None),
-            len => self.bytes(len).map(Some),
-        }
     }
 }
 

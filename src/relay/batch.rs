@@ -329,11 +329,13 @@ impl OpenBatch {
 
 /// A record in a batch, borrowed from it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct EncodedRecord<'a> {
-    pub(super) timestamp_ms: i64,
+pub(crate) struct EncodedRecord<'a> {
+    pub(crate) timestamp_ms: i64,
+    /// How far behind the batch's base offset it is.
+    pub(crate) offset_delta: i64,
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
-    pub(super) header_count: u32,
+    pub(crate) header_count: u32,
     /// See [`Headers::encoded`].
     pub(super) headers: &'a [u8],
     /// Everything that does not depend on the batch: key, value and headers.
@@ -341,22 +343,24 @@ pub(super) struct EncodedRecord<'a> {
 }
 
 impl<'a> EncodedRecord<'a> {
-    fn read(from: &mut &'a [u8], base_timestamp: i64) -> Option<Self> {
+    /// The next of a batch's records; none if the bytes end too early. They may be anybody's.
+    pub(crate) fn read(from: &mut &'a [u8], base_timestamp: i64) -> Option<Self> {
         let len = usize::try_from(read_varint(from)?).ok()?;
         let (record, after) = from.split_at_checked(len)?;
         *from = after;
         let mut record = record.get(1..)?;
-        let timestamp_ms = base_timestamp + read_varint(&mut record)?;
-        let _offset_delta = read_varint(&mut record)?;
+        let timestamp_ms = base_timestamp.saturating_add(read_varint(&mut record)?);
+        let offset_delta = read_varint(&mut record)?;
         let encoded = record;
         let key = read_bytes(&mut record)?;
         let value = read_bytes(&mut record)?;
         let header_count = u32::try_from(read_varint(&mut record)?).ok()?;
-        Some(Self { timestamp_ms, key, value, header_count, headers: record, encoded })
+        let headers = record;
+        Some(Self { timestamp_ms, offset_delta, key, value, header_count, headers, encoded })
     }
 
-    /// Names and values of its headers.
-    pub(super) fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    /// Names and values of its headers: fewer than `header_count`, if the bytes end too early.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let mut rest = self.headers;
         (0..self.header_count).map_while(move |_| {
             let (name, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);
