@@ -44,7 +44,7 @@ const MIB: u64 = 1024 * 1024;
 const PREFIX_LEN_MAX: usize = 200;
 
 /// PostgreSQL's `NAMEDATALEN` less the NUL: a longer name would be cut short silently.
-const NAME_LEN_MAX: usize = 63;
+pub(crate) const NAME_LEN_MAX: usize = 63;
 
 /// What the relay was told to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 //! before it fills the disk.
 
 use super::connection::{Connection, Failure, Row};
-use super::identify::{Ask, gone};
+use super::identify::{Ask, gone, look as identify};
+use crate::config::NAME_LEN_MAX;
 use crate::relay::gone::{ExitKind, Gone};
 use crate::relay::route::Source;
 use factlib_protocol::Lsn;
@@ -29,12 +30,10 @@ pub struct Marks {
 /// for one that may be moved or dropped.
 pub const AUDIT_SLOTS: &str = "owlpost_audit_";
 
-/// PostgreSQL cuts longer names off silently, and one would then be another slot's.
-const NAME_LEN_MAX: usize = 63;
-
 /// Name of the slot that trails `slot`.
 pub fn audit_slot(slot: &str) -> String {
     let name = format!("{AUDIT_SLOTS}{slot}");
+    // PostgreSQL cuts longer names off silently, and one would then be another slot's.
     if name.len() <= NAME_LEN_MAX {
         return name;
     }
@@ -61,15 +60,9 @@ pub async fn marks(ask: &Ask) -> Result<Marks, Gone> {
              make it with `owlpost init --audit`"
         ))
     })?;
-    let identity = query(&mut connection, "IDENTIFY_SYSTEM").await?;
-    let sql = "SELECT oid FROM pg_database WHERE datname = current_database()";
-    let database = query(&mut connection, sql).await?;
-    let number = |rows: &[Row]| rows.first()?.first()?.as_deref()?.parse::<u64>().ok();
-    let database_oid = number(&database).and_then(|oid| u32::try_from(oid).ok());
-    let (Some(system), Some(database)) = (number(&identity), database_oid) else {
-        return Err(gone(Failure::Answer { command: "IDENTIFY_SYSTEM" }));
-    };
-    let source = Source::new(system, database).as_str().to_owned();
+    let identified = timeout(ANSWER_MAX, identify(&mut connection, ask)).await;
+    let (identity, _) = identified.unwrap_or(Err(Failure::Silent)).map_err(gone)?;
+    let source = Source::new(identity.system, identity.database).as_str().to_owned();
     Ok(Marks { source, confirmed, audited })
 }
 

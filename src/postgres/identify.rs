@@ -190,7 +190,10 @@ async fn answered<T>(question: impl Future<Output = Result<T, Failure>>) -> Resu
     timeout(ANSWER_MAX, question).await.unwrap_or(Err(Failure::Silent))
 }
 
-async fn look(connection: &mut Connection, ask: &Ask) -> Result<(Identity, Found), Failure> {
+pub(super) async fn look(
+    connection: &mut Connection,
+    ask: &Ask,
+) -> Result<(Identity, Found), Failure> {
     let command = "IDENTIFY_SYSTEM";
     let answer = Failure::Answer { command };
     let rows = connection.query(command).await?;
