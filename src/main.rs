@@ -8,7 +8,7 @@ use factlib::http::{self, Health};
 use factlib::kafka::Tls;
 use factlib::postgres::audit_slot::audit_slot;
 use factlib::postgres::identify;
-use factlib::relay::gone::{Exit, ExitKind, Gone};
+use factlib::relay::gone::{Exit, ExitKind};
 use factlib::relay::seeded_bug::Seeded;
 use factlib::{run, telemetry};
 use std::io::Write as _;
@@ -107,13 +107,7 @@ async fn init(config: &Config, audit: bool) -> ExitCode {
                 false => ExitCode::Stopped,
             }
         }
-        Err(gone) => {
-            let (kind, reason) = match gone {
-                Gone::Terminal(kind, reason) | Gone::Refused(kind, reason) => (kind, reason),
-                Gone::Lost(reason) | Gone::SlotInUse(reason) => (ExitKind::Unreachable, reason),
-            };
-            ended(&Exit { kind, reason })
-        }
+        Err(gone) => ended(&gone.into()),
     }
 }
 

@@ -72,7 +72,7 @@ pub struct Audited {
 /// [`Exit`] if there is no trailing slot, or one of the servers cannot be read.
 pub async fn audit(config: &Config, tls: Option<Tls>, accepted: Accepted) -> Result<Audited, Exit> {
     let ask = run::ask(config, Seeded::default(), None, false);
-    let marks = audit_slot::marks(&ask).await.map_err(exit)?;
+    let marks = audit_slot::marks(&ask).await?;
     let (from, until, source) = (marks.audited, marks.confirmed, marks.source);
     let mut outcome = Outcome::default();
     if from < until {
@@ -83,7 +83,7 @@ pub async fn audit(config: &Config, tls: Option<Tls>, accepted: Accepted) -> Res
     }
     let is_well = outcome.is_well(accepted.repeats);
     if is_well || accepted.all {
-        audit_slot::advance(&ask, until).await.map_err(exit)?;
+        audit_slot::advance(&ask, until).await?;
     }
     Ok(Audited { from, until, outcome, is_well })
 }
@@ -95,7 +95,7 @@ pub async fn audit(config: &Config, tls: Option<Tls>, accepted: Accepted) -> Res
 /// [`Exit`], if the server does not.
 pub async fn prepare(config: &Config) -> Result<Lsn, Exit> {
     let ask = run::ask(config, Seeded::default(), None, false);
-    audit_slot::make(&ask).await.map_err(exit)
+    Ok(audit_slot::make(&ask).await?)
 }
 
 /// Looks after the trailing slot for as long as it is polled: it is dropped before it holds back more log than
@@ -125,14 +125,6 @@ pub async fn look_after(config: &Config) -> Infallible {
         }
         sleep(pause).await;
     }
-}
-
-fn exit(gone: Gone) -> Exit {
-    let (kind, reason) = match gone {
-        Gone::Terminal(kind, reason) | Gone::Refused(kind, reason) => (kind, reason),
-        Gone::Lost(reason) | Gone::SlotInUse(reason) => (ExitKind::Unreachable, reason),
-    };
-    Exit { kind, reason }
 }
 
 /// What the relay should have written.
@@ -239,11 +231,7 @@ struct Collector<'c> {
 impl Collector<'_> {
     /// Notes a fact, if it is of a unit that is confirmed.
     fn note(&mut self, position: Position, belongs: Belongs) {
-        let confirmed = match position.unit.class {
-            Class::Transaction => position.unit.lsn < self.until,
-            Class::Message => position.unit.lsn <= self.until,
-        };
-        if confirmed {
+        if position.unit.lies_before(self.until) {
             self.facts.push(Fact { position, belongs });
         }
     }

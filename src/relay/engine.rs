@@ -6,7 +6,7 @@ use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone, another_cluster};
 use super::ledger::Ledger;
 use super::oversize::Oversize;
-use super::position::{Class, Position, Timelines, Unit};
+use super::position::{Position, Timelines, Unit};
 use super::producer::{self, Producer};
 use super::route::{Headers, Source};
 use super::seeded_bug::{Seeded, SeededBug};
@@ -602,12 +602,7 @@ impl Relay {
     /// not read to its end: stopping now would repeat them.
     pub(super) fn is_unfinished(&self) -> bool {
         let Some(Position { unit, .. }) = self.enqueued else { return false };
-        let flush = self.ledger.flush();
-        let confirmed = match unit.class {
-            Class::Transaction => unit.lsn < flush,
-            Class::Message => unit.lsn <= flush,
-        };
-        !confirmed && self.ended.is_none_or(|ended| ended < unit)
+        !unit.lies_before(self.ledger.flush()) && self.ended.is_none_or(|ended| ended < unit)
     }
 
     /// When we said CopyDone in this session, if we did.

@@ -34,6 +34,17 @@ pub struct Exit {
     pub reason: String,
 }
 
+/// For who does not try again.
+impl From<Gone> for Exit {
+    fn from(gone: Gone) -> Self {
+        let (kind, reason) = match gone {
+            Gone::Terminal(kind, reason) | Gone::Refused(kind, reason) => (kind, reason),
+            Gone::Lost(reason) | Gone::SlotInUse(reason) => (ExitKind::Unreachable, reason),
+        };
+        Self { kind, reason }
+    }
+}
+
 /// The ways to end, each with an exit code of its own at the rim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitKind {

@@ -38,6 +38,15 @@ impl Unit {
     pub const fn message(lsn: Lsn) -> Self {
         Self { lsn, class: Class::Message }
     }
+
+    /// Whether the record that names it lies before `lsn`: a commit record is named by its first byte, a
+    /// message's record by its end.
+    pub fn lies_before(self, lsn: Lsn) -> bool {
+        match self.class {
+            Class::Transaction => self.lsn < lsn,
+            Class::Message => self.lsn <= lsn,
+        }
+    }
 }
 
 /// A fact's place in delivery order: timeline, unit, and index among all messages of its unit.
@@ -135,12 +144,7 @@ impl Timelines {
 
     /// The timeline that wrote `unit`.
     pub fn of(&self, unit: Unit) -> u32 {
-        let wrote = |switch: Lsn| match unit.class {
-            // A commit record is named by its first byte, a message's record by its end.
-            Class::Transaction => unit.lsn < switch,
-            Class::Message => unit.lsn <= switch,
-        };
-        let ended = self.ended.iter().find(|(_, switch)| wrote(*switch));
+        let ended = self.ended.iter().find(|(_, switch)| unit.lies_before(*switch));
         ended.map_or(self.current, |(timeline, _)| *timeline)
     }
 }
