@@ -89,6 +89,22 @@ impl Commits {
     }
 }
 
+/// Those of the transactions that a query would see by now. A commit is in the log, and decoded, a moment
+/// before: on a busy machine its backend may not run for a while between the two.
+///
+/// # Panics
+///
+/// When the server does not tell.
+#[must_use]
+#[track_caller]
+pub fn visible(client: &mut Client, xids: &[u64]) -> Vec<u64> {
+    let query = "SELECT xid FROM unnest($1::bigint[]) AS xid
+        WHERE pg_visible_in_snapshot(xid::text::xid8, pg_current_snapshot())";
+    let xids: Vec<i64> = xids.iter().map(|xid| xid.cast_signed()).collect();
+    let rows = client.query(query, &[&xids]).unwrap_or_else(|e| panic!("which are visible: {e}"));
+    rows.iter().map(|row| row.get::<_, i64>(0).cast_unsigned()).collect()
+}
+
 /// A logical replication slot, as the server shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {

@@ -7,7 +7,7 @@ use crate::invariant::Invariant;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 use testkit::envelope::OutboxEvent;
-use testkit::oracle::Commits;
+use testkit::oracle::{self, Commits};
 use testkit::traffic::{self, Emitted, Running, Traffic, digest};
 use testkit::{Kafka, Lsn, Postgres, Reader, Record, wait};
 
@@ -26,6 +26,8 @@ pub(crate) struct Judge {
     partitions: usize,
     topic_prefix: String,
     expected: HashMap<Id, Expected>,
+    /// Transactions that were committed, and where; their facts were not visible yet.
+    unseen: HashMap<u64, Lsn>,
     /// How many of the messages outside of transactions were taken over.
     loose: usize,
     /// Those of them that a crash may still undo.
@@ -120,6 +122,7 @@ impl Judge {
             partitions: case.partitions,
             topic_prefix: case.traffic.prefix.clone(),
             expected: HashMap::new(),
+            unseen: HashMap::new(),
             loose: 0,
             fragile: Vec::new(),
             firsts: HashMap::new(),
@@ -138,12 +141,21 @@ impl Judge {
         }
     }
 
-    /// Takes over what was committed since; the server must run and go on running.
-    pub(crate) fn read_truth(&mut self, postgres: &Postgres, traffic: &Running, board: &Board) {
-        let Ok(mut client) = postgres.try_client() else { return };
+    /// Takes over what was committed since; the server must run and go on running. True if nothing of it is
+    /// still to become visible.
+    pub(crate) fn read_truth(
+        &mut self,
+        postgres: &Postgres,
+        traffic: &Running,
+        board: &Board,
+    ) -> bool {
+        let Ok(mut client) = postgres.try_client() else { return false };
         let commits = self.commits.read(&mut client);
-        let ends: HashMap<u64, Lsn> = commits.into_iter().collect();
-        let xids: Vec<u64> = ends.keys().copied().collect();
+        self.unseen.extend(commits);
+        let xids: Vec<u64> = self.unseen.keys().copied().collect();
+        let xids = oracle::visible(&mut client, &xids);
+        let ends: HashMap<u64, Lsn> =
+            xids.iter().filter_map(|xid| self.unseen.remove_entry(xid)).collect();
         let committed = traffic::committed(&mut client, &xids)
             .unwrap_or_else(|e| panic!("reading what was committed: {e}"));
         let mut transactions = HashSet::new();
@@ -162,6 +174,7 @@ impl Judge {
         self.transactions += transactions.len();
         self.read_loose(traffic, board);
         self.order(board);
+        self.unseen.is_empty()
     }
 
     /// The same for what was emitted outside of transactions.

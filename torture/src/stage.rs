@@ -196,7 +196,9 @@ impl<'s> Stage<'s> {
             let _server = self.keep_server();
             let mut judge = self.judge();
             judge.read_to_end(&self.board);
-            judge.read_truth(self.postgres, &lock(&self.traffic), &self.board);
+            wait_for("what is committed to be visible", HEALING, || {
+                judge.read_truth(self.postgres, &lock(&self.traffic), &self.board)
+            });
             judge.close_round(healed, &self.board);
         }
         let begun = Instant::now();
