@@ -104,6 +104,13 @@ impl Report {
             Event::ProducerId { id } => info!(producer_id = id, "idempotent producer is ready"),
             Event::NoProducerId { cause } => warn!(error = cause, "no producer id to be had"),
             Event::TopicCreated { topic } => info!(%topic, "the topic was missing and is created"),
+            Event::TopicMadeAnew { topic } => {
+                warn!(
+                    %topic,
+                    "the topic was deleted and made anew: what was in it is gone, and what is not stored yet \
+                     goes to the new one"
+                );
+            }
             Event::TopicNotCreated { topic, cause } => {
                 error!(%topic, error = cause, "the topic is missing and is not created");
             }

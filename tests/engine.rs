@@ -218,6 +218,7 @@ impl Rig {
             let partition = |index| PartitionMetadata { index, leader: Some(self.leader) };
             TopicMetadata {
                 name: name.to_string(),
+                id: None,
                 error: if missing { 3 } else { 0 },
                 partitions: (0..self.partitions).filter(|_| !missing).map(partition).collect(),
             }
@@ -843,6 +844,7 @@ fn a_missing_topic_halts_and_its_creation_lets_the_fact_through() {
         .iter()
         .map(|name| TopicMetadata {
             name: name.to_string(),
+            id: None,
             error: 0,
             partitions: partitions.clone(),
         })

@@ -32,6 +32,7 @@ use rskafka::protocol::traits::ReadType;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 const BROKERS: usize = 3;
 const TOPIC: &str = "facts.fact";
@@ -127,6 +128,10 @@ struct World {
     refused: HashSet<u64>,
     faults: bool,
     deleted: bool,
+    /// Which topic of the name it is; none where brokers do not tell.
+    topic_id: Option<Uuid>,
+    /// What was on all replicas of topics that are deleted.
+    buried: HashSet<u64>,
     /// What the broker answers to the next batch, and whether it appends it first.
     forced: Option<(i16, bool)>,
     /// Facts that are refused wait.
@@ -199,6 +204,8 @@ impl World {
             refused: HashSet::new(),
             faults: true,
             deleted: false,
+            topic_id: (seed / 2).is_multiple_of(2).then(|| Uuid::from_u128(1)),
+            buried: HashSet::new(),
             forced: None,
             halting: seed.is_multiple_of(3),
             forgetful: seed.is_multiple_of(2),
@@ -309,6 +316,7 @@ impl World {
                 }
                 Event::PartitionRecovered { .. } => self.saw("recovered"),
                 Event::PartitionsChanged { .. } => self.saw("more partitions seen"),
+                Event::TopicMadeAnew { .. } => self.saw("topic made anew, and seen"),
                 _ => {}
             }
         }
@@ -362,7 +370,11 @@ impl World {
             } else {
                 partitions.clear();
             }
-            found.push(TopicMetadata { name: name.to_string(), error, partitions });
+            let mut id = self.topic_id.filter(|_| &*name == TOPIC);
+            if self.faults && self.dice.percent(5) {
+                id = id.map(|id| Uuid::from_u128(id.as_u128().saturating_sub(1).max(1)));
+            }
+            found.push(TopicMetadata { name: name.to_string(), id, error, partitions });
         }
         let broker = |id| Broker { id, host: "kafka".to_owned(), port: 9092 };
         let brokers = (0..i32::try_from(BROKERS).unwrap()).map(broker).collect();
@@ -419,6 +431,9 @@ impl World {
     /// A broker comes to a batch: the error code that it answers.
     fn arrive(&mut self, broker: usize, batch: &PartitionBatch, answered: bool) -> i16 {
         let index = usize::try_from(batch.partition).unwrap();
+        if batch.topic_id.is_some() && batch.topic_id != self.topic_id {
+            return UNKNOWN_TOPIC_ID;
+        }
         if self.deleted && &*batch.topic == TOPIC {
             return UNKNOWN_TOPIC_OR_PARTITION;
         }
@@ -600,7 +615,7 @@ impl World {
             log.batches[..log.replicated].iter().map(|batch| batch.facts.len()).sum::<usize>()
         };
         let stored: usize = self.logs.iter().chain(&self.dead).map(replicated).sum();
-        if stored + self.skipped.len() < usize::try_from(confirmed).unwrap() {
+        if stored + self.buried.len() + self.skipped.len() < usize::try_from(confirmed).unwrap() {
             panic!("{confirmed} facts are confirmed, and not so many are stored");
         }
     }
@@ -615,7 +630,7 @@ impl World {
         let stored: HashSet<u64> =
             self.logs.iter().chain(&self.dead).flat_map(replicated).collect();
         for fact in 1..=confirmed {
-            let done = stored.contains(&fact) || self.skipped.contains(&fact);
+            let done = [&stored, &self.skipped, &self.buried].iter().any(|set| set.contains(&fact));
             assert!(done, "fact {fact} is confirmed and not stored");
         }
         (0..self.logs.len()).for_each(|index| self.check_order(index));
@@ -640,6 +655,7 @@ impl World {
             }
             93 if self.faults && self.dice.percent(20) => self.long_silence(),
             94 if self.faults && self.dice.percent(20) => self.delete_or_create(),
+            95 if self.faults && self.dice.percent(20) => self.make_anew(),
             _ => self.pass(),
         }
         self.check_promise();
@@ -655,6 +671,21 @@ impl World {
     fn delete_or_create(&mut self) {
         self.deleted = !self.deleted;
         self.saw(if self.deleted { "topic deleted" } else { "topic made again" });
+    }
+
+    /// A topic of the same name takes its place, in which nothing is. Where brokers do not tell, order cannot be
+    /// kept.
+    fn make_anew(&mut self) {
+        let Some(id) = self.topic_id else { return };
+        self.topic_id = Some(Uuid::from_u128(id.as_u128() + 1));
+        self.deleted = false;
+        for log in &mut self.logs {
+            let batches = std::mem::take(&mut log.batches);
+            self.buried.extend(batches[..log.replicated].iter().flat_map(|batch| &batch.facts));
+            let Log { leader, bytes_max, .. } = *log;
+            *log = Log { leader, bytes_max, ..Log::default() };
+        }
+        self.saw("topic made anew");
     }
 
     /// Nobody has said anything for a day, and the brokers forget the producers.
@@ -791,6 +822,8 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
         "throttled",
         "topic deleted",
         "topic made again",
+        "topic made anew, and seen",
+        "UNKNOWN_TOPIC_ID",
     ];
     let never: Vec<_> = wanted.iter().filter(|what| !counts.contains_key(**what)).collect();
     assert!(seeds < 20_000 || never.is_empty(), "{never:?} never happened");

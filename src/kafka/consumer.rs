@@ -3,7 +3,7 @@
 use super::dial::{Connection, describe, dial};
 use super::fetch::{FetchRequest, ListOffsetsRequest, Partition};
 use super::fetched::{Found, records};
-use super::message;
+use super::metadata::MetadataRequest;
 use super::{Address, Config};
 use crate::relay::error_code::name;
 use crate::relay::kafka::{BrokerId, Unanswered};
@@ -72,9 +72,10 @@ impl Consumer {
                     continue;
                 }
             };
-            let request = message::metadata_request(std::slice::from_ref(topic));
+            let request = MetadataRequest { topics: vec![Arc::clone(topic)] };
             let metadata = match self.ask(&address, async |m| m.request(request).await).await {
-                Ok(response) => message::metadata(response, std::slice::from_ref(topic))
+                Ok(response) => response
+                    .answer(std::slice::from_ref(topic))
                     .map_err(|what| Unanswered(format!("{address}: {what}")))?,
                 Err(cause) => {
                     failure = cause;

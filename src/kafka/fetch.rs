@@ -2,7 +2,7 @@
 //!
 //! One partition each, so that the answer is that partition's or none.
 
-use super::message::{Body, int16, int32, malformed, millis, read_body, version};
+use super::primitive::{Body, int16, int32, malformed, millis, read_body, version};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{

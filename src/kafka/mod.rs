@@ -27,7 +27,10 @@ mod fetched;
 mod lease;
 mod link;
 mod message;
+mod metadata;
 mod peer;
+mod primitive;
+mod produce;
 mod sasl;
 #[cfg(test)]
 mod tests;
@@ -183,10 +186,10 @@ impl Kafka {
                 });
             }
             Request::Produce { broker, mut batches } => {
-                message::sort(&mut batches);
+                produce::sort(&mut batches);
                 let batches = Arc::new(batches);
                 let owed = Owed::new(Owes::Produce(broker, Arc::clone(&batches)), shared);
-                if let Some(fault) = message::fault(&batches) {
+                if let Some(fault) = produce::fault(&batches) {
                     owed.unanswered(Unanswered(fault), false);
                 } else if let Some(peer) = shared.broker(broker) {
                     let deadline = Instant::now() + shared.config.request_timeout;

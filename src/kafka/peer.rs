@@ -11,16 +11,16 @@
 use super::dial::{Address, Connection, Stream, describe, dial};
 use super::lease::Lease;
 use super::message::{
-    self, CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
-    ProduceRequest, ProduceResponse,
+    CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
 };
+use super::metadata::{MetadataRequest, MetadataResponse};
+use super::produce::{ProduceRequest, ProduceResponse};
 use super::{Config, Owed};
 use crate::relay::kafka::{
     Answer, BrokerId, CreateRefusal, Metadata, NewTopic, PartitionBatch, ProducerId, Unanswered,
 };
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rskafka::messenger::{Messenger, RequestError};
-use rskafka::protocol::messages::{MetadataRequest, MetadataResponse};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -212,9 +212,24 @@ async fn exchange(
         Outgoing::CreateTopic(request) => {
             messenger.request(request).await.map(Response::TopicCreated)
         }
-        Outgoing::Produce(request) => messenger.request(request).await.map(Response::Produce),
+        Outgoing::Produce(request) => produce(&messenger, request).await.map(Response::Produce),
     };
     (id, response)
+}
+
+/// By the topics' ids, or by their names to a broker that does not know that version.
+async fn produce(
+    messenger: &Messenger<Stream>,
+    request: ProduceRequest,
+) -> Result<ProduceResponse, RequestError> {
+    if let Some(by_id) = request.by_id() {
+        match messenger.request(by_id).await {
+            // Nothing was sent.
+            Err(RequestError::NoVersionMatch { .. }) => {}
+            answer => return answer,
+        }
+    }
+    messenger.request(request).await
 }
 
 /// A request that is being written or waits for its response.
@@ -283,7 +298,7 @@ async fn serve(
             Event::Job(Job { ask, deadline }) => {
                 let request = match &ask {
                     Ask::Metadata { topics, .. } => {
-                        Outgoing::Metadata(message::metadata_request(topics))
+                        Outgoing::Metadata(MetadataRequest { topics: topics.clone() })
                     }
                     Ask::InitProducerId { .. } => Outgoing::InitProducerId,
                     Ask::CreateTopic { topic, new, .. } => {
@@ -411,8 +426,8 @@ fn timed_out(address: &Address, config: &Config) -> Unanswered {
 fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask, String)> {
     match (ask, response) {
         (Ask::Metadata { topics, reply }, Response::Metadata(response)) => {
-            let metadata = message::metadata(response, &topics)
-                .map_err(|what| Unanswered(format!("{address}: {what}")));
+            let metadata =
+                response.answer(&topics).map_err(|what| Unanswered(format!("{address}: {what}")));
             drop(reply.send(metadata));
         }
         (Ask::InitProducerId { reply }, Response::ProducerId(response)) => {

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use uuid::Uuid;
 
 const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
@@ -220,43 +221,69 @@ fn versions(produce_max: i16) -> Vec<u8> {
     out
 }
 
-/// Metadata, version 4: topic `t` with two partitions led by the first broker, one without a
+/// The id of topic `t`.
+const TOPIC_ID: Uuid = Uuid::from_bytes([9; 16]);
+
+/// A length of fewer than 127 in a flexible version.
+fn compact(n: usize) -> u8 {
+    u8::try_from(n + 1).unwrap()
+}
+
+fn put_compact_string(out: &mut Vec<u8>, s: &str) {
+    out.put_u8(compact(s.len()));
+    out.put_slice(s.as_bytes());
+}
+
+/// Metadata, version 12: topic `t` with two partitions led by the first broker, one without a
 /// leader and one whose leader is not alive; any other topic is unknown.
 fn metadata(incoming: &Incoming, brokers: &[(i32, u16)]) -> Reaction {
     let mut body = incoming.body.clone();
-    let asked: Vec<_> = (0..body.get_i32()).map(|_| string(&mut body)).collect();
-    assert_eq!((incoming.version, &*body), (4, &[0_u8][..]), "auto-creation is off");
+    assert_eq!((incoming.version, body.get_u8()), (12, 0), "the header has no tagged fields");
+    let mut asked = Vec::new();
+    for _ in 1..body.get_u8() {
+        assert_eq!(body.split_to(16), [0; 16][..], "asked for by name");
+        let len = usize::from(body.get_u8()) - 1;
+        asked.push(String::from_utf8(body.split_to(len).to_vec()).unwrap());
+        assert_eq!(body.get_u8(), 0);
+    }
+    assert_eq!(&*body, [0_u8; 3], "auto-creation is off");
 
-    let mut out = Vec::new();
+    let mut out = vec![0];
     out.put_i32(0);
-    out.put_i32(i32::try_from(brokers.len()).unwrap());
+    out.put_u8(compact(brokers.len()));
     for (id, port) in brokers {
         out.put_i32(*id);
-        put_string(&mut out, "127.0.0.1");
+        put_compact_string(&mut out, "127.0.0.1");
         out.put_i32(i32::from(*port));
-        out.put_i16(-1);
+        out.put_slice(&[0, 0]);
     }
-    put_string(&mut out, "cluster");
+    put_compact_string(&mut out, "cluster");
     out.put_i32(1);
-    out.put_i32(i32::try_from(asked.len()).unwrap());
+    out.put_u8(compact(asked.len()));
     for topic in asked {
         let known = topic == "t";
         out.put_i16(if known { 0 } else { 3 });
-        put_string(&mut out, &topic);
+        put_compact_string(&mut out, &topic);
+        out.put_slice(if known { TOPIC_ID.as_bytes() } else { &[0; 16] });
         out.put_u8(0);
         let leader = brokers.first().map_or(-1, |b| b.0);
         let leaders = if known { vec![leader, leader, -1, 99] } else { vec![] };
-        out.put_i32(i32::try_from(leaders.len()).unwrap());
+        out.put_u8(compact(leaders.len()));
         for (index, leader) in leaders.into_iter().enumerate() {
             out.put_i16(if leader == -1 { 5 } else { 0 });
             out.put_i32(i32::try_from(index).unwrap());
             out.put_i32(leader);
+            out.put_i32(0);
             for _ in 0..2 {
-                out.put_i32(1);
+                out.put_u8(compact(1));
                 out.put_i32(leader);
             }
+            out.put_slice(&[compact(0), 0]);
         }
+        out.put_i32(i32::MIN);
+        out.put_u8(0);
     }
+    out.put_u8(0);
     Reaction::Answer(out)
 }
 
@@ -407,7 +434,7 @@ impl Driver {
 const SHORT: Duration = Duration::from_millis(400);
 
 fn batch_for(topic: &str, partition: i32, batch: Bytes) -> PartitionBatch {
-    PartitionBatch { topic: Arc::from(topic), partition, base_sequence: 0, batch }
+    PartitionBatch { topic: Arc::from(topic), topic_id: None, partition, base_sequence: 0, batch }
 }
 
 async fn after_the_pause() {
@@ -427,6 +454,7 @@ async fn metadata_names_brokers_topics_and_leaders() {
             topics: vec![
                 TopicMetadata {
                     name: "t".to_owned(),
+                    id: Some(TOPIC_ID),
                     error: 0,
                     partitions: vec![
                         leader(0, Some(1)),
@@ -435,13 +463,19 @@ async fn metadata_names_brokers_topics_and_leaders() {
                         leader(3, None),
                     ],
                 },
-                TopicMetadata { name: "missing".to_owned(), error: 3, partitions: vec![] },
+                TopicMetadata {
+                    name: "missing".to_owned(),
+                    id: None,
+                    error: 3,
+                    partitions: vec![],
+                },
             ],
         }
     );
     assert_eq!(driver.metadata(&[]).await.unwrap().topics, []);
     let asked = broker.seen(METADATA);
-    assert_eq!(&asked[1].body[..], [0, 0, 0, 0, 0], "no topic is asked for, which is not null");
+    let none = [0, compact(0), 0, 0, 0];
+    assert_eq!(&asked[1].body[..], none, "no topic is asked for, which is not null");
 }
 
 #[tokio::test]
@@ -759,6 +793,69 @@ async fn a_broker_without_a_version_we_speak_is_sent_nothing() {
     let (_, sent, cause) = driver.unanswered().await;
     assert!(!sent && cause.contains("version") && cause.contains("Produce"), "{cause}");
     assert!(old.seen(PRODUCE).is_empty());
+}
+
+/// Produce, version 13: offset 100 for every partition of topic `t`.
+fn stored_by_id(incoming: &Incoming) -> Reaction {
+    let mut b = incoming.body.clone();
+    assert_eq!((b.get_u8(), b.get_u8()), (0, 0), "no tagged fields, no transaction");
+    assert_eq!((b.get_i16(), b.get_i32(), b.get_u8()), (-1, 8000, compact(1)));
+    assert_eq!(b.split_to(16), TOPIC_ID.as_bytes()[..]);
+    let mut out = vec![0, compact(1)];
+    out.put_slice(TOPIC_ID.as_bytes());
+    let count = b.get_u8();
+    out.put_u8(count);
+    for _ in 1..count {
+        out.put_i32(b.get_i32());
+        let len = usize::from(b.get_u8()) - 1;
+        b.advance(len + 1);
+        out.put_i16(0);
+        out.put_i64(100);
+        out.put_i64(-1);
+        out.put_i64(0);
+        out.put_slice(&[compact(0), 0, 0]);
+    }
+    assert_eq!(&*b, [0, 0], "no tagged fields");
+    out.put_u8(0);
+    out.put_i32(0);
+    out.put_u8(0);
+    Reaction::Answer(out)
+}
+
+#[tokio::test]
+async fn topics_are_named_by_their_ids_to_a_broker_that_understands_it() {
+    let broker = lone(|i| if i.version == 13 { stored_by_id(i) } else { stored(i) }).await;
+    let mut driver = Driver::connected(&broker).await;
+    let of_t = |partition, topic_id| {
+        let batch = batch_for("t", partition, Bytes::from_static(b"x"));
+        PartitionBatch { topic_id, ..batch }
+    };
+    for (ids, version) in [([Some(TOPIC_ID); 2], 13), ([None; 2], 7)] {
+        let batches = vec![of_t(0, ids[0]), of_t(1, ids[1])];
+        driver.kafka.send(Request::Produce { broker: 1, batches });
+        let answers = driver.produced().await;
+        let said: Vec<_> = answers.iter().map(|a| (&*a.topic, a.partition, a.error)).collect();
+        assert_eq!(said, [("t", 0, 0), ("t", 1, 0)]);
+        assert_eq!(broker.seen(PRODUCE).last().unwrap().version, version);
+    }
+}
+
+#[tokio::test]
+async fn topics_are_named_by_their_names_to_an_older_broker() {
+    let port = Arc::new(AtomicUsize::new(0));
+    let own = Arc::clone(&port);
+    let broker = Broker::start(move |i| match i.api {
+        API_VERSIONS => Reaction::Frames(vec![(i.correlation, versions(12))]),
+        METADATA => metadata(i, &[(1, u16::try_from(own.load(Ordering::SeqCst)).unwrap())]),
+        _ => stored(i),
+    })
+    .await;
+    port.store(usize::from(broker.port), Ordering::SeqCst);
+    let mut driver = Driver::connected(&broker).await;
+    let batch = batch_for("t", 0, Bytes::from_static(b"x"));
+    let batches = vec![PartitionBatch { topic_id: Some(TOPIC_ID), ..batch }];
+    driver.kafka.send(Request::Produce { broker: 1, batches });
+    assert_eq!(driver.produced().await.len(), 1);
 }
 
 #[tokio::test]

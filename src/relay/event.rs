@@ -96,6 +96,12 @@ pub enum Event {
         /// Topic.
         topic: Arc<str>,
     },
+    /// Somebody has deleted a topic and made another of the same name. What was in it is gone; what is not
+    /// settled goes to the new one.
+    TopicMadeAnew {
+        /// Topic.
+        topic: Arc<str>,
+    },
     /// A topic that is missing was not created.
     TopicNotCreated {
         /// Topic.

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A broker's node id, as Metadata responses give it.
 pub type BrokerId = i32;
@@ -35,6 +36,9 @@ pub struct PartitionMetadata {
 pub struct TopicMetadata {
     /// Topic name as it was asked for.
     pub name: String,
+    /// Its id, where the broker tells (KIP-516): another one under the same name is another topic, which was
+    /// made after the first was deleted.
+    pub id: Option<Uuid>,
     /// Kafka's error code for this topic; 0 is none.
     pub error: i16,
     /// All partitions, in any order. Empty if `error` is not 0.
@@ -86,6 +90,9 @@ pub struct CreateRefusal {
 pub struct PartitionBatch {
     /// Topic name.
     pub topic: Arc<str>,
+    /// The topic's id, if it is known: a broker that can be told it (KIP-516, Apache Kafka 4.1) does not put the
+    /// batch into another topic of the same name.
+    pub topic_id: Option<Uuid>,
     /// Partition index.
     pub partition: i32,
     /// The batch's base sequence: which of the partition's batches it is.

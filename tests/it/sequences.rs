@@ -36,7 +36,7 @@ fn batch(producer: ProducerId, base_sequence: i32, count: i32) -> PartitionBatch
     let mut batch = open.seal();
     batch.set_stamp(producer, base_sequence);
     let topic = Arc::from(TOPIC);
-    PartitionBatch { topic, partition: 0, base_sequence, batch: batch.encoded() }
+    PartitionBatch { topic, topic_id: None, partition: 0, base_sequence, batch: batch.encoded() }
 }
 
 #[tokio::test]

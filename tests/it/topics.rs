@@ -2,7 +2,9 @@
 
 use crate::support::{PATIENCE, count, emit, relay, stop, truth, wait_confirmed, wait_state};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 use testkit::checker::Checker;
+use testkit::proxy::Way;
 use testkit::workload::{Truth, Workload};
 use testkit::{Kafka, Owlpost, Postgres, Record, java_partitions};
 
@@ -109,6 +111,45 @@ fn a_topic_that_is_made_anew_at_once_gets_all_that_follows_once_and_in_order() {
         begin.entry(record.partition).or_insert_with(|| position(record));
     }
     assert_eq!(begin.len(), 2);
+}
+
+#[test]
+fn a_topic_made_anew_while_batches_are_on_their_way_to_it_gets_them_in_order() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().proxied().start());
+    let relay = relay("swift", &postgres, &kafka)
+        .env("KAFKA_BROKERS", kafka.proxied_bootstrap())
+        .env("BATCH_RECORDS", "50");
+    // Older brokers are not told which topic is meant.
+    let relay = match testkit::provision::kafka_version() {
+        Ok(version) if version == testkit::versions::KAFKA => relay,
+        _ => relay.env("MAX_IN_FLIGHT", "1"),
+    };
+    kafka.create_topic("swift.order", 2, &[]);
+    let relay = relay.spawn();
+    relay.wait_ready();
+    // Answers that take their time: several batches are on their way at any moment.
+    let latency = Duration::from_millis(150);
+    kafka.proxy(1).set_both(Way { latency, ..Way::default() });
+    let load = load("swift").start(&postgres);
+    for round in 0..8 {
+        wait_flowing(&relay, &kafka, "swift.order");
+        kafka.delete_topic("swift.order");
+        kafka.create_topic("swift.order", 2, &[]);
+        wait_flowing(&relay, &kafka, "swift.order");
+        let mut highest: HashMap<i32, String> = HashMap::new();
+        for record in kafka.read_topic("swift.order") {
+            let before = highest.entry(record.partition).or_default();
+            assert!(
+                before.as_str() < position(&record),
+                "round {round}: {record:?} is behind {before}"
+            );
+            position(&record).clone_into(before);
+        }
+    }
+    load.stop();
+    kafka.proxy(1).heal();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
 }
 
 #[test]

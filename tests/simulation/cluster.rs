@@ -9,6 +9,7 @@ use rskafka::protocol::record::{ControlBatchOrRecords, Record, RecordBatch};
 use rskafka::protocol::traits::ReadType;
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use uuid::Uuid;
 
 pub(crate) const FACTS: &str = "sim.fact";
 /// A topic that is not there before somebody creates it.
@@ -56,6 +57,10 @@ pub(crate) struct Topic {
     /// Numbers of partitions that it has had.
     counts: Vec<u32>,
     pub(crate) there: bool,
+    /// Which topic of this name it is.
+    pub(crate) id: Option<Uuid>,
+    /// Which one was before it.
+    pub(crate) former_id: Option<Uuid>,
     /// A batch may have so many bytes.
     bytes_max: usize,
 }
@@ -82,14 +87,16 @@ pub(crate) enum Fault {
 }
 
 impl Cluster {
-    pub(crate) fn new(dice: &mut Dice, absent: &[&str]) -> Self {
+    pub(crate) fn new(dice: &mut Dice, absent: &[&str], topic_ids: bool) -> Self {
         let mut topic = |name: &'static str, partitions: u32| {
             let logs = (0..partitions)
                 .map(|_| Log { leader: dice.below(BROKERS), ..Log::default() })
                 .collect();
             let there = !absent.contains(&name);
             let bytes_max = if dice.percent(30) { 700 } else { RECORD_MAX };
-            (name, Topic { logs, counts: vec![partitions], there, bytes_max })
+            let id = topic_ids.then(|| Uuid::from_u128(dice.next().into()));
+            let counts = vec![partitions];
+            (name, Topic { logs, counts, there, id, former_id: None, bytes_max })
         };
         let topics = BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2)]);
         Self { id: "cluster", topics }
@@ -129,6 +136,20 @@ impl Cluster {
         !lost.is_empty()
     }
 
+    /// A topic of the same name takes its place, in which nothing is.
+    pub(crate) fn make_anew(&mut self, name: &str, truth: &mut Truth) {
+        let topic = self.topic(name);
+        topic.former_id = topic.id;
+        topic.id = topic.id.map(|id| Uuid::from_u128(id.as_u128() + 1));
+        for log in &mut topic.logs {
+            for (at, batch) in std::mem::take(&mut log.batches).into_iter().enumerate() {
+                let safe = at < log.replicated;
+                batch.records.iter().for_each(|record| truth.buried(record, safe));
+            }
+            *log = Log { leader: log.leader, ..Log::default() };
+        }
+    }
+
     /// Brokers have forgotten who produced.
     pub(crate) fn forget(&mut self) {
         for topic in self.topics.values_mut() {
@@ -149,6 +170,9 @@ impl Cluster {
             .iter_mut()
             .find(|(name, _)| ***name == *batch.topic)
             .expect("a batch for a topic that nobody has");
+        if batch.topic_id.is_some_and(|id| Some(id) != topic.id) {
+            return UNKNOWN_TOPIC_ID;
+        }
         if !topic.there {
             return UNKNOWN_TOPIC_OR_PARTITION;
         }

@@ -37,6 +37,8 @@ pub(crate) struct Fact {
     copies: u32,
     /// On all replicas.
     safe: u32,
+    /// It was on all replicas of a topic that is deleted.
+    buried: bool,
     skipped: bool,
 }
 
@@ -83,6 +85,7 @@ impl Truth {
             position: None,
             copies: 0,
             safe: 0,
+            buried: false,
             skipped: false,
         });
         id
@@ -124,7 +127,8 @@ impl Truth {
             Some(known) => assert_eq!(known, position, "a repeat of fact {id} is not the same"),
             None => fact.position = Some(position.clone()),
         }
-        let is_first = fact.copies == 0;
+        // What went with a deleted topic comes again in its place, or is a repeat of what nobody can see any more.
+        let is_first = fact.copies == 0 && !(fact.buried && excuse.is_some());
         let (gone, earlier) = (fact.state == State::Gone, fact.earlier);
         if highest.is_none() {
             assert_ne!(fact.nature, Nature::Good, "fact {id} is good, and is a dead letter");
@@ -139,10 +143,8 @@ impl Truth {
             let in_order = &**position > highest || mixed;
             assert!(in_order, "fact {id} at {position} comes after {highest}");
             if let Some(earlier) = earlier {
-                assert!(
-                    self.facts[earlier as usize].copies > 0,
-                    "fact {id} comes before {earlier}"
-                );
+                let Fact { copies, buried, .. } = self.facts[earlier as usize];
+                assert!(copies > 0 || buried, "fact {id} comes before {earlier}");
             }
         }
     }
@@ -150,6 +152,13 @@ impl Truth {
     /// A record is lost with the leader that had it, and nobody was told that it was stored.
     pub(crate) fn cut(&mut self, record: &Stored) {
         self.fact(record.fact).copies -= 1;
+    }
+
+    /// A record goes with the topic that it is in.
+    pub(crate) fn buried(&mut self, record: &Stored, safe: bool) {
+        let fact = self.fact(record.fact);
+        fact.copies -= 1;
+        fact.buried |= safe;
     }
 
     pub(crate) fn replicated(&mut self, record: &Stored) {

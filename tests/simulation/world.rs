@@ -73,11 +73,13 @@ pub(crate) const WANTED: &[&str] = &[
     "topic deleted",
     "topic grown",
     "topic made",
+    "topic made anew",
     "topic made again",
     // Answers.
     "INVALID_PRODUCER_EPOCH",
     "KAFKA_STORAGE_ERROR",
     "MESSAGE_TOO_LARGE",
+    "UNKNOWN_TOPIC_ID",
     "NETWORK_EXCEPTION",
     "NOT_ENOUGH_REPLICAS",
     "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
@@ -118,6 +120,7 @@ pub(crate) const WANTED: &[&str] = &[
     "event: Throttled",
     "event: TimelineChanged",
     "event: TopicCreated",
+    "event: TopicMadeAnew",
     "event: TopicNotCreated",
     // Ends.
     "exit: Deadline",
@@ -151,6 +154,8 @@ struct Plan {
     policy: Policy,
     grows: bool,
     creates: bool,
+    /// Brokers are told topics' ids.
+    topic_ids: bool,
     compression: Compression,
     act: u64,
 }
@@ -166,6 +171,7 @@ impl Plan {
             policy,
             grows: (seed / 12).is_multiple_of(2),
             creates: (seed / 24).is_multiple_of(3),
+            topic_ids: (seed / 72).is_multiple_of(2),
             compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
             act: seed / 4 % 9,
         }
@@ -298,7 +304,7 @@ impl World {
             now,
             begun: now,
             server: Server::new(now),
-            cluster: Cluster::new(&mut dice, absent),
+            cluster: Cluster::new(&mut dice, absent, plan.topic_ids),
             truth: Truth { trace, ..Truth::default() },
             processes: (0..plan.relays as u64).map(process).collect(),
             late: VecDeque::new(),
@@ -790,7 +796,10 @@ impl World {
                 partitions.push(PartitionMetadata { index, leader });
             }
             let error = if there { NONE } else { UNKNOWN_TOPIC_OR_PARTITION };
-            found.push(TopicMetadata { name: name.to_string(), error, partitions });
+            let topic = self.cluster.topic(name);
+            let former = topic.former_id.filter(|_| self.faults && self.dice.percent(10));
+            let id = former.or(topic.id).filter(|_| there);
+            found.push(TopicMetadata { name: name.to_string(), id, error, partitions });
         }
         let broker = |id| Broker { id, host: "kafka".to_owned(), port: 9092 };
         let brokers = (0..i32::try_from(BROKERS).unwrap()).map(broker).collect();
@@ -977,6 +986,12 @@ impl World {
                 *there = !*there;
                 let there = *there;
                 self.fault(if there { "topic made again" } else { "topic deleted" });
+                // Brokers that are not told which topic is meant take for the new one what is on its way to the
+                // old one, in whatever order.
+                if there && self.plan.topic_ids && self.dice.percent(50) {
+                    self.fault("topic made anew");
+                    self.cluster.make_anew(FACTS, &mut self.truth);
+                }
             }
             74..78 => self.repair(),
             78..86 if !self.plan.gentle => self.kill(at),
@@ -1384,6 +1399,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::ProducerId { .. } => "event: ProducerId",
         Event::NoProducerId { .. } => "event: NoProducerId",
         Event::TopicCreated { .. } => "event: TopicCreated",
+        Event::TopicMadeAnew { .. } => "event: TopicMadeAnew",
         Event::TopicNotCreated { .. } => "event: TopicNotCreated",
         Event::PartitionBlocked { .. } => "event: PartitionBlocked",
         Event::PartitionRecovered { .. } => "event: PartitionRecovered",

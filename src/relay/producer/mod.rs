@@ -544,9 +544,12 @@ impl Producer {
                 partition.producer = self.latest;
             }
             let is_throttled = |leader| self.throttled.contains_key(leader);
+            let topic = self.topics.get(partition.topic);
+            let topic_id = topic.and_then(|topic| topic.id);
+            let window = self.settings.in_flight;
             let next = match partition.leader.as_ref().is_some_and(is_throttled) {
                 true => Next::Later,
-                false => partition.next(now, self.settings.in_flight, flush, self.generation),
+                false => partition.next(now, topic_id, window, flush, self.generation),
             };
             let (batch, base_sequence) = match next {
                 Next::Nothing => {
@@ -566,13 +569,15 @@ impl Producer {
             partition.unled_since = None;
             // There may be more.
             self.waiting.push(index);
-            let (Some(topic), Some(leader)) = (self.topics.get(partition.topic), partition.leader)
-            else {
-                continue;
-            };
+            let (Some(topic), Some(leader)) = (topic, partition.leader) else { continue };
             let len = batch.len();
-            let topic = Arc::clone(&topic.name);
-            let batch = PartitionBatch { topic, partition: partition.index, base_sequence, batch };
+            let batch = PartitionBatch {
+                topic: Arc::clone(&topic.name),
+                topic_id,
+                partition: partition.index,
+                base_sequence,
+                batch,
+            };
             let has_room = |(broker, bytes, _): &&mut (BrokerId, usize, _)| {
                 *broker == leader && *bytes + len <= REQUEST_BYTES_MAX
             };
@@ -866,6 +871,13 @@ impl Producer {
         let complete = found.partitions.iter().zip(0..).all(|(found, index)| found.index == index);
         if !complete {
             return true;
+        }
+        if topic.id != found.id {
+            let before = std::mem::replace(&mut topic.id, found.id);
+            if before.is_some() && found.id.is_some() {
+                let topic = Arc::clone(&topic.name);
+                events.push_back(Event::TopicMadeAnew { topic });
+            }
         }
         let count = found.partitions.len();
         let mut gone = Vec::new();

@@ -21,6 +21,7 @@ use crate::relay::position::Position;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// A broker that does not know a producer takes any sequence from it, also one behind a gap. It forgets
 /// one that was silent for `producer.id.expiration.ms` (a day, where nobody shortened it), so that after
@@ -92,6 +93,14 @@ pub(super) enum Next {
     Send(Bytes, i32),
 }
 
+/// A partition's log, as far as it remembers producers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Log {
+    broker: BrokerId,
+    /// A topic that is made anew has another log.
+    topic: Option<Uuid>,
+}
+
 #[derive(Debug)]
 pub(super) struct Partition {
     /// Index of its topic.
@@ -114,12 +123,12 @@ pub(super) struct Partition {
     queue: VecDeque<Queued>,
     in_flight: usize,
     /// Where what is in flight was sent.
-    sent_to: Option<BrokerId>,
+    sent_to: Option<Log>,
     /// Something in flight was not stored.
     failed: bool,
-    /// This broker knows our producer id and sequence: it took a batch, and when. Only then does it refuse
+    /// This log knows our producer id and sequence: it took a batch, and when. Only then does its broker refuse
     /// what is behind a gap.
-    proven: Option<(BrokerId, Instant)>,
+    proven: Option<(Log, Instant)>,
     next_sequence: i32,
     /// Batches are not made larger, because the topic refused it.
     bytes_max: usize,
@@ -211,11 +220,12 @@ impl Partition {
         }
     }
 
-    /// What to send at `now`, with up to `window` batches in flight. A batch that could still grow is sent
-    /// if `flush` says so and nothing else is in flight: what comes until the answer goes with it.
+    /// What to send at `now` to `topic`, with up to `window` batches in flight. A batch that could still grow is
+    /// sent if `flush` says so and nothing else is in flight: what comes until the answer goes with it.
     pub(super) fn next(
         &mut self,
         now: Instant,
+        topic: Option<Uuid>,
         window: usize,
         flush: bool,
         generation: u32,
@@ -235,12 +245,13 @@ impl Partition {
             at = Some(self.queue.len());
             self.seal(generation);
         }
-        if self.in_flight > 0 && !(self.in_flight < window && self.is_proven(now)) {
+        let log = self.leader.map(|broker| Log { broker, topic });
+        if self.in_flight > 0 && !(self.in_flight < window && self.is_proven(now, log)) {
             return Next::Nothing;
         }
         let (Some(queued), Some(_), Some(producer), true) = (
             at.and_then(|at| self.queue.get_mut(at)),
-            self.leader,
+            log,
             self.producer,
             self.retry_at.is_none_or(|at| at <= now),
         ) else {
@@ -257,7 +268,7 @@ impl Partition {
         };
         queued.state = State::InFlight;
         self.in_flight += 1;
-        self.sent_to = self.leader;
+        self.sent_to = log;
         self.retry_at = None;
         Next::Send(queued.batch.encoded(), base_sequence)
     }
@@ -267,9 +278,9 @@ impl Partition {
         self.proven = None;
     }
 
-    fn is_proven(&self, now: Instant) -> bool {
-        self.proven.is_some_and(|(broker, at)| {
-            Some(broker) == self.leader && Some(broker) == self.sent_to && now < at + PROVEN_MAX
+    fn is_proven(&self, now: Instant, log: Option<Log>) -> bool {
+        self.proven.is_some_and(|(proven, at)| {
+            Some(proven) == log && Some(proven) == self.sent_to && now < at + PROVEN_MAX
         })
     }
 
@@ -289,7 +300,7 @@ impl Partition {
         match answer {
             Ok(()) => {
                 queued.state = State::Stored;
-                self.proven = self.sent_to.map(|broker| (broker, now));
+                self.proven = self.sent_to.map(|log| (log, now));
             }
             Err(failure) => {
                 queued.state = State::Failed(failure);

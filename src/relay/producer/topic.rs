@@ -5,6 +5,7 @@ use crate::relay::error_code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::relay::kafka::PartitionMetadata;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// A topic that the cluster does not know for so long is not one that was created a moment ago, of which not
 /// every broker has heard.
@@ -20,6 +21,8 @@ pub(super) const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
+    /// Which topic of that name it is, where brokers tell.
+    pub(super) id: Option<Uuid>,
     pub(super) state: TopicState,
     /// Answers in a row that left something open.
     attempts: u32,
@@ -91,7 +94,7 @@ impl Missing {
 
 impl Topic {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, state: TopicState::Asked, attempts: 0, not_created: None }
+        Self { name, id: None, state: TopicState::Asked, attempts: 0, not_created: None }
     }
 
     /// Why it is taken to be missing, if it is. To those who are `patient` it is not before some time.

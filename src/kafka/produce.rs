@@ -1,0 +1,446 @@
+//! Produce, by topics' names and by their ids.
+//!
+//! rskafka's Produce encodes every record from structs at every attempt; ours copies a finished
+//! batch once, into the buffer that goes to the socket.
+//!
+//! A name is not enough: what is on its way when somebody deletes a topic and makes another of the same name would
+//! go into the new one, and of several batches the later ones alone. A broker that is told the id refuses them all
+//! (KIP-516; Apache Kafka from 4.1 on).
+
+use super::primitive::{
+    Body, NO_TAGS, compact_len_len, int16, int32, millis, put_compact_len, read_version, version,
+};
+use crate::relay::kafka::{PartitionAnswer, PartitionBatch};
+use rskafka::protocol::api_key::ApiKey;
+use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
+use rskafka::protocol::messages::{
+    ReadVersionedError, ReadVersionedType, RequestBody, WriteVersionedError, WriteVersionedType,
+};
+use rskafka::protocol::traits::ReadError;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Produce, versions 3 to 7: 3 is the first with record batches (magic 2), later ones than 7 say
+/// nothing we need, and 9 changes the whole encoding.
+#[derive(Debug, Clone)]
+pub(super) struct ProduceRequest {
+    /// Sorted by topic and partition, see [`sort`].
+    pub(super) batches: Arc<Vec<PartitionBatch>>,
+    /// How long the broker may wait for its replicas.
+    pub(super) timeout: Duration,
+}
+
+/// Produce, version 13, which names topics by their ids.
+#[derive(Debug)]
+pub(super) struct ProduceByIdRequest {
+    request: ProduceRequest,
+}
+
+impl ProduceRequest {
+    /// The same by ids, if all of them are known.
+    pub(super) fn by_id(&self) -> Option<ProduceByIdRequest> {
+        let known = self.batches.iter().all(|batch| batch.topic_id.is_some());
+        known.then(|| ProduceByIdRequest { request: self.clone() })
+    }
+}
+
+/// Brings batches into the order in which a [`ProduceRequest`] groups them.
+pub(super) fn sort(batches: &mut [PartitionBatch]) {
+    batches.sort_unstable_by(|a, b| by_partition(a, &b.topic, b.partition));
+}
+
+fn by_partition(batch: &PartitionBatch, topic: &str, partition: i32) -> Ordering {
+    (*batch.topic).cmp(topic).then(batch.partition.cmp(&partition))
+}
+
+/// Why these batches, sorted, cannot be one request; none if they can.
+pub(super) fn fault(batches: &[PartitionBatch]) -> Option<String> {
+    if batches.is_empty() {
+        return Some("a produce request without a batch".to_owned());
+    }
+    if let Some(b) = batches.iter().find(|b| i16::try_from(b.topic.len()).is_err()) {
+        return Some(format!("a topic name of {} bytes", b.topic.len()));
+    }
+    let pairs = || {
+        batches.windows(2).filter_map(|pair| match pair {
+            [a, b] if a.topic == b.topic => Some((a, b)),
+            _ => None,
+        })
+    };
+    if let Some((_, b)) = pairs().find(|(a, b)| a.partition == b.partition) {
+        return Some(format!("{}[{}] twice in one produce request", b.topic, b.partition));
+    }
+    if let Some((a, _)) = pairs().find(|(a, b)| a.topic_id != b.topic_id) {
+        return Some(format!("two topics named {} in one produce request", a.topic));
+    }
+    if i32::try_from(encoded_len(batches).max(encoded_len_by_id(batches))).is_err() {
+        return Some("a produce request of more than 2 GiB".to_owned());
+    }
+    None
+}
+
+/// transactional id, acks, timeout, number of topics
+const HEAD_LEN: usize = 2 + 2 + 4 + 4;
+/// length of the name, number of partitions
+const TOPIC_LEN: usize = 2 + 4;
+/// index, length of the batch
+const PARTITION_LEN: usize = 4 + 4;
+
+fn encoded_len(batches: &[PartitionBatch]) -> usize {
+    let topics: usize =
+        by_topic(batches).map(|topic| TOPIC_LEN + topic.first().map_or(0, |b| b.topic.len())).sum();
+    let partitions: usize = batches.iter().map(|b| PARTITION_LEN + b.batch.len()).sum();
+    HEAD_LEN + topics + partitions
+}
+
+fn encoded_len_by_id(batches: &[PartitionBatch]) -> usize {
+    // transactional id, acks, timeout, tags; id and tags; index and tags
+    let head = 1 + 2 + 4 + compact_len_len(by_topic(batches).count()) + 1;
+    let topics: usize = by_topic(batches).map(|topic| 16 + compact_len_len(topic.len()) + 1).sum();
+    let partition = |b: &PartitionBatch| 4 + compact_len_len(b.batch.len()) + b.batch.len() + 1;
+    head + topics + batches.iter().map(partition).sum::<usize>()
+}
+
+fn by_topic(batches: &[PartitionBatch]) -> impl Iterator<Item = &[PartitionBatch]> {
+    batches.chunk_by(|a, b| a.topic == b.topic)
+}
+
+impl RequestBody for ProduceRequest {
+    type ResponseBody = ProduceResponse;
+    const API_KEY: ApiKey = ApiKey::Produce;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(3), version(7));
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = FLEXIBLE;
+}
+
+impl RequestBody for ProduceByIdRequest {
+    type ResponseBody = ProduceResponse;
+    const API_KEY: ApiKey = ApiKey::Produce;
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(BY_ID, BY_ID);
+    const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = FLEXIBLE;
+}
+
+/// The first version with compact lengths and tagged fields.
+const FLEXIBLE: ApiVersion = version(9);
+/// The first version in which topics have ids and no names.
+const BY_ID: ApiVersion = version(13);
+
+/// Acknowledged by all replicas in sync.
+const ACKS_ALL: i16 = -1;
+
+impl WriteVersionedType<Vec<u8>> for ProduceRequest {
+    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        // One allocation and one copy of each batch, however many there are.
+        out.reserve_exact(encoded_len(&self.batches));
+        // No transactional id.
+        out.extend((-1_i16).to_be_bytes());
+        out.extend(ACKS_ALL.to_be_bytes());
+        out.extend(millis(self.timeout).to_be_bytes());
+        out.extend(int32(by_topic(&self.batches).count())?);
+        for topic in by_topic(&self.batches) {
+            let name = topic.first().map_or("", |batch| &*batch.topic);
+            out.extend(int16(name.len())?);
+            out.extend_from_slice(name.as_bytes());
+            out.extend(int32(topic.len())?);
+            for batch in topic {
+                out.extend(batch.partition.to_be_bytes());
+                out.extend(int32(batch.batch.len())?);
+                out.extend_from_slice(&batch.batch);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WriteVersionedType<Vec<u8>> for ProduceByIdRequest {
+    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
+        let ProduceRequest { batches, timeout } = &self.request;
+        out.reserve_exact(encoded_len_by_id(batches));
+        // No transactional id.
+        out.push(0);
+        out.extend(ACKS_ALL.to_be_bytes());
+        out.extend(millis(*timeout).to_be_bytes());
+        put_compact_len(out, by_topic(batches).count())?;
+        for topic in by_topic(batches) {
+            let id = topic.first().and_then(|batch| batch.topic_id).unwrap_or_default();
+            out.extend(id.into_bytes());
+            put_compact_len(out, topic.len())?;
+            for batch in topic {
+                out.extend(batch.partition.to_be_bytes());
+                put_compact_len(out, batch.batch.len())?;
+                out.extend_from_slice(&batch.batch);
+                out.push(NO_TAGS);
+            }
+            out.push(NO_TAGS);
+        }
+        out.push(NO_TAGS);
+        Ok(())
+    }
+}
+
+/// What a broker said to either request, not yet compared with it.
+#[derive(Debug)]
+pub(super) struct ProduceResponse {
+    partitions: Vec<(Topic, PartitionResponse)>,
+    pub(super) throttle: Duration,
+}
+
+/// How an answer names a topic.
+#[derive(Debug, Clone)]
+enum Topic {
+    Name(Arc<str>),
+    Id(Uuid),
+}
+
+/// One partition of a Produce response. What else there is (the log's first offset, the time of appending, which
+/// records are at fault, who leads the partition now) is read past: nothing here depends on it.
+#[derive(Debug, Clone, Copy)]
+struct PartitionResponse {
+    index: i32,
+    error: i16,
+    base_offset: i64,
+}
+
+impl ReadVersionedType<Cursor<Vec<u8>>> for ProduceResponse {
+    fn read_versioned(
+        reader: &mut Cursor<Vec<u8>>,
+        version: ApiVersion,
+    ) -> Result<Self, ReadVersionedError> {
+        Ok(read_version(reader, version >= FLEXIBLE, |r| {
+            // Never an allocation from a length the broker claims: the vector grows as entries are
+            // read, and each takes bytes that have arrived.
+            let mut partitions = Vec::new();
+            for _ in 0..r.count()? {
+                let topic = match version >= BY_ID {
+                    true => Topic::Id(r.uuid()?),
+                    false => Topic::Name(Arc::from(r.string()?)),
+                };
+                for _ in 0..r.count()? {
+                    partitions.push((topic.clone(), PartitionResponse::read(r, version)?));
+                }
+                r.tags()?;
+            }
+            let throttle = Duration::from_millis(u64::try_from(r.int32()?).unwrap_or(0));
+            r.tags()?;
+            Ok(Self { partitions, throttle })
+        })?)
+    }
+}
+
+impl PartitionResponse {
+    fn read(r: &mut Body<'_>, version: ApiVersion) -> Result<Self, ReadError> {
+        let (index, error, base_offset) = (r.int32()?, r.int16()?, r.int64()?);
+        let _log_append_time = r.int64()?;
+        if version >= self::version(5) {
+            let _log_start_offset = r.int64()?;
+        }
+        if version >= self::version(8) {
+            for _ in 0..r.count()? {
+                let (_record, _message) = (r.int32()?, r.nullable_string()?);
+                r.tags()?;
+            }
+            let _message = r.nullable_string()?;
+        }
+        r.tags()?;
+        Ok(Self { index, error, base_offset })
+    }
+}
+
+impl ProduceResponse {
+    /// The answers, each under its request's topic; a sentence if they are not exactly those for
+    /// `batches` (sorted).
+    pub(super) fn answers(
+        self,
+        batches: &[PartitionBatch],
+    ) -> Result<Vec<PartitionAnswer>, String> {
+        // The topics' names as the request has them: the strings are shared, not copied.
+        let mut answers: Vec<_> = batches
+            .iter()
+            .map(|b| {
+                (
+                    false,
+                    PartitionAnswer {
+                        topic: Arc::clone(&b.topic),
+                        partition: b.partition,
+                        base_sequence: b.base_sequence,
+                        error: 0,
+                        base_offset: -1,
+                    },
+                )
+            })
+            .collect();
+        let names: HashMap<Uuid, &Arc<str>> = by_topic(batches)
+            .filter_map(|topic| topic.first().and_then(|b| Some((b.topic_id?, &b.topic))))
+            .collect();
+        for (topic, said) in self.partitions {
+            let name = match &topic {
+                Topic::Name(name) => name,
+                Topic::Id(id) => *names
+                    .get(id)
+                    .ok_or_else(|| format!("answered for a topic with id {id}, not asked for"))?,
+            };
+            let slot = batches
+                .binary_search_by(|b| by_partition(b, name, said.index))
+                .ok()
+                .and_then(|at| answers.get_mut(at));
+            match slot {
+                Some((answered @ false, answer)) => {
+                    *answered = true;
+                    answer.error = said.error;
+                    answer.base_offset = said.base_offset;
+                }
+                Some(_) => return Err(format!("answered for {name}[{}] twice", said.index)),
+                None => {
+                    return Err(format!("answered for {name}[{}], not asked for", said.index));
+                }
+            }
+        }
+        if let Some((_, a)) = answers.iter().find(|(answered, _)| !answered) {
+            return Err(format!("did not answer for {}[{}]", a.topic, a.partition));
+        }
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    const ID: Uuid = Uuid::from_bytes([9; 16]);
+
+    fn batch(topic: &str, partition: i32, batch: &'static [u8]) -> PartitionBatch {
+        PartitionBatch {
+            topic: Arc::from(topic),
+            topic_id: Some(ID).filter(|_| topic == "t"),
+            partition,
+            base_sequence: 3,
+            batch: Bytes::from_static(batch),
+        }
+    }
+
+    #[test]
+    fn a_produce_request_is_encoded_in_one_allocation() {
+        let mut batches = vec![batch("b", 1, b"xyz"), batch("a", 2, b"!"), batch("b", 0, b"")];
+        sort(&mut batches);
+        let batches = Arc::new(batches);
+        let request = ProduceRequest { batches, timeout: Duration::from_millis(0x0102_0304) };
+        let mut out = Vec::new();
+        request.write_versioned(&mut out, version(7)).unwrap();
+        let expected: &[&[u8]] = &[
+            &[255, 255, 255, 255, 1, 2, 3, 4],
+            &[0, 0, 0, 2],
+            &[0, 1, b'a', 0, 0, 0, 1],
+            &[0, 0, 0, 2, 0, 0, 0, 1, b'!'],
+            &[0, 1, b'b', 0, 0, 0, 2],
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 0, 0, 1, 0, 0, 0, 3, b'x', b'y', b'z'],
+        ];
+        assert_eq!(out, expected.concat());
+        assert_eq!(encoded_len(&request.batches), out.len());
+        assert!(request.by_id().is_none(), "their ids are not known");
+    }
+
+    #[test]
+    fn a_produce_request_by_id_is_encoded_in_one_allocation() {
+        let long: &'static [u8] = &[7; 200];
+        let batches = Arc::new(vec![batch("t", 0, b"xyz"), batch("t", 2, long)]);
+        let request = ProduceRequest { batches, timeout: Duration::from_millis(0x0102_0304) };
+        let mut out = Vec::new();
+        request.by_id().unwrap().write_versioned(&mut out, BY_ID).unwrap();
+        let expected: &[&[u8]] = &[
+            &[0, 255, 255, 1, 2, 3, 4, 2],
+            &[9; 16],
+            &[3],
+            &[0, 0, 0, 0, 4, b'x', b'y', b'z', 0],
+            &[0, 0, 0, 2, 201, 1],
+            long,
+            &[0],
+            &[0, 0],
+        ];
+        assert_eq!(out, expected.concat());
+        assert_eq!(encoded_len_by_id(&request.batches), out.len());
+    }
+
+    /// A response for partition 5 of topic `t`, behind a header.
+    fn response(v: i16) -> Vec<u8> {
+        let mut body = b"header".to_vec();
+        let (one, tags) = if v >= 9 { (vec![2], vec![0]) } else { (vec![0, 0, 0, 1], vec![]) };
+        body.extend(&one);
+        match v {
+            13.. => body.extend([9; 16]),
+            9.. => body.extend([2, b't']),
+            _ => body.extend([0, 1, b't']),
+        }
+        body.extend(&one);
+        body.extend([0, 0, 0, 5, 0, 45]);
+        body.extend(77_i64.to_be_bytes());
+        body.extend((-1_i64).to_be_bytes());
+        if v >= 5 {
+            body.extend(0_i64.to_be_bytes());
+        }
+        if v >= 8 {
+            body.extend(&one);
+            body.extend([0, 0, 0, 3]);
+            let none: &[u8] = if v >= 9 { &[0] } else { &[255, 255] };
+            body.extend(none);
+            body.extend(&tags);
+            body.extend(if v >= 9 { &[3][..] } else { &[0, 2] });
+            body.extend(b"no");
+        }
+        // Tag 0 of a partition is its leader; of the whole, where brokers are.
+        body.extend(tags.iter().flat_map(|_| [1, 0, 2, 7, 7]));
+        body.extend(&tags);
+        body.extend(1234_i32.to_be_bytes());
+        body.extend(&tags);
+        body
+    }
+
+    #[test]
+    fn a_produce_response_is_read_in_every_version() {
+        for v in (3..=7).chain([13]) {
+            let body = response(v);
+            for end in 6..body.len() {
+                let mut cut = Cursor::new(body.get(..end).unwrap().to_vec());
+                cut.set_position(6);
+                assert!(ProduceResponse::read_versioned(&mut cut, version(v)).is_err());
+            }
+
+            let mut reader = Cursor::new(body.clone());
+            reader.set_position(6);
+            let response = ProduceResponse::read_versioned(&mut reader, version(v)).unwrap();
+            assert_eq!(reader.position(), body.len() as u64);
+            assert_eq!(response.throttle, Duration::from_millis(1234));
+            let answer = PartitionAnswer {
+                topic: Arc::from("t"),
+                partition: 5,
+                base_sequence: 3,
+                error: 45,
+                base_offset: 77,
+            };
+            assert_eq!(response.answers(&[batch("t", 5, b"x")]), Ok(vec![answer]));
+        }
+    }
+
+    #[test]
+    fn an_answer_for_a_topic_with_another_id_is_none() {
+        let mut body = response(13);
+        body.get_mut(6 + 1..6 + 17).unwrap().fill(8);
+        let mut reader = Cursor::new(body);
+        reader.set_position(6);
+        let response = ProduceResponse::read_versioned(&mut reader, BY_ID).unwrap();
+        let answers = response.answers(&[batch("t", 5, b"x")]);
+        assert!(answers.as_ref().is_err_and(|what| what.contains("not asked for")), "{answers:?}");
+    }
+
+    #[test]
+    fn two_topics_of_one_name_are_not_one_request() {
+        let mut batches = [batch("t", 0, b"x"), batch("t", 1, b"x")];
+        assert_eq!(fault(&batches), None);
+        batches[1].topic_id = None;
+        assert!(fault(&batches).unwrap().contains("two topics named t"));
+    }
+}
