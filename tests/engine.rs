@@ -6,6 +6,7 @@
 
 use bytes::BytesMut;
 use factlib::relay::compression::Compression;
+use factlib::relay::error_code::{NONE, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION};
 use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::gone::{self, Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
@@ -87,6 +88,8 @@ struct Rig {
     partitions: i32,
     /// Topic `orders.order` is not there.
     deleted: bool,
+    /// What is said of topics that are missing.
+    missing_error: i16,
 }
 
 impl Rig {
@@ -108,6 +111,7 @@ impl Rig {
             leader: 1,
             partitions: 2,
             deleted: false,
+            missing_error: UNKNOWN_TOPIC_OR_PARTITION,
         };
         rig.input(Input::Timeout);
         rig
@@ -219,7 +223,7 @@ impl Rig {
             TopicMetadata {
                 name: name.to_string(),
                 id: None,
-                error: if missing { 3 } else { 0 },
+                error: if missing { self.missing_error } else { NONE },
                 partitions: (0..self.partitions).filter(|_| !missing).map(partition).collect(),
             }
         });
@@ -1492,6 +1496,30 @@ fn a_topic_that_is_missing_is_asked_for_again_before_its_facts_are_given_up() {
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(208));
     assert_eq!(rig.hangups, 0);
+}
+
+/// Symptom: every aggregate type that somebody had ever made up was asked for again and again, for ever.
+#[test]
+fn of_topics_that_are_missing_only_so_many_are_remembered() {
+    let mut rig = warm_with(policies(Policy::Skip));
+    rig.missing_error = TOPIC_AUTHORIZATION_FAILED;
+    let mut asked = 0;
+    for nth in 1..=1200 {
+        let lsn = 200 * nth;
+        let kind = format!("{nth}missing");
+        let stream = Stream::default().begin(lsn).fact_of(&kind, lsn - 50, "m");
+        rig.receive(&stream.commit(lsn).0);
+        let wanted = |request: &&Request| matches!(request, Request::Metadata { .. });
+        let Some(Request::Metadata { topics }) = rig.requests.iter().find(wanted) else {
+            panic!("{kind} is not asked for")
+        };
+        asked = topics.len();
+        rig.answer_metadata();
+    }
+    assert_eq!(given_up(&rig).len(), 1200);
+    assert!((500..=510).contains(&asked), "{asked} topics are asked for");
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(200 * 1200 + 8));
 }
 
 #[test]

@@ -29,7 +29,10 @@ use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use topic::{Fewer, MISSING_AGE_MAX, MISSING_GRACE, MISSING_MEMORY, Missing, Topic, TopicState};
+use topic::{
+    Fewer, MISSING_AGE_MAX, MISSING_GRACE, MISSING_MEMORY, MISSING_TOPICS_MAX, Missing, Topic,
+    TopicState,
+};
 
 /// Attempts from here on are as far apart as they may be, and the next one is told.
 const SLOW_FROM_ATTEMPT: u32 = 15;
@@ -274,9 +277,17 @@ impl Producer {
     /// asked for: the answer comes by metadata.
     pub fn route(&mut self, now: Instant, name: &str) -> Route {
         let Some(&index) = self.names.get(name) else {
-            let name: Arc<str> = Arc::from(name);
-            self.names.insert(Arc::clone(&name), self.topics.len());
-            self.topics.push(Topic::new(name));
+            let topic = Topic::new(Arc::from(name));
+            let name = Arc::clone(&topic.name);
+            let index = self.forgettable().unwrap_or(self.topics.len());
+            match self.topics.get_mut(index) {
+                Some(known) => {
+                    self.names.remove(&known.name);
+                    *known = topic;
+                }
+                None => self.topics.push(topic),
+            }
+            self.names.insert(name, index);
             self.metadata.want(now);
             return Route::Wait;
         };
@@ -306,6 +317,19 @@ impl Producer {
             }
             _ => Route::Wait,
         }
+    }
+
+    /// Of too many topics that are missing, the one of which that was said longest ago. Nothing but its name
+    /// refers to it.
+    fn forgettable(&self) -> Option<usize> {
+        let missing = || {
+            self.topics.iter().enumerate().filter_map(|(index, topic)| match topic.state {
+                TopicState::Missing(Missing { at, .. }) => Some((at, index)),
+                _ => None,
+            })
+        };
+        let too_many = missing().nth(MISSING_TOPICS_MAX - 1).is_some();
+        missing().filter(|_| too_many).min().map(|(_, index)| index)
     }
 
     /// Another number of partitions is used as soon as nothing of the topic is unsettled: a key's facts

@@ -18,6 +18,10 @@ pub(super) const MISSING_MEMORY: Duration = Duration::from_secs(60);
 /// How long a topic that is missing is taken to be missing before it is asked for again.
 pub(super) const MISSING_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// So many topics that are missing are remembered: their names come from whoever emits facts, and under a policy that
+/// passes such facts over there is no end to them.
+pub(super) const MISSING_TOPICS_MAX: usize = 500;
+
 #[derive(Debug)]
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
