@@ -10,7 +10,7 @@ mod health;
 pub use health::{Blocked, Health, Snapshot, State};
 
 use axum::Router;
-use axum::extract::State as Extract;
+use axum::extract::{RawQuery, State as Extract};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -152,8 +152,10 @@ async fn livez(Extract(health): Extract<Arc<Health>>) -> Response {
     answer(live, body)
 }
 
-async fn readyz(Extract(health): Extract<Arc<Health>>) -> Response {
-    let (ready, body) = health.readiness();
+/// With `?standby=ok` one that waits for the slot, which another relay has, is ready, too.
+async fn readyz(RawQuery(query): RawQuery, Extract(health): Extract<Arc<Health>>) -> Response {
+    let standby = query.is_some_and(|query| query.split('&').any(|part| part == "standby=ok"));
+    let (ready, body) = health.readiness(standby);
     answer(ready, body)
 }
 
@@ -234,6 +236,20 @@ mod tests {
         assert_eq!(body["blocked"]["since"], "1970-01-01T00:00:00.000Z");
         assert_eq!(fetch(&server, "/livez").0, 200);
         assert_eq!(fetch(&server, "/elsewhere").0, 404);
+    }
+
+    #[test]
+    fn a_relay_that_stands_by_is_ready_for_those_who_accept_that() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        let status = |state, path| {
+            health.set(Snapshot { ready: false, state, ..health.snapshot() });
+            fetch(&server, path).0
+        };
+        assert_eq!(status(State::WaitingForSlot, "/readyz"), 503);
+        assert_eq!(status(State::WaitingForSlot, "/readyz?standby=no"), 503);
+        assert_eq!(status(State::WaitingForSlot, "/readyz?standby=ok"), 200);
+        assert_eq!(status(State::Halted, "/readyz?standby=ok"), 503);
     }
 
     #[test]

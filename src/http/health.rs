@@ -157,8 +157,10 @@ impl Health {
         (live, serde_json::json!({ "live": live, "reason": reason }).to_string())
     }
 
-    pub(super) fn readiness(&self) -> (bool, String) {
+    /// Whether it is ready, and why not; one that stands by for the slot is if `standby` says so.
+    pub(super) fn readiness(&self, standby: bool) -> (bool, String) {
         let mut snapshot = self.snapshot();
+        snapshot.ready |= standby && snapshot.state == State::WaitingForSlot;
         if let Some(silence) = self.hung() {
             snapshot.ready = false;
             snapshot.reason = Some(hung_reason(silence));

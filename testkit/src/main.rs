@@ -8,6 +8,7 @@ const USAGE: &str = "usage: testkit COMMAND
   setup   fetch PostgreSQL and Apache Kafka where they are missing
   demo    commit facts in PostgreSQL and see them arrive in Kafka
   serve   start PostgreSQL and Apache Kafka, say where, and keep them until this process ends
+  footprint BINARY what the binary takes: its size, its start, and while it idles
   capture FOLDER   run FOLDER/capture.sql on every PostgreSQL and write down what pgoutput says
 
 PG_MAJOR (14 to 18) chooses PostgreSQL's major; FACTLIB_CACHE the folder of downloads.";
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         ["setup"] => testkit::provision::setup(say),
         ["demo"] => testkit::demo::run(say),
         ["serve"] => testkit::demo::serve(say),
+        ["footprint", binary] => testkit::footprint::measure(binary.as_ref(), say),
         ["capture", folder] => testkit::capture::capture(folder.as_ref(), say),
         _ => {
             eprintln!("{USAGE}");

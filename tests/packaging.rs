@@ -1,9 +1,10 @@
-//! `compose.yml` and `Dockerfile` cannot be run where the tests run, so they are held to the code.
+//! `compose.yml`, `Dockerfile` and what is in `ops/` cannot be run where the tests run, so they are held to the code.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use factlib::cli::Cli;
 use factlib::config::{Config, Host, VARIABLES};
+use std::time::Duration;
 use yaml_rust2::{Yaml, YamlLoader};
 
 fn file(name: &str) -> String {
@@ -122,4 +123,84 @@ fn the_image_is_built_by_a_compiler_that_is_new_enough() {
     };
     assert!(minor(tag) >= minor(env!("CARGO_PKG_RUST_VERSION")));
     assert!(dockerfile.contains("\nFROM gcr.io/distroless/cc-debian12:nonroot\n"));
+}
+
+/// These variables as flags, behind a command.
+fn config_of<'a>(
+    command: &[&str],
+    environment: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Config {
+    let flags = environment.into_iter().map(|(name, value)| {
+        assert!(VARIABLES.contains(&name), "{name} is no setting");
+        format!("--{}={value}", name.to_ascii_lowercase().replace('_', "-"))
+    });
+    let words = std::iter::once("owlpost").chain(command.iter().copied()).map(str::to_owned);
+    let cli = Cli::try_from_args(words.chain(flags)).unwrap();
+    Config::from_raw(&cli.config, |_| None).unwrap_or_else(|p| panic!("{p}"))
+}
+
+#[test]
+fn the_unit_of_systemd_starts_what_there_is_and_leaves_it_time_to_stop() {
+    let unit = file("ops/systemd/owlpost.service");
+    let value = |key: &str| {
+        let lines: Vec<&str> =
+            unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect();
+        assert_eq!(lines.len(), 1, "{key}: {lines:?}");
+        lines[0]
+    };
+    let (binary, command) = value("ExecStart").split_once(' ').unwrap();
+    assert_eq!(binary, "/usr/bin/owlpost");
+    let environment = file("ops/systemd/owlpost.env");
+    let environment = environment.lines().map(|line| line.split_once('=').unwrap());
+    let config = config_of(&command.split(' ').collect::<Vec<_>>(), environment);
+    let patience: u64 = value("TimeoutStopSec").parse().unwrap();
+    assert!(Duration::from_secs(patience) > config.limits.shutdown);
+    assert_eq!(value("DynamicUser"), "yes");
+    assert_eq!(value("ProtectSystem"), "strict");
+}
+
+#[test]
+fn the_manifest_of_kubernetes_fits_together_and_to_the_code() {
+    let documents = YamlLoader::load_from_str(&file("ops/kubernetes/owlpost.yaml")).unwrap();
+    let of_kind = |kind: &str| {
+        let mut found = documents.iter().filter(|document| document["kind"].as_str() == Some(kind));
+        let document = found.next().unwrap();
+        assert!(found.next().is_none(), "{kind} twice");
+        document
+    };
+    let deployment = &of_kind("Deployment")["spec"];
+    let pod = &deployment["template"];
+    let container = &pod["spec"]["containers"][0];
+    let settings = of_kind("ConfigMap")["data"].as_hash().unwrap();
+    let settings = settings.iter().map(|(k, v)| (k.as_str().unwrap(), v.as_str().unwrap()));
+    // From the secret.
+    let url = [("MASTER_DATABASE_URL", "postgres://owlpost:secret@db:5432/orders")];
+    let config = config_of(&words(&container["args"]), settings.chain(url));
+
+    let port = i64::from(config.http.unwrap().port());
+    assert_eq!(container["ports"][0]["containerPort"].as_i64(), Some(port));
+    let policy = &of_kind("NetworkPolicy")["spec"];
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"].as_i64(), Some(port));
+    let annotations = &pod["metadata"]["annotations"];
+    assert_eq!(annotations["prometheus.io/port"].as_str(), Some(&*port.to_string()));
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz?standby=ok")] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!((get["path"].as_str(), get["port"].as_str()), (Some(path), Some("health")));
+    }
+    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap();
+    assert!(Duration::from_secs(grace.unsigned_abs()) > config.limits.shutdown);
+    let security = &container["securityContext"];
+    assert_eq!(security["readOnlyRootFilesystem"].as_bool(), Some(true));
+    assert_eq!(pod["spec"]["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+
+    // All of them mean the same pods.
+    let label = |labels: &Yaml| labels["app.kubernetes.io/name"].as_str().map(str::to_owned);
+    let name = label(&pod["metadata"]["labels"]).unwrap();
+    for selector in [
+        &deployment["selector"]["matchLabels"],
+        &policy["podSelector"]["matchLabels"],
+        &of_kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+    ] {
+        assert_eq!(label(selector).as_ref(), Some(&name));
+    }
 }
