@@ -2,8 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use bytes::BytesMut;
 use factlib::cli::Cli;
 use factlib::exit::ExitCode;
+use factlib::relay::batch::{OpenBatch, Record};
+use factlib::relay::compression::Compression;
+use factlib::relay::fact::Fact;
+use factlib::relay::kafka::ProducerId;
+use factlib::relay::position::{Position, Unit};
+use factlib::relay::route::{Headers, Source, partition};
+use factlib_protocol::replication::{StandbyStatusUpdate, start_logical};
+use factlib_protocol::{Lsn, Timestamp, frontend};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -77,31 +86,54 @@ fn the_configuration_reference_is_what_the_code_says() {
     );
 }
 
-/// Targets of `[text](target)` that are files here.
+/// Targets of `[text](target)` that are here.
 fn links(markdown: &str) -> impl Iterator<Item = &str> {
-    markdown.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| {
-        !target.is_empty() && !target.contains("://") && !target.starts_with(['#', '<'])
-    })
+    markdown
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|target| !target.is_empty() && !target.contains("://") && !target.starts_with('<'))
 }
 
 #[test]
 fn no_link_in_a_document_leads_nowhere() {
+    let mut checked = 0;
+    for document in documents() {
+        let folder = path(&document).parent().unwrap().to_owned();
+        for target in links(&text(&document)) {
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { path(&document) } else { folder.join(file) };
+            assert!(file.exists(), "{document} links to {target}, which is not there");
+            if !heading.is_empty() {
+                let linked = std::fs::read_to_string(file).unwrap();
+                let found = anchors(&linked).any(|anchor| anchor == heading);
+                assert!(found, "{document} links to {target}, and there is no such heading");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} links were found");
+}
+
+fn documents() -> Vec<String> {
     let mut documents: Vec<String> =
         ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "protocol/README.md"]
             .map(str::to_owned)
             .into();
     let found = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     documents.extend(found.map(|name| format!("docs/{}", name.into_string().unwrap())));
-    let mut checked = 0;
-    for document in documents.iter().filter(|name| name.ends_with(".md")) {
-        let folder = path(document).parent().unwrap().to_owned();
-        for target in links(&text(document)) {
-            let file = target.split('#').next().unwrap();
-            assert!(folder.join(file).exists(), "{document} links to {target}, which is not there");
-            checked += 1;
-        }
-    }
-    assert!(checked > 20, "only {checked} links were found");
+    documents.retain(|name| name.ends_with(".md"));
+    documents
+}
+
+/// What GitHub makes of headings, to link to them.
+fn anchors(markdown: &str) -> impl Iterator<Item = String> {
+    let headings =
+        markdown.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    headings.map(|heading| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    })
 }
 
 /// Sources in these folders, of which documents name the tests.
@@ -123,8 +155,8 @@ fn every_test_that_a_document_names_exists() {
         sources(&path(folder), &mut code);
     }
     let (mut named, mut unknown) = (0, Vec::new());
-    for document in ["README.md", "SECURITY.md", "docs/faults.md", "docs/rules.md"] {
-        let text = text(document);
+    for document in documents() {
+        let text = text(&document);
         for word in text.split('`').skip(1).step_by(2) {
             let word = word.trim_start_matches('…');
             // A sentence; settings and functions have shorter names.
@@ -140,4 +172,139 @@ fn every_test_that_a_document_names_exists() {
     }
     assert!(unknown.is_empty(), "there are no such tests: {unknown:#?}");
     assert!(named > 150, "only {named} names were found");
+}
+
+/// The lines of each block that is fenced as `kind`.
+fn blocks<'a>(markdown: &'a str, kind: &str) -> Vec<Vec<&'a str>> {
+    let mut blocks: Vec<Vec<&str>> = Vec::new();
+    let (mut fenced, mut wanted) = (false, false);
+    for line in markdown.lines() {
+        if let Some(fence) = line.trim_start().strip_prefix("```") {
+            fenced = !fenced;
+            wanted = fenced && fence.split(' ').next() == Some(kind);
+            blocks.extend(wanted.then(Vec::new));
+        } else if wanted {
+            blocks.last_mut().unwrap().push(line.trim());
+        }
+    }
+    assert!(!fenced, "a block is not closed");
+    blocks
+}
+
+/// Two digits a byte, separated by one space; two spaces end them.
+fn hex(line: &str) -> (Vec<u8>, &str) {
+    let (digits, remark) = line.split_once("  ").unwrap_or((line, ""));
+    let byte = |pair| u8::from_str_radix(pair, 16).unwrap_or_else(|_| panic!("{line}"));
+    (digits.split(' ').map(byte).collect(), remark.trim())
+}
+
+/// What `docs/how-it-works.md` shows of ours: what the encoders make of what it says there.
+fn ours() -> Vec<Vec<u8>> {
+    let encoded = |encode: &dyn Fn(&mut BytesMut)| {
+        let mut out = BytesMut::new();
+        encode(&mut out);
+        out.to_vec()
+    };
+    let startup = encoded(&|out| {
+        let parameters = [
+            ("user", "owl"),
+            ("database", "owl"),
+            ("replication", "database"),
+            ("application_name", "owlpost"),
+            ("client_encoding", "UTF8"),
+        ];
+        frontend::startup(parameters, out).unwrap();
+    });
+    let start = encoded(&|out| {
+        let options =
+            [("proto_version", "1"), ("publication_names", "\"facts\""), ("messages", "true")];
+        let command = start_logical("factlib_slot", Lsn::INVALID, &options).unwrap();
+        frontend::query(&command, out).unwrap();
+    });
+    let status = encoded(&|out| {
+        let (write, flush) = (Lsn(0x21E_B6B8), Lsn(0x21E_B678));
+        let clock = Timestamp(0x3_03F8_93F8_7ADF);
+        StandbyStatusUpdate { write, flush, apply: flush, clock, reply_requested: true }
+            .encode(out);
+    });
+    let content = br#"{"aggregate_type":"order","aggregate_id":"42","event_type":"paid","payload":{"by":"card"}}"#;
+    let fact = Fact::decode(content).unwrap();
+    let unit = Unit::transaction(Lsn(0x21E_B648));
+    let position = Position { timeline: 1, unit, index: 0 };
+    let source = Source::new(7_711_509_843_797_492_267, 16384);
+    let mut headers = Headers::default();
+    let lsn = Lsn(0x21E_B608);
+    headers.fill(&fact, &source, &position, lsn, false, &mut String::new());
+    let mut batch = OpenBatch::new(position, Compression::None);
+    batch.push(&Record {
+        timestamp_ms: 1_795_475_898_934,
+        key: Some(fact.aggregate_id.as_bytes()),
+        value: Some(content),
+        headers: &headers,
+    });
+    let mut batch = batch.seal();
+    batch.set_stamp(ProducerId { id: 1000, epoch: 0 }, 0);
+
+    // What the text says besides.
+    let document = text("docs/how-it-works.md");
+    for said in [
+        format!("partition {} of 12", partition(b"42", 12)),
+        format!("position `{position}`"),
+        format!("source `{}`", source.as_str()),
+        format!("`{}`", str::from_utf8(content).unwrap()),
+    ] {
+        assert!(document.contains(&said), "{said}");
+    }
+    vec![startup, start, status, batch.encoded().to_vec()]
+}
+
+#[test]
+fn the_bytes_in_how_it_works_are_those_of_a_server_or_ours() {
+    let mut known = ours();
+    for recording in ["login-scram", "stream"] {
+        let recording = text(&format!("protocol/tests/fixtures/pg15/{recording}.txt"));
+        for line in recording.lines() {
+            let (_, digits) = line.split_once(' ').unwrap();
+            let pairs = (0..digits.len()).step_by(2).filter_map(|at| digits.get(at..at + 2));
+            known.push(pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect());
+        }
+    }
+    let document = text("docs/how-it-works.md");
+    let blocks = blocks(&document, "hex");
+    // The one with a gap is a request around a batch: `src/kafka/produce.rs` looks at it.
+    let whole = blocks.iter().filter(|block| !block.iter().any(|line| line.starts_with("...")));
+    let mut shown = 0;
+    for block in whole {
+        let message: Vec<u8> = block.iter().flat_map(|line| hex(line).0).collect();
+        assert!(known.contains(&message), "nobody sends this:\n{}", block.join("\n"));
+        block.iter().for_each(|line| remark_is_true(line));
+        shown += 1;
+    }
+    assert!(shown > 20, "only {shown} messages are shown");
+}
+
+/// Holds what is said of the bytes of one line to them, as far as it begins with a value: text, a letter and a comma, an
+/// LSN, a varint, a number.
+fn remark_is_true(line: &str) {
+    let (bytes, remark) = hex(line);
+    let signed = bytes.iter().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
+    let signed = signed << (64 - 8 * bytes.len().min(8)) >> (64 - 8 * bytes.len().min(8));
+    let value = remark.split([':', ',', ' ']).next().unwrap();
+    let is_true = if let Some(text) = remark.strip_prefix('"') {
+        let text = text.rsplit_once('"').unwrap().0;
+        bytes.strip_suffix(&[0]).unwrap_or(&bytes) == text.as_bytes()
+    } else if let Some(number) = remark.strip_prefix("varint ") {
+        let zigzag = bytes.iter().rev().fold(0_i64, |sum, byte| sum << 7 | i64::from(byte & 0x7f));
+        let number = number.split(':').next().unwrap().split(' ').next().unwrap();
+        number.parse() == Ok(zigzag >> 1 ^ -(zigzag & 1))
+    } else if let Ok(lsn) = value.parse::<Lsn>() {
+        bytes == lsn.0.to_be_bytes()
+    } else if let Ok(number) = value.parse::<i64>() {
+        number == signed
+    } else if remark.get(1..2).is_some_and(|after| matches!(after, "," | ":")) {
+        bytes == remark.as_bytes().get(..1).unwrap()
+    } else {
+        true
+    };
+    assert!(is_true, "{line}");
 }

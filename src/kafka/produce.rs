@@ -365,6 +365,38 @@ mod tests {
         assert_eq!(encoded_len_by_id(&request.batches), out.len());
     }
 
+    /// The request is the last block of bytes there, with a gap for the batch, which is the one before it.
+    #[test]
+    fn the_request_in_how_it_works_is_the_one_that_is_sent() {
+        let document = include_str!("../../docs/how-it-works.md");
+        let [batch, [before, after]] =
+            ["```hex\n00 00 00 00 00 00 00 00", "```hex\n00   "].map(|start| {
+                let at = document.find(start).unwrap() + "```hex\n".len();
+                let block = document.get(at..).unwrap().split("```").next().unwrap();
+                let (before, after) = block.split_once("...").unwrap_or((block, ""));
+                [before, after].map(|lines| {
+                    let digits = lines.lines().filter_map(|line| line.split("  ").next());
+                    let pairs = digits.flat_map(|digits| digits.split(' '));
+                    let pairs = pairs.filter(|pair| !pair.is_empty());
+                    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect::<Vec<u8>>()
+                })
+            });
+        let [batch, _] = batch;
+        let id = Uuid::from_slice(before.get(8..24).unwrap()).unwrap();
+        let expected = [before, batch.clone(), after].concat();
+        let batches = Arc::new(vec![PartitionBatch {
+            topic: Arc::from("orders.order"),
+            topic_id: Some(id),
+            partition: 4,
+            base_sequence: 0,
+            batch: Bytes::from(batch),
+        }]);
+        let request = ProduceRequest { batches, timeout: Duration::from_secs(8) };
+        let mut out = Vec::new();
+        request.by_id().unwrap().write_versioned(&mut out, BY_ID).unwrap();
+        assert_eq!(out, expected);
+    }
+
     /// A response for partition 5 of topic `t`, behind a header.
     fn response(v: i16) -> Vec<u8> {
         let mut body = b"header".to_vec();
