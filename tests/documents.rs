@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use bytes::BytesMut;
+use clap::error::ErrorKind;
 use factlib::cli::Cli;
+use factlib::config::VARIABLES;
 use factlib::exit::ExitCode;
+use factlib::http::State;
 use factlib::relay::batch::{OpenBatch, Record};
 use factlib::relay::compression::Compression;
 use factlib::relay::fact::Fact;
@@ -307,4 +310,90 @@ fn remark_is_true(line: &str) {
         true
     };
     assert!(is_true, "{line}");
+}
+
+/// The words of a command line, without what a shell would take for itself.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quote) = (vec![String::new()], None);
+    for c in line.chars() {
+        match (c, quote) {
+            ('#', None) if words.last().is_some_and(String::is_empty) => break,
+            ('|' | '&' | ';' | '>' | '<', None) => break,
+            (' ', None) => words.push(String::new()),
+            (c, Some(q)) if c == q => quote = None,
+            ('"' | '\'', None) => quote = Some(c),
+            (c, _) => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_command_line_in_a_document_is_one_that_owlpost_takes() {
+    let (mut lines, mut settings) = (0, 0);
+    for document in documents() {
+        let text = text(&document);
+        let fenced = blocks(&text, "sh").into_iter().flatten();
+        let inline = text.split('`').skip(1).step_by(2).filter(|span| !span.contains('\n'));
+        for line in fenced.chain(inline.filter(|span| span.starts_with("owlpost "))) {
+            let mut words = words(line);
+            let first = words.iter().position(|word| word != "export" && !word.contains('='));
+            for setting in words.drain(..first.unwrap_or(words.len())) {
+                let Some((name, _)) = setting.split_once('=') else { continue };
+                let known = VARIABLES.contains(&name) || name.starts_with("PG");
+                assert!(known, "{document}: {line}: {name} is no setting");
+                settings += 1;
+            }
+            if words.first().is_none_or(|word| word != "owlpost") {
+                continue;
+            }
+            match Cli::try_from_args(&words) {
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+                    ) => {}
+                Err(error) => panic!("{document}: {line}\n{error}"),
+            }
+            lines += 1;
+        }
+    }
+    assert!(lines > 30 && settings > 5, "only {lines} command lines and {settings} settings");
+}
+
+#[test]
+fn every_state_and_every_exit_code_has_its_advice() {
+    // A new state does not compile here, and wants a line there, too.
+    let name = |state| match state {
+        State::Starting => "starting",
+        State::Connecting => "connecting",
+        State::WaitingForSlot => "waiting_for_slot",
+        State::Streaming => "streaming",
+        State::Stalled => "stalled",
+        State::Halted => "halted",
+        State::Stopping => "stopping",
+    };
+    let advice = text("docs/operating.md");
+    for state in [
+        State::Starting,
+        State::Connecting,
+        State::WaitingForSlot,
+        State::Streaming,
+        State::Stalled,
+        State::Halted,
+        State::Stopping,
+    ] {
+        let shown = serde_json::to_value(state).unwrap();
+        assert_eq!(shown, name(state));
+        let mut rows = advice.lines().filter(|line| line.starts_with("| `"));
+        assert!(rows.any(|row| row.contains(&format!("`{}`", name(state)))), "{}", name(state));
+    }
+    // Where the codes have a page of their own, there.
+    let errors = std::fs::read_to_string(path("docs/errors.md")).unwrap_or_default();
+    for code in ExitCode::ALL {
+        let row = format!("\n| {} | ", code.number());
+        assert!(advice.contains(&row) || errors.contains(&row), "no advice for {code:?}");
+    }
 }

@@ -10,6 +10,7 @@ mod cluster;
 mod compression;
 mod crash;
 mod delivery;
+mod documents;
 mod examples;
 mod failover;
 mod heal;
