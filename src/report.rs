@@ -73,6 +73,15 @@ impl Report {
                 "the slot is further than this relay left it: another relay had it, or somebody \
                  advanced it; in the second case the facts between are not in Kafka"
             ),
+            Event::SlotAhead { confirmed, wal_end } => error!(
+                slot,
+                lsn = %confirmed,
+                %wal_end,
+                bytes = confirmed.0 - wal_end.0,
+                "the slot is confirmed up to a place that the server's log has not reached yet; facts committed \
+                 before that place will never be published: stop what emits them, make the log pass it (SELECT \
+                 pg_switch_wal(), or messages of a prefix that is nobody's), and let them go on"
+            ),
             Event::TimelineChanged { from, to } => {
                 warn!(slot, from, to, "the server is on another timeline: a failover");
             }

@@ -1017,6 +1017,22 @@ fn a_stop_that_kafka_does_not_let_finish_ends_at_the_deadline_and_says_so() {
 }
 
 #[test]
+fn a_slot_ahead_of_the_servers_log_is_told_and_is_no_history_that_went_back() {
+    let mut rig = Rig::new(settings());
+    let ahead = Identity { wal_flushed: Lsn(100), confirmed_flush: Lsn(150), ..identity() };
+    rig.connect(ahead.clone());
+    let told = Event::SlotAhead { confirmed: Lsn(150), wal_end: Lsn(100) };
+    assert!(rig.events.contains(&told));
+    rig.events.clear();
+    // The server takes the slot's place for what it has sent.
+    rig.keepalive(150, false);
+    rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
+    rig.pass(SECOND);
+    rig.input(Input::Identified(ahead));
+    assert!(rig.exit.is_none() && !rig.events.contains(&told), "{:?}", rig.events);
+}
+
+#[test]
 fn another_cluster_and_a_history_that_went_back_end_the_relay() {
     for identity in
         [Identity { system: 8, ..identity() }, Identity { wal_flushed: Lsn(50), ..identity() }]

@@ -117,6 +117,9 @@ pub struct Relay {
     pub(super) told: Lsn,
     /// How far this timeline was read in earlier sessions.
     pub(super) read_to: Lsn,
+    /// Where the slot stood at the first contact, if the server's log had not reached it: nothing that is committed
+    /// before it is ever sent, but the server's keepalives speak of it.
+    ahead: Lsn,
     /// The newest unit that was read to its end in this session.
     pub(super) ended: Option<Unit>,
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
@@ -177,6 +180,7 @@ impl Relay {
             stalled: None,
             told: Lsn::INVALID,
             read_to: Lsn::INVALID,
+            ahead: Lsn::INVALID,
             ended: None,
             enqueued: None,
             oversize: None,
@@ -323,6 +327,7 @@ impl Relay {
             return self.exit(ExitKind::OtherCluster, another_cluster(system, known));
         }
         let flush = self.ledger.flush();
+        let read_to = Some(flush.max(self.read_to)).filter(|read_to| *read_to > self.ahead);
         let mut start = flush;
         if self.system.is_some() && self.timelines.current() != timeline {
             self.events
@@ -331,26 +336,29 @@ impl Relay {
             self.ledger.timeline_changed();
             self.producer.timeline_changed();
             self.enqueued = None;
-            self.read_to = Lsn::INVALID;
+            (self.read_to, self.ahead) = (Lsn::INVALID, Lsn::INVALID);
             if !self.seeded.is(SeededBug::OldLsnAfterFailover) {
                 start = Lsn::INVALID;
             }
-        } else if wal_flushed < flush.max(self.read_to) {
+        } else if let Some(read_to) = read_to.filter(|read_to| wal_flushed < *read_to) {
             // Only what is flushed is ever sent, so no crash that keeps its promises does this. LSNs
             // would be used again, and a new fact taken for one that was enqueued.
             let reason = format!(
-                "the server's WAL ends at {wal_flushed}, before {}, which was read already: its history \
-                 went back (a restored backup, or fsync switched off?); facts may be missing or different",
-                flush.max(self.read_to)
+                "the server's WAL ends at {wal_flushed}, before {read_to}, which was read already: its history \
+                 went back (a restored backup, or fsync switched off?); facts may be missing or different"
             );
             return self.exit(ExitKind::OtherCluster, reason);
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
             self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
+        } else if self.system.is_none() && confirmed_flush > wal_flushed {
+            let wal_end = wal_flushed;
+            self.ahead = confirmed_flush;
+            self.events.push_back(Event::SlotAhead { confirmed: confirmed_flush, wal_end });
         }
         if self.ledger.flush() == Lsn::INVALID {
             // A server that crashes forgets what it was told since the last checkpoint, also what another
             // process of ours told it. A start position of our own then keeps it from coming again.
-            self.ledger.confirmed_before(confirmed_flush);
+            self.ledger.confirmed_before(confirmed_flush.min(wal_flushed));
         }
         self.told = confirmed_flush.min(self.ledger.flush());
         self.system = Some(system);

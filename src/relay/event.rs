@@ -41,6 +41,15 @@ pub enum Event {
         /// Where the slot stands now.
         to: Lsn,
     },
+    /// At the first contact, the slot is confirmed up to a place that the server's log has not reached: whoever had
+    /// it confirmed what was not there (factlib's relay in Go did). What is committed before that place is not sent
+    /// to anybody.
+    SlotAhead {
+        /// Where the slot stands.
+        confirmed: Lsn,
+        /// Where the log ends.
+        wal_end: Lsn,
+    },
     /// The server is on another timeline: a failover. Reading starts at the slot's own position.
     TimelineChanged {
         /// Timeline before.

@@ -392,8 +392,10 @@ fn pairs<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Pairs<'a>
     deserializer.deserialize_any(Object(std::marker::PhantomData))
 }
 
+/// PostgreSQL's own `encode(..., 'base64')` breaks lines, as MIME wants it.
 fn base64(text: &str) -> Result<Vec<u8>, String> {
     use base64::Engine as _;
+    let text: String = text.split_ascii_whitespace().collect();
     base64::engine::general_purpose::STANDARD
         .decode(text)
         .map_err(|error| format!("payload_base64: {error}"))
@@ -481,8 +483,11 @@ mod tests {
             let content = format!(r#"{{"aggregate_type":"order"{json}}}"#);
             assert_eq!(Fact::decode(content.as_bytes()).unwrap().payload, Payload::Empty, "{json}");
         }
-        let bytes = br#"{"aggregate_type":"order","payload_base64":"AJ//"}"#;
-        assert_eq!(Fact::decode(bytes).unwrap().payload.bytes(), Some(&[0, 159, 255][..]));
+        for text in ["AJ//", r"AJ\n//", r" AJ/\r\n/\t"] {
+            let content = format!(r#"{{"aggregate_type":"order","payload_base64":"{text}"}}"#);
+            let fact = Fact::decode(content.as_bytes()).unwrap();
+            assert_eq!(fact.payload.bytes(), Some(&[0, 159, 255][..]), "{text}");
+        }
     }
 
     #[test]

@@ -48,6 +48,19 @@ impl Stream {
         Ok(stream)
     }
 
+    /// Tells the server that everything before this place may be forgotten, whether it was sent or not.
+    ///
+    /// # Errors
+    ///
+    /// When the server ends the stream.
+    pub fn confirm(&mut self, flush: crate::Lsn) -> Result<()> {
+        self.session.confirm(Lsn(flush.0));
+        self.session.tell(now());
+        self.socket.write_all(self.session.send_buffer()).context("sending")?;
+        self.session.send_buffer().clear();
+        Ok(())
+    }
+
     /// The next message: the position in its header, and its bytes.
     ///
     /// # Errors

@@ -1399,6 +1399,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::ProducerId { .. } => "event: ProducerId",
         Event::NoProducerId { .. } => "event: NoProducerId",
         Event::TopicCreated { .. } => "event: TopicCreated",
+        Event::SlotAhead { .. } => "event: SlotAhead",
         Event::TopicMadeAnew { .. } => "event: TopicMadeAnew",
         Event::TopicNotCreated { .. } => "event: TopicNotCreated",
         Event::PartitionBlocked { .. } => "event: PartitionBlocked",
