@@ -14,3 +14,4 @@ pub mod relay;
 mod report;
 pub mod run;
 pub mod telemetry;
+mod tls;

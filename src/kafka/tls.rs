@@ -1,14 +1,10 @@
 //! TLS to brokers: rustls, with the system's roots or given ones, and a certificate of our own where the
 //! brokers want one.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore,
-    SignatureScheme,
-};
+use crate::tls::{Anybody, authorities, certificates, private_key, system_authorities};
+use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,25 +51,22 @@ impl Tls {
     ///
     /// Which file, and what is wrong with it.
     pub fn load(files: &TlsFiles) -> Result<Self, TlsFilesError> {
-        let error = |what: String| {
-            move |cause: &dyn std::fmt::Display| TlsFilesError { what, cause: cause.to_string() }
-        };
-        let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|e| error("TLS".to_owned())(&e))?;
+            .map_err(|e| TlsFilesError { what: "TLS".to_owned(), cause: e.to_string() })?;
         let builder = if files.verify {
             builder.with_root_certificates(roots(files.ca.as_deref())?)
         } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody))
         };
         let config = match &files.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain = certificates(certificate, "KAFKA_SSL_CERTIFICATE_LOCATION")?;
-                let what = format!("KAFKA_SSL_KEY_LOCATION {}", key.display());
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| error(what.clone())(&e))?;
-                builder.with_client_auth_cert(chain, key).map_err(|e| error(what)(&e))?
+                let of_certificate = of_file("KAFKA_SSL_CERTIFICATE_LOCATION", certificate);
+                let chain = certificates(certificate).map_err(|e| of_certificate(&e))?;
+                let of_key = of_file("KAFKA_SSL_KEY_LOCATION", key);
+                let key = private_key(key).map_err(|e| of_key(&e))?;
+                builder.with_client_auth_cert(chain, key).map_err(|e| of_key(&e))?
             }
         };
         Ok(Self(Arc::new(config)))
@@ -93,39 +86,23 @@ impl Tls {
     }
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFilesError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = ca {
-        for certificate in certificates(ca, "KAFKA_SSL_CA_LOCATION")? {
-            roots.add(certificate).map_err(|e| TlsFilesError {
-                what: format!("KAFKA_SSL_CA_LOCATION {}", ca.display()),
-                cause: e.to_string(),
-            })?;
-        }
-        return Ok(roots);
-    }
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        let cause = match found.errors.first() {
-            Some(error) => error.to_string(),
-            None => "there are none; name a file in KAFKA_SSL_CA_LOCATION".to_owned(),
-        };
-        return Err(TlsFilesError { what: "the system's certificates".to_owned(), cause });
-    }
-    Ok(roots)
+fn of_file(setting: &str, file: &Path) -> impl Fn(&dyn std::fmt::Display) -> TlsFilesError {
+    let what = format!("{setting} {}", file.display());
+    move |cause| TlsFilesError { what: what.clone(), cause: cause.to_string() }
 }
 
-fn certificates(file: &Path, setting: &str) -> Result<Vec<CertificateDer<'static>>, TlsFilesError> {
-    let error =
-        |cause: String| TlsFilesError { what: format!("{setting} {}", file.display()), cause };
-    let found: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(file).map_err(|e| error(e.to_string()))?.collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(error("no certificate is in it".to_owned())),
-        Ok(found) => Ok(found),
-        Err(e) => Err(error(e.to_string())),
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsFilesError> {
+    if let Some(ca) = ca {
+        let of_ca = of_file("KAFKA_SSL_CA_LOCATION", ca);
+        return certificates(ca).and_then(authorities).map_err(|e| of_ca(&e));
     }
+    system_authorities().map_err(|error| TlsFilesError {
+        what: "the system's certificates".to_owned(),
+        cause: error.map_or_else(
+            || "there are none; name a file in KAFKA_SSL_CA_LOCATION".to_owned(),
+            |error| error.to_string(),
+        ),
+    })
 }
 
 /// What went wrong with TLS, in words that say what to do; none if the error is not of TLS.
@@ -163,45 +140,4 @@ pub(super) fn describe(error: &io::Error) -> Option<String> {
         }
         error => format!("TLS: {error}"),
     })
-}
-
-/// Takes any certificate, as was asked for.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
