@@ -2,6 +2,7 @@
 
 mod standby;
 
+use crate::certificates::{Authority, Certificate};
 use crate::error::{Context as _, Error, Result};
 use crate::kafka::read_log;
 use crate::process::{self, Process, Signal};
@@ -9,6 +10,7 @@ use crate::provision::{self, PostgresInstall};
 use crate::{port, scratch, wait};
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -46,6 +48,7 @@ pub struct Builder {
     major: Option<u32>,
     settings: Vec<(String, String)>,
     hba: Vec<String>,
+    certificate: Option<Certificate>,
     own_identifier: bool,
 }
 
@@ -77,6 +80,14 @@ impl Builder {
     pub fn hba(mut self, lines: &[&str]) -> Self {
         self.hba.extend(lines.iter().map(|line| (*line).to_owned()));
         self
+    }
+
+    /// TLS with this certificate, which can be [changed](Postgres::show_certificate). What clients show must
+    /// be of `clients`.
+    #[must_use]
+    pub fn tls(mut self, certificate: &Certificate, clients: &Authority) -> Self {
+        self.certificate = Some(certificate.clone());
+        self.setting("ssl", "on").setting("ssl_ca_file", &clients.file().to_string_lossy())
     }
 
     /// A system identifier that no other server has. Costs a run of `initdb`; without it the data
@@ -115,6 +126,9 @@ impl Builder {
         let data = postgres.data_dir();
         postgres.install.data_directory(&data, self.own_identifier)?;
         postgres.configure(&self.settings, &self.hba)?;
+        if let Some(certificate) = &self.certificate {
+            postgres.take_certificate(certificate)?;
+        }
         postgres.try_start_again()?;
         Ok(postgres)
     }
@@ -143,6 +157,7 @@ impl Postgres {
             major: None,
             settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             hba: Vec::new(),
+            certificate: None,
             own_identifier: false,
         }
     }
@@ -290,6 +305,64 @@ impl Postgres {
     #[must_use]
     pub fn log_text(&self) -> String {
         read_log(&self.log())
+    }
+
+    /// Gives the server another certificate, and waits until it shows it to new connections.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written, or the server does not take it.
+    #[track_caller]
+    pub fn show_certificate(&self, certificate: &Certificate) {
+        let refused = || self.log_text().matches("SSL configuration was not reloaded").count();
+        let before = refused();
+        self.take_certificate(certificate).unwrap_or_else(|e| panic!("{e}"));
+        self.reload();
+        assert_eq!(refused(), before, "{}", self.failed("does not take the certificate"));
+    }
+
+    /// Has the server take the certificates of clients that are of this authority, and of no other.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn trust_clients_of(&self, authority: &Authority) {
+        let file = authority.file();
+        let sql = format!("ALTER SYSTEM SET ssl_ca_file = {}", quote(&file.to_string_lossy()));
+        self.client().batch_execute(&sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        self.reload();
+    }
+
+    /// Has the server read its files again, and waits until it has.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn reload(&self) {
+        // Of the postmaster, at the time of the connection.
+        let loaded = || self.ask("SELECT pg_conf_load_time()");
+        let before = loaded();
+        let _ = self.ask("SELECT pg_reload_conf()");
+        wait::poll("PostgreSQL to reload", LIMIT, || (loaded() != before).then_some(()))
+            .unwrap_or_else(|e| panic!("{}", self.failed(&e.to_string())));
+    }
+
+    fn take_certificate(&self, certificate: &Certificate) -> Result<()> {
+        for (from, name) in
+            [(&certificate.certificate, "server.crt"), (&certificate.key, "server.key")]
+        {
+            let file = self.data_dir().join(name);
+            fs::copy(from, &file).context(file.display())?;
+            // It takes no key that others can read.
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))
+                .context(file.display())?;
+            if let Some(user) = self.install.user {
+                user.own(&file)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs one query that gives one value, and returns it as text: for `SHOW` and positions.
