@@ -95,8 +95,10 @@ Environment:
   Every setting is a flag and a variable; the flag is the variable in lower case with dashes.
   An empty value counts as not set. Durations: 500ms, 3s, 1m 30s. Sizes: 64KiB, 8MiB.
   What the database URL leaves out comes from libpq's variables: PGHOST, PGPORT, PGUSER,
-  PGPASSWORD, PGDATABASE, PGSSLMODE, PGREQUIREAUTH, PGCONNECT_TIMEOUT, PGOPTIONS, PGAPPNAME,
-  PGTARGETSESSIONATTRS. Colours follow the terminal and NO_COLOR.
+  PGPASSWORD, PGPASSFILE, PGDATABASE, PGSSLMODE, PGSSLROOTCERT, PGSSLCERT, PGSSLKEY, PGSSLCRL,
+  PGSSLNEGOTIATION, PGSSLCERTMODE, PGSSLSNI, PGCHANNELBINDING, PGREQUIREAUTH, PGCONNECT_TIMEOUT,
+  PGOPTIONS, PGAPPNAME, PGTARGETSESSIONATTRS; and from ~/.pgpass and ~/.postgresql, as libpq has it.
+  Colours follow the terminal and NO_COLOR.
 ";
 
 impl Cli {

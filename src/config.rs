@@ -13,10 +13,13 @@ mod create_topics;
 mod postgres;
 mod raw;
 mod secret;
+mod ssl;
 
-pub use postgres::{Host, Keepalives, PostgresConfig, SslMode, TargetSessionAttrs};
+pub(crate) use postgres::SOCKET_DIR;
+pub use postgres::{Host, Keepalives, PasswordSource, PostgresConfig, TargetSessionAttrs};
 pub use raw::{RawConfig, VARIABLES};
 pub use secret::Secret;
+pub use ssl::{SslCertMode, SslConfig, SslFile, SslMode, SslNegotiation, SslRoots, TlsVersion};
 
 use crate::kafka::{Mechanism, Sasl, TlsFiles};
 use crate::postgres::audit_slot::AUDIT_SLOTS;
@@ -288,13 +291,14 @@ impl Config {
         let tcp_user_timeout =
             duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
         let app_name = app_name(raw, p);
-        let postgres = postgres::read(
-            set(&raw.master_database_url),
-            set(&raw.app_name),
+        let own = postgres::Own {
+            url: set(&raw.master_database_url),
+            password_file: set(&raw.database_password_file),
+            password_command: set(&raw.database_password_command),
+            app_name: set(&raw.app_name),
             tcp_user_timeout,
-            env,
-            p,
-        );
+        };
+        let postgres = postgres::read(own, env, p);
         let slot = slot(raw, p);
         let slot_failover = boolean(p, "REPLICATION_SLOT_FAILOVER", &raw.replication_slot_failover);
         let publication = publication(raw, p);

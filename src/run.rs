@@ -237,9 +237,9 @@ pub(crate) async fn drive(
             }
             Happened::Started(Ok((mut connection, asked_at))) => {
                 relay.handle(now(), Input::Streaming { asked_at });
-                let bytes = connection.take_received(relay.receive_buffer());
+                let (bytes, drained) = connection.take_received(relay.receive_buffer());
                 postgres = Postgres::Streaming(connection);
-                relay.handle(now(), Input::Received { bytes, drained: true });
+                relay.handle(now(), Input::Received { bytes, drained });
             }
             Happened::Started(Err(failure)) => {
                 postgres = Postgres::None;

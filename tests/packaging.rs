@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use factlib::cli::Cli;
-use factlib::config::{Config, Host, VARIABLES};
+use factlib::config::{Config, Host, PasswordSource, VARIABLES};
 use std::time::Duration;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -66,7 +66,7 @@ fn the_relays_environment_is_a_configuration_that_works() {
 
     // It may log in, and is the role that the database makes.
     let sql = compose["configs"]["owlpost.sql"]["content"].as_str().unwrap();
-    let password = config.postgres.password.unwrap();
+    let PasswordSource::Given(password) = config.postgres.password else { panic!("no password") };
     let role = format!(
         "CREATE ROLE {} LOGIN REPLICATION PASSWORD '{}';",
         config.postgres.user,

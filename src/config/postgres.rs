@@ -4,28 +4,36 @@
 //! variables: <https://www.postgresql.org/docs/current/libpq-envars.html>. What libpq knows and
 //! this version does not do is a problem, unless leaving it out changes nothing.
 //!
-//! Three differences, each on purpose: a role must be named (libpq takes the operating system's
+//! Four differences, each on purpose: a role must be named (libpq takes the operating system's
 //! user, which for a service in a container means nothing), a connection attempt without
-//! `connect_timeout` ends after 10 s (libpq waits for ever), and several hosts
-//! without `target_session_attrs` mean the primary among them (libpq: any).
+//! `connect_timeout` ends after 10 s (libpq waits for ever), several hosts
+//! without `target_session_attrs` mean the primary among them (libpq: any), and the password is shown, in
+//! clear text or as md5, only to a server whose certificate was verified for its name, unless
+//! `require_auth` says otherwise (libpq: to whoever asks). For TLS there are two more, in [`ssl`].
 
+use super::ssl::{self, SslConfig, SslMode};
 use super::{Problems, Secret, conninfo};
 use factlib_protocol::auth::AuthMethods;
+use factlib_protocol::auth::channel_binding::ChannelBinding;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long one connection attempt may take when `connect_timeout` says nothing.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where packagers put the socket (upstream's own default is `/tmp`).
-const SOCKET_DIR: &str = "/var/run/postgresql";
+pub(crate) const SOCKET_DIR: &str = "/var/run/postgresql";
 
 const PORT: u16 = 5432;
 
+const FILE: &str = "DATABASE_PASSWORD_FILE";
+const COMMAND: &str = "DATABASE_PASSWORD_COMMAND";
+
 /// The setting that all problems here belong to.
-const SETTING: &str = "MASTER_DATABASE_URL";
+pub(super) const SETTING: &str = "MASTER_DATABASE_URL";
 
 /// Every keyword that libpq 18 knows, with its environment variable.
 const KEYWORDS: &[(&str, Option<&str>)] = &[
@@ -94,17 +102,21 @@ pub struct PostgresConfig {
     pub user: String,
     /// The database, whose facts are read.
     pub database: String,
-    /// The password, if one was given.
-    pub password: Option<Secret>,
+    /// Where the password is.
+    pub password: PasswordSource,
     /// What `pg_stat_activity` and `pg_stat_replication` call us.
     pub application_name: String,
     /// Command-line options for the session, passed on as they are.
     pub options: Option<String>,
-    /// How the server may let us in (`require_auth`). Without it, by SCRAM and without a password: libpq
-    /// would also hand out the password in clear text or as md5 to whoever asks.
+    /// How the server may let us in (`require_auth`). Without it, by SCRAM and without a password.
     pub auth: AuthMethods,
-    /// `disable`, `allow` or `prefer`; all three mean clear text in this version.
-    pub sslmode: SslMode,
+    /// The same where TLS has shown that the server is the one that we call (`verify-full`). Without
+    /// `require_auth`, by every method.
+    pub auth_verified: AuthMethods,
+    /// Whether the log-in must be bound to the TLS connection.
+    pub channel_binding: ChannelBinding,
+    /// How the connection is encrypted.
+    pub ssl: SslConfig,
     /// Which of several hosts will do.
     pub target_session_attrs: TargetSessionAttrs,
     /// How long one attempt at one address may take, login included; none waits for ever.
@@ -137,6 +149,15 @@ pub enum Host {
 }
 
 impl Host {
+    /// What a certificate must be for: the name where there is one, or else the address. Nothing for a Unix
+    /// socket.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Tcp { host, .. } => host,
+            Self::Unix { .. } => "",
+        }
+    }
+
     /// The path of a Unix socket. One in the abstract namespace begins with a NUL byte, as tokio
     /// and the kernel want it.
     pub fn socket_path(&self) -> Option<String> {
@@ -173,15 +194,30 @@ impl fmt::Display for Host {
     }
 }
 
-/// The `sslmode`s of this version, all of them clear text: like a libpq that was built without TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Never TLS.
-    Disable,
-    /// TLS if the server refuses clear text.
-    Allow,
-    /// TLS if the server has it: the default.
-    Prefer,
+/// Where the password is. What is not in the configuration itself is read again for each connection, so that
+/// it can be changed without a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PasswordSource {
+    /// Nowhere.
+    None,
+    /// In the connection string, or in `PGPASSWORD`.
+    Given(Secret),
+    /// In a file that holds nothing else.
+    File(PathBuf),
+    /// What a shell prints that runs this.
+    Command(Secret),
+    /// In a password file of libpq's, if that is there and has a line for us.
+    Passfile(PathBuf),
+}
+
+impl PasswordSource {
+    /// True if it may be another one at the next connection.
+    pub fn may_change(&self) -> bool {
+        match self {
+            Self::None | Self::Given(_) => false,
+            Self::File(_) | Self::Command(_) | Self::Passfile(_) => true,
+        }
+    }
 }
 
 /// Which of several hosts will do (`target_session_attrs`).
@@ -207,21 +243,21 @@ pub struct Keepalives {
 }
 
 /// The connection string with its fallbacks, and the problems found while reading it.
-struct Reader<'a, E> {
+pub(super) struct Reader<'a, E> {
     given: HashMap<String, String>,
     env: E,
-    problems: &'a mut Problems,
+    pub(super) problems: &'a mut Problems,
 }
 
 /// A value and how to name it in a sentence.
-struct Found {
-    text: String,
-    setting: &'static str,
+pub(super) struct Found {
+    pub(super) text: String,
+    pub(super) setting: &'static str,
 }
 
 impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
     /// The value of a keyword; given but empty means libpq's default, as does not given at all.
-    fn find(&self, keyword: &'static str) -> Option<Found> {
+    pub(super) fn find(&self, keyword: &'static str) -> Option<Found> {
         if let Some(text) = self.given.get(keyword) {
             return (!text.is_empty()).then(|| Found { text: text.clone(), setting: SETTING });
         }
@@ -230,8 +266,37 @@ impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
         Some(Found { text, setting: variable })
     }
 
-    fn text(&self, keyword: &'static str) -> Option<String> {
+    pub(super) fn text(&self, keyword: &'static str) -> Option<String> {
         self.find(keyword).map(|found| found.text)
+    }
+
+    /// Where libpq looks for files that nobody has named.
+    pub(super) fn home(&self) -> Option<String> {
+        (self.env)("HOME").filter(|home| !home.is_empty())
+    }
+
+    /// Adds a problem where the keyword's value was found.
+    pub(super) fn complain(&mut self, keyword: &'static str, sentence: &str) {
+        let setting = self.find(keyword).map_or(SETTING, |found| found.setting);
+        self.problems.add(setting, sentence);
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        keyword: &'static str,
+        default: T,
+        words: &[(&str, T)],
+    ) -> T {
+        let Some(found) = self.find(keyword) else { return default };
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == found.text) {
+            return *value;
+        }
+        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let sentence =
+            format!("{keyword} {:?} does not exist; use one of {}", found.text, words.join(", "));
+        self.problems.add(found.setting, sentence);
+        default
     }
 
     /// Reads an integer as libpq does: decimal, blanks around it allowed.
@@ -251,7 +316,7 @@ impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
     }
 
     /// Refuses a parameter that would ask for something this version does not do.
-    fn refuse(&mut self, keyword: &'static str, harmless: &[&str], sentence: &str) {
+    pub(super) fn refuse(&mut self, keyword: &'static str, harmless: &[&str], sentence: &str) {
         if let Some(found) = self.find(keyword)
             && !harmless.contains(&found.text.as_str())
         {
@@ -260,18 +325,27 @@ impl<E: Fn(&str) -> Option<String>> Reader<'_, E> {
     }
 }
 
-/// Reads the connection string and libpq's variables; problems go to `problems`.
-///
-/// `app_name` is `APP_NAME` where it was set.
+/// Our own settings that say something about the connection, where they were set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own<'a> {
+    pub(super) url: Option<&'a str>,
+    pub(super) password_file: Option<&'a str>,
+    pub(super) password_command: Option<&'a str>,
+    pub(super) app_name: Option<&'a str>,
+    pub(super) tcp_user_timeout: Duration,
+}
+
+/// Reads the connection string, our own settings and libpq's variables; problems go to `problems`.
 pub(super) fn read(
-    url: Option<&str>,
-    app_name: Option<&str>,
-    tcp_user_timeout: Duration,
+    own: Own<'_>,
     env: impl Fn(&str) -> Option<String>,
     problems: &mut Problems,
 ) -> Option<PostgresConfig> {
     let problems_before = problems.len();
-    let given: HashMap<_, _> = match url.map(conninfo::parse) {
+    if own.password_file.is_some() && own.password_command.is_some() {
+        problems.add(COMMAND, format!("{FILE} is set, too; remove one of them"));
+    }
+    let given: HashMap<_, _> = match own.url.map(conninfo::parse) {
         Some(Ok(pairs)) => pairs.into_iter().collect(),
         Some(Err(error)) => {
             problems.add(SETTING, error);
@@ -280,24 +354,26 @@ pub(super) fn read(
         None => HashMap::new(),
     };
     let mut r = Reader { given, env, problems };
-    if url.is_none() && r.find("host").or_else(|| r.find("hostaddr")).is_none() {
+    if own.url.is_none() && r.find("host").or_else(|| r.find("hostaddr")).is_none() {
         r.problems
             .add(SETTING, "not set; give a URL such as postgres://owlpost@db.example:5432/app");
         return None;
     }
 
-    let sslmode = sslmode(&mut r);
-    refuse_what_is_not_here(&mut r, sslmode);
+    let ssl = ssl::read(&mut r);
+    refuse_what_is_not_here(&mut r);
+    let channel_binding = channel_binding(&mut r, ssl.mode);
+    let password = password(&mut r, own);
     let hosts = hosts(&mut r);
     let target_session_attrs = target_session_attrs(&mut r, hosts.len());
-    let auth = auth(&mut r);
+    let (auth, auth_verified) = auth(&mut r);
     let user = r.text("user").unwrap_or_else(|| {
         r.problems.add(SETTING, "names no role; write postgres://ROLE@HOST/DATABASE or set PGUSER");
         String::new()
     });
     let application_name =
         (r.given.get("application_name").cloned().filter(|name| !name.is_empty()))
-            .or_else(|| app_name.map(str::to_owned))
+            .or_else(|| own.app_name.map(str::to_owned))
             .or_else(|| r.text("application_name"))
             .or_else(|| r.text("fallback_application_name"))
             .unwrap_or_else(|| super::APP_NAME.to_owned());
@@ -315,7 +391,7 @@ pub(super) fn read(
     };
     let tcp_user_timeout = match r.integer("tcp_user_timeout") {
         Some(ms) => u64::try_from(ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis),
-        None => Some(tcp_user_timeout),
+        None => Some(own.tcp_user_timeout),
     };
     let keepalives = Keepalives {
         idle: r.seconds("keepalives_idle"),
@@ -328,11 +404,13 @@ pub(super) fn read(
         hosts,
         database: r.text("dbname").unwrap_or_else(|| user.clone()),
         user,
-        password: r.text("password").map(Secret::new),
+        password,
         application_name,
         options: r.text("options"),
         auth,
-        sslmode,
+        auth_verified,
+        channel_binding,
+        ssl,
         target_session_attrs,
         connect_timeout,
         tcp_user_timeout,
@@ -341,67 +419,64 @@ pub(super) fn read(
     (problems.len() == problems_before).then_some(config)
 }
 
-fn auth<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> AuthMethods {
-    let Some(found) = r.find("require_auth") else { return AuthMethods::default() };
+/// What `require_auth` leaves of what we do by ourselves; the second is for a server that TLS has verified.
+fn auth<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> (AuthMethods, AuthMethods) {
+    let (plain, verified) = (AuthMethods::default(), AuthMethods::ALL);
+    let Some(found) = r.find("require_auth") else { return (plain, verified) };
     // A refusal takes away from our default and never brings in md5 or clear text.
-    let problem = match AuthMethods::default().require(&found.text) {
-        Ok(AuthMethods::NONE) => "require_auth leaves no method that this version has; \
+    let problem = match (plain.require(&found.text), verified.require(&found.text)) {
+        (Ok(AuthMethods::NONE), _) => "require_auth leaves no method that this version has; \
              use scram-sha-256, md5, password or none"
             .to_owned(),
-        Ok(methods) => return methods,
-        Err(error) => error.to_string(),
+        (Ok(plain), Ok(verified)) => return (plain, verified),
+        (Err(error), _) | (_, Err(error)) => error.to_string(),
     };
     r.problems.add(found.setting, problem);
-    AuthMethods::default()
+    (plain, verified)
 }
 
-fn sslmode<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> SslMode {
-    let Some(found) = r.find("sslmode") else { return SslMode::Prefer };
-    match found.text.as_str() {
-        "disable" => return SslMode::Disable,
-        "allow" => return SslMode::Allow,
-        "prefer" => return SslMode::Prefer,
-        mode @ ("require" | "verify-ca" | "verify-full") => r.problems.add(
+fn channel_binding<E: Fn(&str) -> Option<String>>(
+    r: &mut Reader<'_, E>,
+    sslmode: SslMode,
+) -> ChannelBinding {
+    let Some(found) = r.find("channel_binding") else { return ChannelBinding::default() };
+    match found.text.parse() {
+        Ok(ChannelBinding::Require) if sslmode == SslMode::Disable => r.problems.add(
             found.setting,
-            format!(
-                "sslmode={mode}: TLS to PostgreSQL is not in this version; use a private network and \
-                 sslmode=prefer"
-            ),
+            "channel_binding=require needs TLS, which sslmode=disable excludes; remove one of them",
         ),
-        mode => r.problems.add(
-            found.setting,
-            format!("sslmode {mode:?} does not exist; use disable, allow or prefer"),
-        ),
+        Ok(binding) => return binding,
+        Err(error) => r.problems.add(found.setting, error.to_string()),
     }
-    SslMode::Prefer
+    ChannelBinding::default()
 }
 
-fn refuse_what_is_not_here<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>, sslmode: SslMode) {
-    const NO_TLS: &str =
-        "TLS to PostgreSQL is not in this version; remove it or set sslmode=disable";
-    if sslmode != SslMode::Disable {
-        // libpq ignores these without TLS; here somebody expects TLS and would not get it.
-        for keyword in [
-            "sslcert",
-            "sslkey",
-            "sslpassword",
-            "sslrootcert",
-            "sslcrl",
-            "sslcrldir",
-            "sslkeylogfile",
-            "ssl_min_protocol_version",
-            "ssl_max_protocol_version",
-        ] {
-            r.refuse(keyword, &[], NO_TLS);
+/// Ours must be alone: of two places nobody knows which one is meant.
+fn password<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>, own: Own<'_>) -> PasswordSource {
+    let given = r.find("password");
+    let ours = [(FILE, own.password_file), (COMMAND, own.password_command)];
+    for (setting, _) in ours.into_iter().filter(|(_, set)| set.is_some()) {
+        for keyword in ["password", "passfile"] {
+            if let Some(other) = r.find(keyword) {
+                let place = other.setting;
+                r.problems
+                    .add(setting, format!("{place} has a {keyword}, too; remove one of them"));
+            }
         }
-        r.refuse("sslcertmode", &["allow", "disable"], NO_TLS);
-        r.refuse("sslnegotiation", &["postgres"], NO_TLS);
     }
-    r.refuse(
-        "channel_binding",
-        &["disable", "prefer"],
-        "it needs TLS, which is not in this version; remove it",
-    );
+    match (own.password_file, own.password_command, given) {
+        (Some(file), _, _) => PasswordSource::File(file.into()),
+        (None, Some(command), _) => PasswordSource::Command(Secret::new(command)),
+        (None, None, Some(given)) => PasswordSource::Given(Secret::new(given.text)),
+        (None, None, None) => {
+            let file = r.text("passfile").map(PathBuf::from);
+            let file = file.or_else(|| Some(Path::new(&r.home()?).join(".pgpass")));
+            file.map_or(PasswordSource::None, PasswordSource::Passfile)
+        }
+    }
+}
+
+fn refuse_what_is_not_here<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) {
     r.refuse("gssencmode", &["disable", "prefer"], "GSSAPI is not in this version; remove it");
     r.refuse("requirepeer", &[], "not in this version; remove it");
     r.refuse(
@@ -409,9 +484,6 @@ fn refuse_what_is_not_here<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>,
         &[],
         "service files are not in this version; write the parameters into MASTER_DATABASE_URL",
     );
-    if r.find("password").is_none() {
-        r.refuse("passfile", &[], "password files are not in this version; set PGPASSWORD");
-    }
     for keyword in ["scram_client_key", "scram_server_key"] {
         r.refuse(keyword, &[], "not in this version; set the password instead");
     }

@@ -84,10 +84,16 @@ settings! {
         /// Where the facts are: a postgres:// URL or a keyword=value string with libpq's meaning;
         /// what it leaves out comes from PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE and libpq's
         /// other PG* variables. Required unless PGHOST is set. Prefer the variable to the flag:
-        /// flags are visible to every process. This version speaks clear text only: sslmode
-        /// disable, allow and prefer mean the same, require and above are refused. md5 and clear
-        /// text passwords need require_auth
+        /// flags are visible to every process. Over a network use sslmode=verify-full, with
+        /// sslrootcert=system or your authority's file. md5 and clear text passwords need that or
+        /// require_auth. Certificates and keys are read again for each connection
         master_database_url = "MASTER_DATABASE_URL": "URL";
+        /// File with the role's password and nothing else. It is read again for each connection, so
+        /// whoever changes the password replaces the file
+        database_password_file = "DATABASE_PASSWORD_FILE": "FILE";
+        /// Command, for /bin/sh, that prints the role's password. It is run again for each connection,
+        /// and has 10 s. Prefer the variable to the flag if it holds a secret
+        database_password_command = "DATABASE_PASSWORD_COMMAND": "COMMAND";
         /// The replication slot [1 to 63 of a-z 0-9 _, default: factlib_slot]
         replication_slot_name = "REPLICATION_SLOT_NAME": "NAME";
         /// Whether a slot that is made is one that standbys follow, from PostgreSQL 17 on: then a failover

@@ -1,5 +1,6 @@
 use super::*;
 use factlib_protocol::auth::AuthMethods;
+use factlib_protocol::auth::channel_binding::ChannelBinding;
 use std::collections::HashMap;
 
 /// The least that a relay needs.
@@ -45,11 +46,23 @@ fn three_settings_are_enough() {
                 hosts: vec![Host::Tcp { host: "db".into(), addr: None, port: 5432 }],
                 user: "owlpost".into(),
                 database: "app".into(),
-                password: None,
+                password: PasswordSource::None,
                 application_name: "owlpost".into(),
                 options: None,
                 auth: AuthMethods { trust: true, scram: true, md5: false, cleartext: false },
-                sslmode: SslMode::Prefer,
+                auth_verified: AuthMethods::ALL,
+                channel_binding: ChannelBinding::Prefer,
+                ssl: SslConfig {
+                    mode: SslMode::Prefer,
+                    negotiation: SslNegotiation::Postgres,
+                    roots: SslRoots::None,
+                    crl: None,
+                    identity: None,
+                    cert_mode: SslCertMode::Allow,
+                    sni: true,
+                    min_version: TlsVersion::V1_2,
+                    max_version: TlsVersion::V1_3,
+                },
                 target_session_attrs: TargetSessionAttrs::Any,
                 connect_timeout: Some(ms(10_000)),
                 tcp_user_timeout: Some(ms(4_000)),
@@ -112,6 +125,7 @@ fn every_setting_takes_effect() {
         poison_policy: some("skip"),
         poison_policy_topics: some("orders.audit=dead-letter, *.order=halt"),
         dead_letter_topic: some("dead.letters"),
+        database_password_file: some("/run/password"),
         replication_slot_name: some("orders_1"),
         replication_slot_failover: some("true"),
         publication_name: some("Orders' facts"),
@@ -190,6 +204,7 @@ fn every_setting_takes_effect() {
     let Sasl::Password { mechanism, username, password } = sasl else { panic!("{sasl:?}") };
     assert_eq!((*mechanism, &**username), (Mechanism::ScramSha512, "owl"));
     assert_eq!(password.expose(), "hunter2");
+    assert_eq!(config.postgres.password, PasswordSource::File("/run/password".into()));
     let token = || RawConfig {
         kafka_sasl_mechanism: Some("OAUTHBEARER".into()),
         kafka_sasl_oauthbearer_token_file: Some("/run/token".into()),
@@ -265,6 +280,8 @@ fn all_problems_are_reported_at_once_and_in_order() {
         dead_letter_topic: None,
         poison_policy_topics: text("orders.audit=dead-letter,x y=skip,orders.*=drop,skip"),
         master_database_url: text("postgres://db:5432/app?sslmode=require&fun=1"),
+        database_password_file: text("/run/password"),
+        database_password_command: text("cat /run/password"),
         replication_slot_name: text("Factlib-Slot"),
         replication_slot_failover: text("no way"),
         publication_name: Some("x".repeat(64)),
@@ -324,6 +341,7 @@ POISON_POLICY_TOPICS: "orders.*=drop": write topic=policy, with halt, dead-lette
 POISON_POLICY_TOPICS: "skip": write topic=policy, with halt, dead-letter or skip
 DEAD_LETTER_TOPIC: is wanted, because a policy is dead-letter
 MASTER_DATABASE_URL: unknown parameter "fun", in postgres://db:5432/app?sslmode=require&fun=1
+DATABASE_PASSWORD_COMMAND: DATABASE_PASSWORD_FILE is set, too; remove one of them
 REPLICATION_SLOT_NAME: "Factlib-Slot" is not a slot name; PostgreSQL wants 1 to 63 of a-z 0-9 _
 REPLICATION_SLOT_FAILOVER: "no way" is neither true nor false
 PUBLICATION_NAME: "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" has more than 63 bytes; choose a shorter name
@@ -372,10 +390,10 @@ LOG_FORMAT: "xml" is not one of: auto, human, json
 LOG_LEVEL: "loud" is no level; use error, warn, info, debug or trace
 "#;
     assert_eq!(problems.to_string(), expected.trim());
-    // Every setting has its turn; the service's name has none that is wrong by itself, and of user and
-    // password only one can be missing.
+    // Every setting has its turn; the names of a service and of a file have none that is wrong by itself, and
+    // of user and password only one can be missing.
     let named: Vec<_> = problems.iter().map(|problem| problem.setting).collect();
-    let exempt = ["SRC_SERVICE_NAME", "KAFKA_PASSWORD"];
+    let exempt = ["SRC_SERVICE_NAME", "DATABASE_PASSWORD_FILE", "KAFKA_PASSWORD"];
     for variable in VARIABLES.iter().filter(|variable| !exempt.contains(variable)) {
         assert!(named.contains(variable), "{variable} was not refused");
     }
@@ -430,6 +448,11 @@ fn limits_that_do_not_fit_together_are_refused() {
         "STATUS_INTERVAL: 3s is more than half of LEASE (3s): one late answer would end it; lower it\n\
          STALL_TIMEOUT: 3s is not shorter than LEASE (3s): a pause would end it; lower it"
     );
+}
+
+/// What the connection string itself says.
+fn given(password: Option<&str>) -> PasswordSource {
+    password.map_or(PasswordSource::None, |text| PasswordSource::Given(Secret::new(text)))
 }
 
 fn tcp(host: &str, port: u16) -> Host {
@@ -519,7 +542,7 @@ fn connection_strings_mean_what_libpq_says() {
         let config = with_url(text, &[]).unwrap_or_else(|problems| panic!("{text}: {problems}"));
         assert_eq!(config.hosts, hosts, "{text}");
         assert_eq!(config.user, user, "{text}");
-        assert_eq!(config.password.as_ref().map(Secret::expose), password, "{text}");
+        assert_eq!(config.password, given(password), "{text}");
         assert_eq!(config.database, database, "{text}");
     }
 }
@@ -527,9 +550,6 @@ fn connection_strings_mean_what_libpq_says() {
 #[test]
 fn parameters_mean_what_libpq_says() {
     let config = |query: &str| with_url(&format!("postgres://u@h/?{query}"), &[]).unwrap();
-    assert_eq!(config("sslmode=disable").sslmode, SslMode::Disable);
-    assert_eq!(config("sslmode=allow").sslmode, SslMode::Allow);
-    assert_eq!(config("sslmode=disable&sslrootcert=/ca.pem").sslmode, SslMode::Disable);
     assert_eq!(config("connect_timeout=3").connect_timeout, Some(ms(3000)));
     assert_eq!(config("connect_timeout=0").connect_timeout, None);
     assert_eq!(config("connect_timeout=-1").connect_timeout, None);
@@ -548,7 +568,7 @@ fn parameters_mean_what_libpq_says() {
     assert_eq!(config("fallback_application_name=x").application_name, "x");
     assert_eq!(config("replication=true&channel_binding=prefer&gssencmode=disable"), config(""));
     assert_eq!(
-        config("client_encoding=UTF8&krbsrvname=pg&sslsni=1&max_protocol_version=latest"),
+        config("client_encoding=UTF8&krbsrvname=pg&max_protocol_version=latest&sslcompression=1"),
         config("")
     );
 
@@ -586,6 +606,160 @@ fn md5_and_clear_text_must_be_asked_for_by_name() {
     assert_eq!(auth("gss,none"), only(true, false, false, false));
     assert_eq!(auth("!none"), only(false, true, false, false));
     assert_eq!(auth("!password,!md5"), only(true, true, false, false));
+
+    // Unless TLS has shown whose server it is.
+    let auth = |list: &str| {
+        with_url(&format!("user=u host=h require_auth='{list}'"), &[]).unwrap().auth_verified
+    };
+    assert_eq!(auth(""), AuthMethods::ALL);
+    assert_eq!(auth("scram-sha-256"), only(false, true, false, false));
+    assert_eq!(auth("!none"), only(false, true, true, true));
+}
+
+#[test]
+fn parameters_of_tls_mean_what_libpq_says() {
+    let with = |query: &str, env: &[(&str, &str)]| {
+        let url = format!("postgres://u@h/?{query}");
+        with_url(&url, env).unwrap_or_else(|problems| panic!("{url}: {problems}")).ssl
+    };
+    let ssl = |query: &str| with(query, &[]);
+    let named = |path: &str| SslFile { path: path.into(), is_default: false };
+    for (word, mode) in [
+        ("disable", SslMode::Disable),
+        ("allow", SslMode::Allow),
+        ("prefer", SslMode::Prefer),
+        ("require", SslMode::Require),
+        ("verify-ca", SslMode::VerifyCa),
+        ("verify-full", SslMode::VerifyFull),
+    ] {
+        let found = ssl(&format!("sslmode={word}&sslrootcert=/ca.pem"));
+        assert_eq!((found.mode, found.roots), (mode, SslRoots::File(named("/ca.pem"))), "{word}");
+        assert_eq!(with("sslrootcert=/ca.pem", &[("PGSSLMODE", word)]).mode, mode);
+    }
+    assert_eq!(ssl("ssl=true").mode, SslMode::Require);
+    let system = ssl("sslrootcert=system");
+    assert_eq!((system.mode, system.roots), (SslMode::VerifyFull, SslRoots::System));
+    assert_eq!(ssl("sslmode=disable&sslrootcert=system").mode, SslMode::Disable);
+    assert_eq!(ssl("sslmode=require&sslnegotiation=direct").negotiation, SslNegotiation::Direct);
+    assert_eq!(ssl("sslnegotiation=postgres"), ssl(""));
+    let both = ssl("sslcert=a.crt&sslkey=a.key&sslcrl=a.crl");
+    assert_eq!(both.identity, Some((named("a.crt"), named("a.key"))));
+    assert_eq!(both.crl, Some(named("a.crl")));
+    assert_eq!(ssl("sslcertmode=disable").cert_mode, SslCertMode::Disable);
+    assert_eq!(ssl("sslcertmode=require").cert_mode, SslCertMode::Require);
+    assert!(!ssl("sslsni=0").sni && ssl("sslsni=1").sni);
+    let versions = |query: &str| (ssl(query).min_version, ssl(query).max_version);
+    assert_eq!(versions("ssl_min_protocol_version=tlsv1.3"), (TlsVersion::V1_3, TlsVersion::V1_3));
+    assert_eq!(versions("ssl_max_protocol_version=TLSv1.2"), (TlsVersion::V1_2, TlsVersion::V1_2));
+    assert_eq!(versions("ssl_min_protocol_version=TLSv1"), (TlsVersion::V1_2, TlsVersion::V1_3));
+
+    // The home directory has files, too, which need not be there.
+    let home = |name: &str| {
+        let path = PathBuf::from("/home/owl/.postgresql").join(name);
+        SslFile { path, is_default: true }
+    };
+    let at_home = with("sslmode=verify-ca", &[("HOME", "/home/owl")]);
+    assert_eq!(at_home.roots, SslRoots::File(home("root.crt")));
+    assert_eq!(at_home.crl, Some(home("root.crl")));
+    assert_eq!(at_home.identity, Some((home("postgresql.crt"), home("postgresql.key"))));
+    let half = with("sslcert=a.crt", &[("HOME", "/home/owl")]);
+    assert_eq!(half.identity, Some((named("a.crt"), home("postgresql.key"))));
+    assert_eq!(with("sslrootcert=system", &[("HOME", "/home/owl")]).crl, None);
+
+    let files = [
+        ("PGSSLROOTCERT", "/r.crt"),
+        ("PGSSLCERT", "/o.crt"),
+        ("PGSSLKEY", "/o.key"),
+        ("PGSSLCRL", "/r.crl"),
+        ("PGSSLNEGOTIATION", "direct"),
+        ("PGSSLCERTMODE", "require"),
+        ("PGSSLSNI", "0"),
+        ("PGSSLMINPROTOCOLVERSION", "TLSv1.3"),
+        ("PGSSLMAXPROTOCOLVERSION", "TLSv1.3"),
+        ("PGSSLMODE", "verify-full"),
+    ];
+    assert_eq!(
+        with("", &files),
+        SslConfig {
+            mode: SslMode::VerifyFull,
+            negotiation: SslNegotiation::Direct,
+            roots: SslRoots::File(named("/r.crt")),
+            crl: Some(named("/r.crl")),
+            identity: Some((named("/o.crt"), named("/o.key"))),
+            cert_mode: SslCertMode::Require,
+            sni: false,
+            min_version: TlsVersion::V1_3,
+            max_version: TlsVersion::V1_3,
+        }
+    );
+    let binding = |query: &str, env: &[(&str, &str)]| {
+        with_url(&format!("postgres://u@h/?{query}"), env).unwrap().channel_binding
+    };
+    assert_eq!(binding("channel_binding=require", &[]), ChannelBinding::Require);
+    assert_eq!(binding("", &[("PGCHANNELBINDING", "disable")]), ChannelBinding::Disable);
+}
+
+#[test]
+fn a_password_is_in_one_place() {
+    let with = |file: &str, command: &str, url: &str, env: &[(&str, &str)]| {
+        let raw = RawConfig {
+            master_database_url: Some(url.into()),
+            database_password_file: Some(file.into()),
+            database_password_command: Some(command.into()),
+            ..minimal()
+        };
+        let env: HashMap<_, _> = env.iter().copied().collect();
+        Config::from_raw(&raw, |name| env.get(name).map(|value| (*value).to_owned()))
+            .map(|config| config.postgres.password)
+            .map_err(|problems| problems.to_string())
+    };
+    let url = "postgres://u@h";
+    let home = ("HOME", "/home/owl");
+    let passfile = |file: &str| Ok(PasswordSource::Passfile(file.into()));
+    assert_eq!(with("", "", url, &[]), Ok(PasswordSource::None));
+    assert_eq!(with("/f", "", url, &[home]), Ok(PasswordSource::File("/f".into())));
+    let command = PasswordSource::Command(Secret::new("vault hunter2"));
+    assert!(!format!("{command:?}").contains("hunter2"));
+    assert_eq!(with("", "vault hunter2", url, &[home]), Ok(command));
+    assert_eq!(with("", "", url, &[home]), passfile("/home/owl/.pgpass"));
+    assert_eq!(with("", "", url, &[home, ("PGPASSFILE", "/p")]), passfile("/p"));
+    assert_eq!(with("", "", "postgres://u@h?passfile=/q", &[("PGPASSFILE", "/p")]), passfile("/q"));
+    assert_eq!(with("", "", "postgres://u:s@h?passfile=/q", &[home]), Ok(given(Some("s"))));
+    assert_eq!(with("", "", url, &[home, ("PGPASSWORD", "s")]), Ok(given(Some("s"))));
+
+    for (file, command, url, env, problem) in [
+        (
+            "/f",
+            "",
+            "postgres://u:hunter2@h",
+            None,
+            "DATABASE_PASSWORD_FILE: MASTER_DATABASE_URL has a password, too; remove one of them",
+        ),
+        (
+            "",
+            "c",
+            url,
+            Some(("PGPASSWORD", "hunter2")),
+            "DATABASE_PASSWORD_COMMAND: PGPASSWORD has a password, too; remove one of them",
+        ),
+        (
+            "/f",
+            "",
+            url,
+            Some(("PGPASSFILE", "/p")),
+            "DATABASE_PASSWORD_FILE: PGPASSFILE has a passfile, too; remove one of them",
+        ),
+        (
+            "/f",
+            "c",
+            url,
+            None,
+            "DATABASE_PASSWORD_COMMAND: DATABASE_PASSWORD_FILE is set, too; remove one of them",
+        ),
+    ] {
+        let env: Vec<_> = env.into_iter().collect();
+        assert_eq!(with(file, command, url, &env), Err(problem.to_owned()));
+    }
 }
 
 #[test]
@@ -605,10 +779,10 @@ fn variables_stand_in_for_what_the_string_leaves_out() {
     let config = with_url("", &env).unwrap();
     assert_eq!(config.hosts, [tcp("envhost", 6000)]);
     assert_eq!((&*config.user, &*config.database), ("envuser", "envdb"));
-    assert_eq!(config.password.as_ref().map(Secret::expose), Some("envsecret"));
+    assert_eq!(config.password, given(Some("envsecret")));
     assert_eq!(config.application_name, "envapp");
     assert_eq!(config.connect_timeout, Some(ms(7000)));
-    assert_eq!(config.sslmode, SslMode::Disable);
+    assert_eq!(config.ssl.mode, SslMode::Disable);
     assert!(config.auth.md5 && !config.auth.scram);
     assert_eq!(config.options.as_deref(), Some("-c a=b"));
 
@@ -617,15 +791,15 @@ fn variables_stand_in_for_what_the_string_leaves_out() {
         with_url("host=h port='' user=u password=p dbname=d sslmode=prefer", &env).unwrap();
     assert_eq!(config.hosts, [tcp("h", 5432)]);
     assert_eq!((&*config.user, &*config.database), ("u", "d"));
-    assert_eq!(config.password.as_ref().map(Secret::expose), Some("p"));
-    assert_eq!(config.sslmode, SslMode::Prefer);
+    assert_eq!(config.password, given(Some("p")));
+    assert_eq!(config.ssl.mode, SslMode::Prefer);
 
     let problems =
         with_url("postgres://u@h", &[("PGSSLMODE", "verify-full"), ("PGPORT", "x")]).unwrap_err();
     assert_eq!(
         problems,
-        "PGSSLMODE: sslmode=verify-full: TLS to PostgreSQL is not in this version; use a private network and \
-         sslmode=prefer\n\
+        "PGSSLMODE: there is nothing to verify a certificate with: name the file of its authority in \
+         sslrootcert, or sslrootcert=system\n\
          PGPORT: a port is not a number from 1 to 65535"
     );
 }
@@ -634,7 +808,12 @@ fn variables_stand_in_for_what_the_string_leaves_out() {
 fn bad_connection_strings_are_refused_in_one_sentence() {
     const ENCODE: &str =
         "; percent-encode what is special in a password (@ is %40, / is %2F, : is %3A, % is %25)";
-    let no_tls = "TLS to PostgreSQL is not in this version; remove it or set sslmode=disable";
+    let no_roots = "there is nothing to verify a certificate with: name the file of its authority in sslrootcert, \
+                    or sslrootcert=system";
+    let system = "with sslrootcert=system only verify-full means anything; set that, or name a file of your own \
+                  authority in sslrootcert";
+    let direct = "sslnegotiation=direct leaves no way to clear text; it wants sslmode=require, verify-ca or \
+                  verify-full";
     let table: Vec<(&str, String)> = vec![
         ("nonsense", "it is neither a postgres:// URL nor a keyword=value string".into()),
         ("postgre://u@h", "it is neither a postgres:// URL nor a keyword=value string".into()),
@@ -659,15 +838,28 @@ fn bad_connection_strings_are_refused_in_one_sentence() {
         ("postgres://%ff@h", format!("the percent-encoded bytes are not UTF-8, in postgres://%ff@h{ENCODE}")),
         ("postgres://u@h:99999", "a port is not a number from 1 to 65535".into()),
         ("postgres://u@h:0", "a port is not a number from 1 to 65535".into()),
-        ("postgres://u@h?sslmode=require", "sslmode=require: TLS to PostgreSQL is not in this version; use a private network and sslmode=prefer".into()),
-        ("postgres://u@h?ssl=true", "sslmode=require: TLS to PostgreSQL is not in this version; use a private network and sslmode=prefer".into()),
-        ("postgres://u@h?sslmode=on", "sslmode \"on\" does not exist; use disable, allow or prefer".into()),
-        ("postgres://u@h?sslrootcert=system", format!("sslrootcert: {no_tls}")),
-        ("postgres://u@h?sslnegotiation=direct", format!("sslnegotiation: {no_tls}")),
-        ("postgres://u@h?channel_binding=require", "channel_binding: it needs TLS, which is not in this version; remove it".into()),
+        ("postgres://u@h?sslmode=on", "sslmode \"on\" does not exist; use one of disable, allow, prefer, require, verify-ca, verify-full".into()),
+        ("postgres://u@h?sslmode=verify-ca", no_roots.into()),
+        ("postgres://u@h?sslmode=verify-full", no_roots.into()),
+        ("postgres://u@h?sslmode=verify-ca&sslrootcert=system", system.into()),
+        ("postgres://u@h?sslmode=prefer&sslrootcert=system", system.into()),
+        ("postgres://u@h?sslnegotiation=direct", direct.into()),
+        ("postgres://u@h?sslnegotiation=direct&sslmode=prefer", direct.into()),
+        ("postgres://u@h?sslmode=require&sslnegotiation=tls", "sslnegotiation \"tls\" does not exist; use one of postgres, direct".into()),
+        ("postgres://u@h?sslcertmode=no", "sslcertmode \"no\" does not exist; use one of disable, allow, require".into()),
+        ("postgres://u@h?sslsni=yes", "sslsni \"yes\" does not exist; use one of 1, 0".into()),
+        ("postgres://u@h?sslcert=a.crt", "sslcert wants the file of its private key, too: name it in sslkey".into()),
+        ("postgres://u@h?sslkey=a.key", "sslkey wants the file of its certificate, too: name it in sslcert".into()),
+        ("postgres://u@h?sslpassword=x", "sslpassword: encrypted keys are not in this version; write the key without a pass phrase, with `openssl pkey`".into()),
+        ("postgres://u@h?sslcrldir=x", "sslcrldir: not in this version; name one file in sslcrl".into()),
+        ("postgres://u@h?sslkeylogfile=x", "sslkeylogfile: not in this version; remove it".into()),
+        ("postgres://u@h?ssl_max_protocol_version=TLSv1.1", "ssl_max_protocol_version=TLSv1.1: TLS before 1.2 is not in this version; remove it".into()),
+        ("postgres://u@h?ssl_min_protocol_version=1.2", "ssl_min_protocol_version \"1.2\" does not exist; use TLSv1.2 or TLSv1.3".into()),
+        ("postgres://u@h?ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2", "ssl_min_protocol_version is newer than ssl_max_protocol_version: no version is left".into()),
+        ("postgres://u@h?channel_binding=yes", "channel_binding has no such value; use disable, prefer or require".into()),
+        ("postgres://u@h?sslmode=disable&channel_binding=require", "channel_binding=require needs TLS, which sslmode=disable excludes; remove one of them".into()),
         ("postgres://u@h?gssencmode=require", "gssencmode: GSSAPI is not in this version; remove it".into()),
         ("postgres://u@h?service=x", "service: service files are not in this version; write the parameters into MASTER_DATABASE_URL".into()),
-        ("postgres://u@h?passfile=x", "passfile: password files are not in this version; set PGPASSWORD".into()),
         ("postgres://u@h?load_balance_hosts=random", "load_balance_hosts: hosts are tried in order; remove it".into()),
         ("postgres://u@h?target_session_attrs=standby", "target_session_attrs=standby: reading from a standby is not in this version; use primary".into()),
         ("postgres://u@h?target_session_attrs=fast", "target_session_attrs \"fast\" does not exist; use any, primary or read-write".into()),
@@ -738,7 +930,7 @@ fn a_password_is_never_shown() {
     let shown = format!("{raw:?} {}", refused(&raw));
     assert!(!shown.contains("hunter2"), "{shown}");
     let config = with_url("postgres://u:hunter2@h/db", &[]).unwrap();
-    assert!(format!("{config:?}").contains("password: Some(***)"));
+    assert!(format!("{config:?}").contains("password: Given(***)"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The trailing slot of `owlpost audit`: made beside the relay's, moved on after each audit, and dropped
 //! before it fills the disk.
 
-use super::connection::{Connection, Failure, Row};
+use super::connection::{Connection, Row};
+use super::failure::Failure;
 use super::identify::{Ask, gone, look as identify};
 use crate::config::NAME_LEN_MAX;
 use crate::relay::gone::{ExitKind, Gone};

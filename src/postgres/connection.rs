@@ -1,26 +1,24 @@
 //! A logged-in replication connection: queries first, then the stream.
 
-use super::dial::{DialError, Stream, dial};
+use super::dial::Stream;
+use super::failure::Failure;
 use super::identify::ANSWER_MAX;
-use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
-use factlib_protocol::backend::ServerError;
+use factlib_protocol::Timestamp;
 use factlib_protocol::feedback::FeedbackPolicy;
-use factlib_protocol::handshake::{Credentials, HandshakeError, Startup};
-use factlib_protocol::session::{Event, Now, Session, SessionError};
-use factlib_protocol::{DecodeError, Timestamp};
+use factlib_protocol::session::{Event, Now, Session};
 use std::future::{Future as _, poll_fn};
-use std::io;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::timeout;
 
 /// The session ends for us when the stream begins: the engine takes that apart itself. Before it, no
 /// clock matters.
-const NO_CLOCK: Now<Duration> = Now { at: Duration::ZERO, clock: Timestamp(0) };
+pub(super) const NO_CLOCK: Now<Duration> = Now { at: Duration::ZERO, clock: Timestamp(0) };
 
 /// How long the end of a stream may take; it takes a round trip.
 const PARTING_MAX: Duration = Duration::from_secs(1);
@@ -31,93 +29,6 @@ const READ_BYTES: usize = 1024 * 1024;
 /// Room below which the receive buffer is made larger again.
 const READ_BYTES_MIN: usize = 128 * 1024;
 
-/// Why there is no connection, or no answer on it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Failure {
-    /// A name that is not known.
-    #[error("{0}")]
-    UnknownHost(String),
-    /// No socket.
-    #[error("{0}")]
-    Dial(String),
-    /// Dialling and logging in took longer than `connect_timeout`.
-    #[error("{host} did not let us in within connect_timeout")]
-    TimedOut {
-        /// Host and port.
-        host: String,
-    },
-    /// The server is not of the kind that `target_session_attrs` asks for.
-    #[error("{host} is {}, which target_session_attrs does not want", if *standby { "a standby" } else { "read-only" })]
-    Unwanted {
-        /// Host and port.
-        host: String,
-        /// It is a standby; else its sessions are read-only.
-        standby: bool,
-    },
-    /// The connection broke.
-    #[error("the connection to PostgreSQL broke: {0}")]
-    Io(#[from] io::Error),
-    /// The server closed the connection.
-    #[error("PostgreSQL closed the connection")]
-    Closed,
-    /// The server let us in and then said nothing.
-    #[error("PostgreSQL let us in and has not answered since")]
-    Silent,
-    /// Logging in failed.
-    #[error("{0}")]
-    Login(HandshakeError),
-    /// The server refused a command.
-    #[error("{0}")]
-    Server(ServerError),
-    /// What came is not the protocol.
-    #[error("what PostgreSQL sent cannot be read: {0}")]
-    Protocol(DecodeError),
-    /// What came, or what we asked for, has no place.
-    #[error("{0}")]
-    Session(SessionError),
-    /// An answer of another kind than the command has.
-    #[error("PostgreSQL answered {command} in a way that is not understood")]
-    Answer {
-        /// The command.
-        command: &'static str,
-    },
-    /// There is no randomness for the nonce of SCRAM.
-    #[error("no random bytes for the log-in: {0}")]
-    Random(String),
-}
-
-impl Failure {
-    /// True for a log-in that no other host would take either: a wrong password, or a method that we
-    /// refuse. A server that is starting, stopping or full says nothing of the others.
-    fn is_the_same_everywhere(&self) -> bool {
-        match self {
-            Self::Login(HandshakeError::Server(error)) => error.code.class() == "28",
-            Self::Login(_) => true,
-            _ => false,
-        }
-    }
-}
-
-impl From<SessionError> for Failure {
-    fn from(error: SessionError) -> Self {
-        match error {
-            SessionError::Login(error) => Self::Login(error),
-            SessionError::Decode(error) => Self::Protocol(error),
-            other => Self::Session(other),
-        }
-    }
-}
-
-impl From<DialError> for Failure {
-    fn from(error: DialError) -> Self {
-        match error {
-            DialError::Name { .. } => Self::UnknownHost(error.to_string()),
-            DialError::Connect { .. } => Self::Dial(error.to_string()),
-        }
-    }
-}
-
 /// One row of an answer: the text of each column, or NULL.
 pub(super) type Row = Vec<Option<String>>;
 
@@ -126,11 +37,13 @@ pub(super) type Row = Vec<Option<String>>;
 pub struct Connection {
     stream: Stream,
     /// Until the stream begins.
-    session: Session<Duration>,
+    pub(super) session: Session<Duration>,
     /// What came behind the stream's beginning.
     received: BytesMut,
     /// While streaming, what is to be sent.
     send: BytesMut,
+    /// What was written may still be in the buffers of TLS.
+    unflushed: bool,
 }
 
 /// What [`Connection::turn`] did.
@@ -140,7 +53,7 @@ pub enum Turn {
     Received {
         /// Number of bytes.
         bytes: usize,
-        /// The socket has nothing more right now.
+        /// There is nothing more right now, neither in the socket nor in the buffers of TLS.
         drained: bool,
     },
     /// The connection ended.
@@ -148,81 +61,10 @@ pub enum Turn {
 }
 
 impl Connection {
-    /// Connects to the first host that lets us in as `config` says, for logical replication.
-    ///
-    /// # Errors
-    ///
-    /// The failure at the last host tried. A refused password is not tried at the next host: it
-    /// would be the same, as libpq reasons.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future closes the socket.
-    pub async fn connect(config: &PostgresConfig) -> Result<Self, Failure> {
-        let mut last = Failure::Closed;
-        for host in &config.hosts {
-            let attempt = Self::connect_to(host, config);
-            let result = match config.connect_timeout {
-                Some(limit) => timeout(limit, attempt)
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::TimedOut { host: host.to_string() })),
-                None => attempt.await,
-            };
-            match result {
-                Err(failure) if failure.is_the_same_everywhere() => return Err(failure),
-                Err(failure) => last = failure,
-                Ok(connection) => return Ok(connection),
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect_to(host: &Host, config: &PostgresConfig) -> Result<Self, Failure> {
-        let stream = dial(host, config).await?;
-        let mut connection = Self {
-            stream,
-            session: Session::new(0, FeedbackPolicy::default()),
-            received: BytesMut::new(),
-            send: BytesMut::new(),
-        };
-        connection.log_in(config).await?;
-        let session = connection.session.about();
-        // Servers from 14 on report both at log-in.
-        let is_on = |name| session.parameter(name) == Some("on");
-        let standby = is_on("in_hot_standby");
-        let will_do = match config.target_session_attrs {
-            TargetSessionAttrs::Any => true,
-            TargetSessionAttrs::Primary => !standby,
-            TargetSessionAttrs::ReadWrite => !standby && !is_on("default_transaction_read_only"),
-        };
-        match will_do {
-            true => Ok(connection),
-            false => Err(Failure::Unwanted { host: host.to_string(), standby }),
-        }
-    }
-
-    async fn log_in(&mut self, config: &PostgresConfig) -> Result<(), Failure> {
-        let mut parameters = vec![
-            ("replication", "database"),
-            ("application_name", config.application_name.as_str()),
-            ("client_encoding", "UTF8"),
-        ];
-        if let Some(options) = &config.options {
-            parameters.push(("options", options));
-        }
-        let credentials = Credentials {
-            password: config.password.as_ref().map(|password| password.expose().as_bytes()),
-            allow: config.auth,
-            ..Credentials::default()
-        };
-        let startup = Startup {
-            user: &config.user,
-            database: Some(&config.database),
-            params: &parameters,
-            ..Startup::default()
-        };
-        self.session.log_in(startup, credentials, nonce()?)?;
-        self.until(|event| matches!(event, Event::LoggedIn).then_some(())).await
+    /// On a socket on which nothing was said yet but what `session` has.
+    pub(super) fn new(stream: Stream, session: Session<Duration>) -> Self {
+        let (received, send) = (BytesMut::new(), BytesMut::new());
+        Self { stream, session, received, send, unflushed: false }
     }
 
     /// Sends a simple query and collects its rows. Only before the stream.
@@ -280,7 +122,7 @@ impl Connection {
     }
 
     /// Moves bytes until `found` finds in an event what it waits for.
-    async fn until<T>(
+    pub(super) async fn until<T>(
         &mut self,
         mut found: impl FnMut(Event<'_>) -> Option<T>,
     ) -> Result<T, Failure> {
@@ -291,17 +133,19 @@ impl Connection {
                 }
             }
             self.stream.write_all_buf(self.session.send_buffer()).await?;
+            self.stream.flush().await?;
             if self.stream.read_buf(self.session.receive_buffer()).await? == 0 {
                 return Err(Failure::Closed);
             }
         }
     }
 
-    /// Moves what was received behind CopyBothResponse to `into`.
-    pub fn take_received(&mut self, into: &mut BytesMut) -> usize {
+    /// Moves what was received behind CopyBothResponse to `into`: how many bytes, and whether TLS holds none
+    /// that came after them.
+    pub fn take_received(&mut self, into: &mut BytesMut) -> (usize, bool) {
         let received = std::mem::take(&mut self.received);
         into.extend_from_slice(&received);
-        received.len()
+        (received.len(), !self.stream.holds_more())
     }
 
     /// Queues bytes for the server; [`Connection::turn`] sends them.
@@ -318,13 +162,8 @@ impl Connection {
     /// Cancel safe: nothing is lost if the future is dropped.
     pub async fn turn(&mut self, reading: Reading, into: &mut BytesMut) -> Turn {
         poll_fn(|cx| {
-            while !self.send.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(cx, &self.send) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Turn::Ended(Failure::Closed)),
-                    Poll::Ready(Ok(sent)) => self.send.advance(sent),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Turn::Ended(error.into())),
-                    Poll::Pending => break,
-                }
+            if let Poll::Ready(failure) = self.poll_send(cx) {
+                return Poll::Ready(Turn::Ended(failure));
             }
             if reading != Reading::Now {
                 return Poll::Pending;
@@ -332,15 +171,65 @@ impl Connection {
             if into.capacity() - into.len() < READ_BYTES_MIN {
                 into.reserve(READ_BYTES);
             }
-            let room = into.capacity() - into.len();
-            let read = std::pin::pin!(self.stream.read_buf(into));
-            read.poll(cx).map(|result| match result {
-                Ok(0) => Turn::Ended(Failure::Closed),
-                Ok(bytes) => Turn::Received { bytes, drained: bytes < room },
-                Err(error) => Turn::Ended(error.into()),
-            })
+            self.poll_receive(cx, into)
         })
         .await
+    }
+
+    /// Sends what is queued, as far as that does not block; ready if the connection ended.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        while !self.send.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.send) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Failure::Closed),
+                Poll::Ready(Ok(sent)) => {
+                    self.send.advance(sent);
+                    self.unflushed = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+                Poll::Pending => break,
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+                Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads until there is nothing more, or no room. A socket gives all it has at once, TLS a record at a
+    /// time, and what it has decrypted waits in its own buffer: only if it has no more to give there is none.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<Turn> {
+        let mut bytes = 0;
+        loop {
+            let room = into.capacity() - into.len();
+            if room == 0 {
+                return Poll::Ready(Turn::Received { bytes, drained: false });
+            }
+            let read = std::pin::pin!(self.stream.read_buf(into));
+            match read.poll(cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {
+                    bytes += read;
+                    if !self.stream.is_tls() {
+                        return Poll::Ready(Turn::Received { bytes, drained: read < room });
+                    }
+                }
+                Poll::Pending if bytes == 0 => return Poll::Pending,
+                // The runtime also says so to let others run; then there may be more.
+                Poll::Pending => {
+                    let drained = has_budget_remaining();
+                    return Poll::Ready(Turn::Received { bytes, drained });
+                }
+                // The end comes again at the next turn.
+                Poll::Ready(_) if bytes > 0 => {
+                    return Poll::Ready(Turn::Received { bytes, drained: true });
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Turn::Ended(Failure::Closed)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Turn::Ended(error.into())),
+            }
+        }
     }
 
     /// Closes at the end of a stream that was ended in good order: sends what is queued, and reads to
@@ -362,21 +251,137 @@ impl Connection {
 
     /// Closes, after sending what is queued as far as that does not block.
     pub fn hang_up(mut self) {
-        use std::task::{Context, Waker};
-        let mut cx = Context::from_waker(Waker::noop());
-        while !self.send.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(&mut cx, &self.send) {
-                Poll::Ready(Ok(sent)) if sent > 0 => self.send.advance(sent),
-                _ => return,
-            }
-        }
+        // Whether it went wrong matters to nobody any more.
+        let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
     }
 }
 
-/// 18 random bytes in base64, as libpq.
-fn nonce() -> Result<String, Failure> {
-    use base64::Engine as _;
-    let mut bytes = [0_u8; 18];
-    getrandom::fill(&mut bytes).map_err(|error| Failure::Random(error.to_string()))?;
-    Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Anybody, certificates, private_key};
+    use rustls::crypto::ring;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ServerConfig};
+    use std::sync::Arc;
+    use testkit::certificates::Authority;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, server};
+
+    /// Both ends of a connection under TLS.
+    async fn pair() -> (Connection, server::TlsStream<TcpStream>) {
+        let authority = Authority::new();
+        let files = authority.issue("server", &["localhost"]);
+        let chain = certificates(&files.certificate).unwrap();
+        let key = private_key(&files.key).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let theirs = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let ours = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_no_client_auth();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let (ours, theirs) = tokio::join!(
+            TlsConnector::from(Arc::new(ours)).connect(name, socket),
+            TlsAcceptor::from(Arc::new(theirs)).accept(accepted)
+        );
+        let stream = Stream::Tls(Box::new(ours.unwrap()));
+        let session = Session::new(0, FeedbackPolicy::default());
+        (Connection::new(stream, session), theirs.unwrap())
+    }
+
+    #[tokio::test]
+    async fn under_tls_nothing_is_called_drained_while_some_of_it_waits_to_be_read() {
+        let (mut connection, mut server) = pair().await;
+        // More than the room of one turn, and than the runtime lets one task read at once.
+        let sent: Vec<u8> = (0..1_500_000_u32).map(|number| (number % 251) as u8).collect();
+        let mut into = BytesMut::new();
+        for _ in 0..3 {
+            into.clear();
+            let sending = async {
+                server.write_all(&sent).await.unwrap();
+                server.flush().await.unwrap();
+            };
+            let receiving = async {
+                let mut turns = 0;
+                while into.len() < sent.len() {
+                    let Turn::Received { bytes, drained } =
+                        connection.turn(Reading::Now, &mut into).await
+                    else {
+                        panic!("it ended");
+                    };
+                    assert!(bytes > 0);
+                    turns += 1;
+                    assert!(!(drained && connection.stream.holds_more()));
+                }
+                turns
+            };
+            let ((), turns) = tokio::join!(sending, receiving);
+            assert!(into == sent);
+            // In gulps, and not record by record, of which there are 92.
+            assert!(turns < 60, "{turns}");
+        }
+    }
+
+    #[tokio::test]
+    async fn under_tls_a_turn_takes_all_that_is_there_and_says_so() {
+        let (mut connection, mut server) = pair().await;
+        let mut into = BytesMut::new();
+        for len in [1, 5, 16_384, 16_385, 100_000] {
+            into.clear();
+            server.write_all(&vec![7; len]).await.unwrap();
+            server.flush().await.unwrap();
+            let turn = connection.turn(Reading::Now, &mut into).await;
+            let Turn::Received { bytes, drained } = turn else { panic!("{turn:?}") };
+            assert_eq!((bytes, drained, into.len()), (len, true, len));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_tls_has_decrypted_behind_the_beginning_of_the_stream_is_not_forgotten() {
+        let (mut connection, mut server) = pair().await;
+        let mut into = BytesMut::new();
+        // In one record: what is read of it first leaves the rest where no socket tells of it.
+        server.write_all(&[7; 10_000]).await.unwrap();
+        server.flush().await.unwrap();
+        let mut first = [0; 100];
+        tokio::io::AsyncReadExt::read_exact(&mut connection.stream, &mut first).await.unwrap();
+        connection.received.extend_from_slice(&first);
+        assert_eq!(connection.take_received(&mut into), (100, false));
+        let turn = connection.turn(Reading::Now, &mut into).await;
+        assert!(matches!(turn, Turn::Received { bytes: 9900, drained: true }), "{turn:?}");
+        assert_eq!(connection.take_received(&mut into), (0, true));
+        assert_eq!(into.len(), 10_000);
+    }
+
+    #[tokio::test]
+    async fn under_tls_what_is_sent_leaves_without_more_being_sent() {
+        let (mut connection, mut server) = pair().await;
+        // More than sockets and TLS hold.
+        let sent = vec![9; 8_000_000];
+        connection.send(&sent);
+        let mut received = vec![0; sent.len()];
+        let mut into = BytesMut::new();
+        tokio::select! {
+            turn = connection.turn(Reading::Paused, &mut into) => panic!("{turn:?}"),
+            read = tokio::io::AsyncReadExt::read_exact(&mut server, &mut received) => {
+                read.unwrap();
+            }
+        }
+        assert!(received == sent);
+        assert!(connection.send.is_empty() && !connection.unflushed);
+        drop(server);
+        let turn = connection.turn(Reading::Now, &mut into).await;
+        assert!(matches!(turn, Turn::Ended(Failure::Closed)), "{turn:?}");
+    }
 }

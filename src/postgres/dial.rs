@@ -1,4 +1,4 @@
-//! From a configured host to a connected socket.
+//! From a configured host to a connected socket, and what is read and written through.
 
 use crate::config::{Host, PostgresConfig};
 use socket2::{SockRef, TcpKeepalive};
@@ -9,16 +9,37 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
+use tokio_rustls::client::TlsStream;
 
 /// Receive buffer asked of the kernel: while we are behind, one large read takes what gathered. The
 /// kernel caps it at `net.core.rmem_max`.
 const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
 
-/// A connected socket. TLS will be another variant: everything above reads and writes only.
+/// A connected socket, with or without TLS on top: everything above reads and writes only.
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// True if what is read comes in records, and some of it may be here already.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// True if bytes are here that were decrypted and not read.
+    pub(super) fn holds_more(&mut self) -> bool {
+        match self {
+            Self::Tls(stream) => {
+                let (_, session) = stream.get_mut();
+                // What is wrong with the session is found by the next who reads.
+                session.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
+            }
+            Self::Tcp(_) | Self::Unix(_) => false,
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -29,6 +50,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -42,6 +64,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -49,6 +72,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -56,6 +80,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -75,30 +100,32 @@ pub(super) enum DialError {
     Connect { address: String, source: io::Error },
 }
 
-/// Connects to `host`, trying all of its addresses in order. Names are looked up every time, so that
-/// a failover by DNS is followed.
-pub(super) async fn dial(host: &Host, config: &PostgresConfig) -> Result<Stream, DialError> {
-    let address = host.to_string();
-    let connect = |source| DialError::Connect { address: address.clone(), source };
-    let Host::Tcp { host: name, addr, port } = host else {
-        let path = host.socket_path().unwrap_or_default();
-        return UnixStream::connect(path).await.map(Stream::Unix).map_err(connect);
-    };
-    let addresses: Vec<SocketAddr> = match addr {
-        Some(addr) => vec![SocketAddr::new(*addr, *port)],
-        None => {
-            let found = lookup_host((name.as_str(), *port)).await;
-            found.map_err(|source| DialError::Name { host: name.clone(), source })?.collect()
-        }
-    };
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match dial_address(address, config).await {
-            Ok(stream) => return Ok(Stream::Tcp(stream)),
-            Err(error) => last = error,
-        }
+/// The addresses of a host over TCP. Names are looked up every time, so that a failover by DNS is followed.
+pub(super) async fn addresses(host: &Host) -> Result<Vec<SocketAddr>, DialError> {
+    match host {
+        Host::Unix { .. } => Ok(Vec::new()),
+        Host::Tcp { addr: Some(addr), port, .. } => Ok(vec![SocketAddr::new(*addr, *port)]),
+        Host::Tcp { host, addr: None, port } => match lookup_host((host.as_str(), *port)).await {
+            Ok(found) => Ok(found.collect()),
+            Err(source) => Err(DialError::Name { host: host.clone(), source }),
+        },
     }
-    Err(connect(last))
+}
+
+/// Connects to one address of `host`.
+pub(super) async fn dial(
+    host: &Host,
+    address: SocketAddr,
+    config: &PostgresConfig,
+) -> Result<TcpStream, DialError> {
+    let connected = dial_address(address, config).await;
+    connected.map_err(|source| DialError::Connect { address: host.to_string(), source })
+}
+
+/// Connects to the Unix socket of `host`.
+pub(super) async fn dial_socket(host: &Host) -> Result<UnixStream, DialError> {
+    let connected = UnixStream::connect(host.socket_path().unwrap_or_default()).await;
+    connected.map_err(|source| DialError::Connect { address: host.to_string(), source })
 }
 
 async fn dial_address(address: SocketAddr, config: &PostgresConfig) -> io::Result<TcpStream> {

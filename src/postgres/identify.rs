@@ -1,7 +1,8 @@
 //! Everything that is asked before the stream, on the replication connection itself: no second
 //! connection that could be on another server.
 
-use super::connection::{Connection, Failure, Row};
+use super::connection::{Connection, Row};
+use super::failure::Failure;
 use super::setup::{self, Found, FoundPublication, FoundSlot, Names, Plan, set_up};
 use crate::config::PostgresConfig;
 use crate::relay::Identity;
@@ -286,13 +287,22 @@ fn number<T: std::str::FromStr>(
 
 /// What a failure before the stream leads to.
 pub(super) fn gone(failure: Failure) -> Gone {
+    let words = failure.to_string();
     match failure {
         Failure::Server(error) | Failure::Login(HandshakeError::Server(error)) => classify(&error),
+        Failure::Tls { ref failure, .. } if failure.may_pass() => Gone::Lost(words),
         // Waiting does not change any of these; a name may be new, but then the start can be too.
-        failure @ (Failure::UnknownHost(_) | Failure::Login(_) | Failure::Random(_)) => {
-            Gone::Refused(ExitKind::Unreachable, failure.to_string())
-        }
-        failure => Gone::Lost(failure.to_string()),
+        Failure::UnknownHost(_)
+        | Failure::Login(_)
+        | Failure::Random(_)
+        | Failure::Tls { .. }
+        | Failure::Alert(_) => Gone::Refused(ExitKind::Unreachable, words),
+        // One of the two is what was meant to work; if that may pass, so may both.
+        Failure::Neither { tls, clear } => match (gone(*tls), gone(*clear)) {
+            (Gone::Refused(kind, _), Gone::Refused(..)) => Gone::Refused(kind, words),
+            _ => Gone::Lost(words),
+        },
+        _ => Gone::Lost(words),
     }
 }
 

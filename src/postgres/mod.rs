@@ -4,12 +4,20 @@
 //! hang up is the engine's.
 
 pub mod audit_slot;
+mod connect;
 mod connection;
 mod dial;
+mod failure;
 mod identify;
+mod password;
 mod setup;
 mod synchronous;
+mod tls;
+mod verifier;
 
-pub use connection::{Connection, Failure, Turn};
+pub use connection::{Connection, Turn};
+pub use failure::Failure;
 pub use identify::{Ask, Identified, identify};
+pub use password::PasswordFailure;
 pub use setup::{Found, FoundPublication, FoundSlot, Names, Plan, plan, set_up};
+pub use tls::TlsFailure;

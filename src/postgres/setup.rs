@@ -5,7 +5,8 @@
 //! and the loss of facts, and nothing is ever re-created silently. Before PostgreSQL 18 a slot that
 //! is older than its publication cannot decode past the first row change.
 
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::synchronous::names_us;
 use crate::relay::gone::{ExitKind, another_cluster};
 use factlib_protocol::Lsn;

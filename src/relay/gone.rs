@@ -93,7 +93,9 @@ pub fn classify(error: &ServerError) -> Gone {
         ),
         SqlState::INVALID_PASSWORD
         | SqlState::INVALID_AUTHORIZATION
-        | SqlState::INVALID_CATALOG_NAME => Gone::Refused(ExitKind::Unreachable, words),
+        | SqlState::INVALID_CATALOG_NAME => {
+            Gone::Refused(ExitKind::Unreachable, format!("{words}{}", log_in_advice(error)))
+        }
         SqlState::INSUFFICIENT_PRIVILEGE => Gone::Refused(
             ExitKind::Unsuitable,
             format!(
@@ -104,6 +106,28 @@ pub fn classify(error: &ServerError) -> Gone {
         // No free slot. The server's own hint says what to do.
         SqlState::CONFIGURATION_LIMIT_EXCEEDED => Gone::Refused(ExitKind::Unsuitable, words),
         _ => Gone::Lost(words),
+    }
+}
+
+/// What to do about a log-in that is refused, as far as the server's words tell; nothing where they are in
+/// another language than English.
+pub fn log_in_advice(error: &ServerError) -> &'static str {
+    let says = |words| error.message.contains(words);
+    match error.code {
+        SqlState::INVALID_PASSWORD => "; look at the password, and at where it is read",
+        SqlState::INVALID_AUTHORIZATION if says("requires a valid client certificate") => {
+            "; name a certificate in sslcert and its key in sslkey"
+        }
+        SqlState::INVALID_AUTHORIZATION if says("certificate authentication failed") => {
+            "; the common name of sslcert must be the role's name, or mapped to it in pg_ident.conf"
+        }
+        SqlState::INVALID_AUTHORIZATION if says("pg_hba.conf") && says("no encryption") => {
+            "; use TLS (sslmode=verify-full), or let pg_hba.conf have a line for us without it"
+        }
+        SqlState::INVALID_AUTHORIZATION if says("pg_hba.conf") => {
+            "; let pg_hba.conf have a line for us"
+        }
+        _ => "",
     }
 }
 
@@ -175,6 +199,39 @@ mod tests {
             | Gone::SlotInUse(words)
             | Gone::Terminal(_, words)) = &gone;
             assert!(words.contains(code) && words.contains(message), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_refused_log_in_says_what_to_do() {
+        for (code, message, advice) in [
+            ("28P01", "password authentication failed for user \"owl\"", "look at the password"),
+            ("28000", "connection requires a valid client certificate", "sslcert"),
+            ("28000", "certificate authentication failed for user \"owl\"", "common name"),
+            (
+                "28000",
+                "no pg_hba.conf entry for host \"::1\", user \"owl\", database \"app\", no encryption",
+                "use TLS",
+            ),
+            (
+                "28000",
+                "pg_hba.conf rejects connection for host \"::1\", user \"owl\", database \"app\", SSL encryption",
+                "; let pg_hba.conf have a line for us",
+            ),
+            ("28000", "role \"owl\" is not permitted to log in", ""),
+        ] {
+            let error = ServerError {
+                severity: "FATAL".to_owned(),
+                code: SqlState(code.as_bytes().try_into().unwrap()),
+                message: message.to_owned(),
+                detail: None,
+                hint: None,
+            };
+            let found = log_in_advice(&error);
+            assert!(
+                found.contains(advice) && found.is_empty() == advice.is_empty(),
+                "{message}: {found}"
+            );
         }
     }
 }

@@ -698,7 +698,7 @@ fn a_host_that_is_still_starting_does_not_hide_the_next_one() {
     });
     let postgres = Postgres::builder().start();
     let hosts = format!("127.0.0.1:{starting},127.0.0.1:{}", postgres.port());
-    let url = format!("postgres://postgres@{hosts}/app");
+    let url = format!("postgres://postgres@{hosts}/app?sslmode=disable");
     let command = at(&postgres).arg("init").env("MASTER_DATABASE_URL", url).spawn();
     assert_eq!(command.wait_exit(PATIENCE).code(), Some(0), "{}", command.log_text());
 }
@@ -713,7 +713,7 @@ fn a_server_that_lets_us_in_and_falls_silent_is_given_up() {
         let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
         while stream.read(&mut bytes).is_ok_and(|read| read > 0) {}
     });
-    let url = format!("postgres://postgres@127.0.0.1:{silent}/app");
+    let url = format!("postgres://postgres@127.0.0.1:{silent}/app?sslmode=disable");
     refused(homeless().env("MASTER_DATABASE_URL", url).arg("init"), 3, &["has not answered since"]);
 }
 
