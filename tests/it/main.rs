@@ -17,6 +17,7 @@ mod heal;
 mod idle;
 mod oracle;
 mod poison;
+mod postgres_security;
 mod refusals;
 mod security;
 mod sequences;
