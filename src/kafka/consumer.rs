@@ -72,7 +72,7 @@ impl Consumer {
                     continue;
                 }
             };
-            let request = MetadataRequest { topics: vec![Arc::clone(topic)] };
+            let request = MetadataRequest::of(vec![Arc::clone(topic)]);
             let metadata = match self.ask(&address, async |m| m.request(request).await).await {
                 Ok(response) => response
                     .answer(std::slice::from_ref(topic))
@@ -111,6 +111,15 @@ impl Consumer {
         Err(failure)
     }
 
+    /// The offset behind the last record of a partition that consumers can see.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::read`].
+    pub async fn end(&mut self, topic: &Arc<str>, partition: i32) -> Result<i64, Unanswered> {
+        self.offset(topic, partition, ListOffsetsRequest::LATEST).await
+    }
+
     /// Calls `each` with every record of a partition from the first that is not older than `from_ms`
     /// (milliseconds since 1970) to the last that is there when this is called.
     ///
@@ -122,10 +131,27 @@ impl Consumer {
         topic: &Arc<str>,
         partition: i32,
         from_ms: i64,
+        each: impl FnMut(Found<'_>),
+    ) -> Result<(), Unanswered> {
+        let end = self.end(topic, partition).await?;
+        let first = self.offset(topic, partition, from_ms).await?;
+        self.read_between(topic, partition, first, end, each).await
+    }
+
+    /// The same from one offset to before another, both of which were there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::read`].
+    pub async fn read_between(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+        first: i64,
+        end: i64,
         mut each: impl FnMut(Found<'_>),
     ) -> Result<(), Unanswered> {
-        let end = self.offset(topic, partition, ListOffsetsRequest::LATEST).await?;
-        let mut next = self.offset(topic, partition, from_ms).await?;
+        let mut next = first;
         let mut empty = 0;
         while next < end {
             let fetched = self
@@ -212,7 +238,7 @@ impl Consumer {
     }
 
     /// Asks over the connection that there is, or a new one.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &mut self,
         address: &Address,
         question: impl AsyncFnOnce(

@@ -32,6 +32,10 @@ const READ_BUFFER_LEN: usize = 4 << 10;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// What is said of a connection that is lost at the first question: a listener that wants to know who we are tells
+/// its versions, and no more.
+pub(super) const WANTS_SASL: &str = " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)";
+
 /// A broker's host and port.
 ///
 /// ```
@@ -83,6 +87,9 @@ impl fmt::Display for Address {
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
+
+/// What to do about a broker that cannot be connected to.
+const UNREACHED: &str = " (does a broker run there, and is KAFKA_BROKERS right?)";
 
 /// What the messenger talks through.
 pub(super) type Stream = BufReader<Link<Transport>>;
@@ -185,7 +192,7 @@ pub(super) async fn dial(
     let stream = timeout_at(deadline, connect(address, config, deadline))
         .await
         .map_err(|_| after("cannot connect"))?
-        .map_err(|e| Unanswered(format!("{address}: cannot connect: {e}")))?;
+        .map_err(|e| Unanswered(format!("{address}: cannot connect: {e}{UNREACHED}")))?;
     let socket = SockRef::from(&stream)
         .try_clone()
         .map_err(|e| Unanswered(format!("{address}: cannot clone the socket: {e}")))?;

@@ -68,6 +68,8 @@ pub(super) struct CreateTopicRequest {
     pub(super) new: Arc<NewTopic>,
     /// How long the broker may wait until it is done.
     pub(super) timeout: Duration,
+    /// Only to see whether it could be.
+    pub(super) validate_only: bool,
 }
 
 impl RequestBody for CreateTopicRequest {
@@ -97,8 +99,7 @@ impl WriteVersionedType<Vec<u8>> for CreateTopicRequest {
             string(out, value)?;
         }
         out.extend(millis(self.timeout).to_be_bytes());
-        // Not only to see whether it could be.
-        out.push(0);
+        out.push(u8::from(self.validate_only));
         Ok(())
     }
 }

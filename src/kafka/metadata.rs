@@ -1,22 +1,40 @@
 //! Metadata, versions 4 to 12: from 4 on a client can forbid that topics are created by asking, from 10 on topics
 //! have ids (KIP-516), and 13 adds nothing we need.
 
-use super::primitive::{NO_TAGS, int16, int32, put_compact_len, read_version, version};
+use super::primitive::{
+    COMPACT_NULL, NO_TAGS, int16, int32, put_compact_len, read_version, version,
+};
 use crate::relay::kafka::{Broker, Metadata, PartitionMetadata, TopicMetadata};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{
     ReadVersionedError, ReadVersionedType, RequestBody, WriteVersionedError, WriteVersionedType,
 };
+use rskafka::protocol::traits::ReadError;
 use std::collections::HashSet;
 use std::io::Cursor;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Exactly these topics: an empty list asks for none (null would be all of them).
+/// What is asked of topics.
 #[derive(Debug)]
 pub(super) struct MetadataRequest {
-    pub(super) topics: Vec<Arc<str>>,
+    /// Exactly these; an empty list asks for none. Without a list it is every topic that we may describe.
+    topics: Option<Vec<Arc<str>>>,
+    /// What we may do with each, too: a broker has to go through all its ACLs for that.
+    authorized_operations: bool,
+}
+
+impl MetadataRequest {
+    /// Where these topics are.
+    pub(super) fn of(topics: Vec<Arc<str>>) -> Self {
+        Self { topics: Some(topics), authorized_operations: false }
+    }
+
+    /// Everything about these topics, or about all.
+    pub(super) fn describe(topics: Option<Vec<Arc<str>>>) -> Self {
+        Self { topics, authorized_operations: true }
+    }
 }
 
 /// The first version with compact lengths and tagged fields.
@@ -36,11 +54,13 @@ impl WriteVersionedType<Vec<u8>> for MetadataRequest {
         version: ApiVersion,
     ) -> Result<(), WriteVersionedError> {
         let flexible = version >= FLEXIBLE;
-        match flexible {
-            true => put_compact_len(out, self.topics.len())?,
-            false => out.extend(int32(self.topics.len())?),
+        match (&self.topics, flexible) {
+            (Some(topics), true) => put_compact_len(out, topics.len())?,
+            (Some(topics), false) => out.extend(int32(topics.len())?),
+            (None, true) => out.push(COMPACT_NULL),
+            (None, false) => out.extend((-1_i32).to_be_bytes()),
         }
-        for topic in &self.topics {
+        for topic in self.topics.iter().flatten() {
             if version >= self::version(10) {
                 // Asked for by name.
                 out.extend(Uuid::nil().into_bytes());
@@ -59,8 +79,7 @@ impl WriteVersionedType<Vec<u8>> for MetadataRequest {
             out.push(0);
         }
         if version >= self::version(8) {
-            // Nor with each topic.
-            out.push(0);
+            out.push(u8::from(self.authorized_operations));
         }
         out.extend(flexible.then_some(NO_TAGS));
         Ok(())
@@ -72,7 +91,62 @@ impl WriteVersionedType<Vec<u8>> for MetadataRequest {
 pub(super) struct MetadataResponse {
     brokers: Vec<(i32, String, i32)>,
     cluster_id: Option<String>,
-    topics: Vec<TopicMetadata>,
+    topics: Vec<TopicDescription>,
+}
+
+/// A topic as a broker describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// What the relay wants to know, too.
+    pub topic: TopicMetadata,
+    /// One of Kafka's own.
+    pub is_internal: bool,
+    /// The copies of each partition, in the order of the partitions: how many there are to be, and how many are in
+    /// sync.
+    pub replicas: Vec<(usize, usize)>,
+    /// What we may do with it, if the broker told.
+    pub operations: Option<Operations>,
+}
+
+/// What a client may do with a topic: a bit for each
+/// [operation](https://kafka.apache.org/documentation/#operations_resources_and_protocols).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operations(i32);
+
+impl Operations {
+    /// What a broker says that was not asked.
+    const UNKNOWN: i32 = i32::MIN;
+
+    /// True if it may write.
+    pub fn write(self) -> bool {
+        self.has(4)
+    }
+
+    /// True if it may read, which an audit and a canary need.
+    pub fn read(self) -> bool {
+        self.has(3)
+    }
+
+    /// True if it may see the configuration.
+    pub fn describe_configs(self) -> bool {
+        self.has(10)
+    }
+
+    /// By `org.apache.kafka.common.acl.AclOperation`.
+    fn has(self, operation: u8) -> bool {
+        self.0 & (1 << operation) != 0
+    }
+}
+
+/// What a broker says of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterDescription {
+    /// The cluster's id, where the broker tells.
+    pub cluster_id: Option<String>,
+    /// All live brokers, as they are advertised to clients of this listener.
+    pub brokers: Vec<Broker>,
+    /// The topics asked for.
+    pub topics: Vec<TopicDescription>,
 }
 
 impl ReadVersionedType<Cursor<Vec<u8>>> for MetadataResponse {
@@ -99,31 +173,43 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for MetadataResponse {
                     true => Some(r.uuid()?).filter(|id| !id.is_nil()),
                     false => None,
                 };
-                let _is_internal = r.boolean()?;
+                let is_internal = r.boolean()?;
                 let mut partitions = Vec::new();
+                let mut replicas = Vec::new();
                 for _ in 0..r.count()? {
                     let _error = r.int16()?;
                     let (index, leader) = (r.int32()?, r.int32()?);
                     if version >= self::version(7) {
                         let _leader_epoch = r.int32()?;
                     }
-                    // Replicas, those in sync, and those offline.
-                    let lists = if version >= self::version(5) { 3 } else { 2 };
-                    for _ in 0..lists {
-                        for _ in 0..r.count()? {
+                    let mut nodes = || -> Result<usize, ReadError> {
+                        let count = r.count()?;
+                        for _ in 0..count {
                             r.int32()?;
                         }
+                        Ok(usize::try_from(count).unwrap_or(0))
+                    };
+                    replicas.push((nodes()?, nodes()?));
+                    if version >= self::version(5) {
+                        let _offline = nodes()?;
                     }
                     r.tags()?;
                     // -1 while there is none.
                     let leader = Some(leader).filter(|leader| *leader >= 0);
                     partitions.push(PartitionMetadata { index, leader });
                 }
-                if version >= self::version(8) {
-                    let _topic_authorized_operations = r.int32()?;
-                }
+                let operations = match version >= self::version(8) {
+                    true => r.int32()?,
+                    false => Operations::UNKNOWN,
+                };
+                let told = operations != Operations::UNKNOWN;
                 r.tags()?;
-                topics.push(TopicMetadata { name, id, error, partitions });
+                topics.push(TopicDescription {
+                    topic: TopicMetadata { name, id, error, partitions },
+                    is_internal,
+                    replicas,
+                    operations: told.then_some(Operations(operations)),
+                });
             }
             if (self::version(8)..=self::version(10)).contains(&version) {
                 let _cluster_authorized_operations = r.int32()?;
@@ -137,6 +223,22 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for MetadataResponse {
 impl MetadataResponse {
     /// What the engine wants to know; a sentence if it makes no sense.
     pub(super) fn answer(self, asked: &[Arc<str>]) -> Result<Metadata, String> {
+        let ClusterDescription { cluster_id, brokers, topics: found } = self.describe()?;
+        let mut missing: HashSet<&str> = asked.iter().map(|name| &**name).collect();
+        let mut topics = Vec::with_capacity(missing.len());
+        for TopicDescription { topic, .. } in found {
+            if missing.remove(topic.name.as_str()) {
+                topics.push(topic);
+            }
+        }
+        if let Some(name) = missing.iter().next() {
+            return Err(format!("did not answer for topic {name}"));
+        }
+        Ok(Metadata { cluster_id, brokers, topics })
+    }
+
+    /// All that it says; a sentence if it makes no sense.
+    pub(super) fn describe(mut self) -> Result<ClusterDescription, String> {
         // A broker that has just started may know nobody yet, not even itself.
         if self.brokers.is_empty() {
             return Err("knows of no broker yet".to_owned());
@@ -148,12 +250,7 @@ impl MetadataResponse {
             };
             brokers.push(Broker { id, host, port });
         }
-        let mut missing: HashSet<&str> = asked.iter().map(|name| &**name).collect();
-        let mut topics = Vec::with_capacity(missing.len());
-        for mut topic in self.topics {
-            if !missing.remove(topic.name.as_str()) {
-                continue;
-            }
+        for TopicDescription { topic, .. } in &mut self.topics {
             if topic.error != 0 {
                 topic.partitions.clear();
             }
@@ -162,12 +259,8 @@ impl MetadataResponse {
                 let lives = |id: &i32| brokers.iter().any(|broker| broker.id == *id);
                 partition.leader = partition.leader.filter(lives);
             }
-            topics.push(topic);
         }
-        if let Some(name) = missing.iter().next() {
-            return Err(format!("did not answer for topic {name}"));
-        }
-        Ok(Metadata { cluster_id: self.cluster_id, brokers, topics })
+        Ok(ClusterDescription { cluster_id: self.cluster_id, brokers, topics: self.topics })
     }
 }
 
@@ -215,7 +308,8 @@ mod tests {
         }
         body.extend(tags);
         if v >= 8 {
-            body.extend([128, 0, 0, 0]);
+            // WRITE and DESCRIBE.
+            body.extend([0, 0, 1, 16]);
         }
         body.extend(tags);
         if (8..=10).contains(&v) {
@@ -239,6 +333,11 @@ mod tests {
             reader.set_position(6);
             let response = MetadataResponse::read_versioned(&mut reader, version(v)).unwrap();
             assert_eq!(reader.position(), body.len() as u64);
+            let described = response.topics.first().unwrap();
+            assert_eq!((described.is_internal, &*described.replicas), (false, &[(1, 1)][..]));
+            let operations = described.operations;
+            let may = |operation: fn(Operations) -> bool| operations.is_some_and(operation);
+            assert_eq!((may(Operations::write), may(Operations::read)), (v >= 8, false));
             let topic = TopicMetadata {
                 name: "t".to_owned(),
                 id: Some(Uuid::from_bytes([9; 16])).filter(|_| v >= 10),
@@ -254,7 +353,8 @@ mod tests {
 
     #[test]
     fn a_metadata_request_asks_for_these_topics_in_every_version() {
-        let request = MetadataRequest { topics: vec![Arc::from("t")] };
+        let request = MetadataRequest::of(vec![Arc::from("t")]);
+        let all = MetadataRequest::describe(None);
         let id = [0; 16];
         let cases: [(i16, &[&[u8]]); 4] = [
             (4, &[&[0, 0, 0, 1, 0, 1, b't', 0]]),
@@ -266,6 +366,17 @@ mod tests {
             let mut out = Vec::new();
             request.write_versioned(&mut out, version(v)).unwrap();
             assert_eq!(out, expected.concat(), "version {v}");
+        }
+        let cases: [(i16, &[u8]); 4] = [
+            (4, &[255, 255, 255, 255, 0]),
+            (8, &[255, 255, 255, 255, 0, 0, 1]),
+            (10, &[0, 0, 0, 1, 0]),
+            (12, &[0, 0, 1, 0]),
+        ];
+        for (v, expected) in cases {
+            let mut out = Vec::new();
+            all.write_versioned(&mut out, version(v)).unwrap();
+            assert_eq!(out, expected, "version {v}");
         }
     }
 }

@@ -20,6 +20,8 @@
 //! - `sent: false` means that no byte left this machine.
 //! - A topic is created only by [`Request::CreateTopic`], never by asking for metadata.
 
+mod admin;
+mod configs;
 mod consumer;
 mod dial;
 mod fetch;
@@ -36,8 +38,11 @@ mod sasl;
 mod tests;
 mod tls;
 
+pub use admin::Admin;
+pub use configs::TopicConfigs;
 pub use consumer::Consumer;
 pub use fetched::{Found, records};
+pub use metadata::{ClusterDescription, Operations, TopicDescription};
 pub use sasl::{Mechanism, Sasl};
 pub use tls::{Tls, TlsFiles, TlsFilesError};
 

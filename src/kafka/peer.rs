@@ -8,7 +8,7 @@
 //!   └─────────────────────────────────────────────────┘ time-out, lost, nonsense: all answered
 //! ```
 
-use super::dial::{Address, Connection, Stream, describe, dial};
+use super::dial::{Address, Connection, Stream, WANTS_SASL, describe, dial};
 use super::lease::Lease;
 use super::message::{
     CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
@@ -298,7 +298,7 @@ async fn serve(
             Event::Job(Job { ask, deadline }) => {
                 let request = match &ask {
                     Ask::Metadata { topics, .. } => {
-                        Outgoing::Metadata(MetadataRequest { topics: topics.clone() })
+                        Outgoing::Metadata(MetadataRequest::of(topics.clone()))
                     }
                     Ask::InitProducerId { .. } => Outgoing::InitProducerId,
                     Ask::CreateTopic { topic, new, .. } => {
@@ -306,6 +306,7 @@ async fn serve(
                             topic: Arc::clone(topic),
                             new: Arc::clone(new),
                             timeout: config.ack_timeout,
+                            validate_only: false,
                         })
                     }
                     Ask::Produce { batches, .. } => Outgoing::Produce(ProduceRequest {
@@ -330,7 +331,7 @@ async fn serve(
                     matches!(first, Some(Ask::Metadata { .. } | Ask::InitProducerId { .. }));
                 let stranger = !answered && general;
                 let hint = match stranger && config.sasl.is_none() {
-                    true => " (does this listener want KAFKA_USERNAME and KAFKA_PASSWORD?)",
+                    true => WANTS_SASL,
                     false => "",
                 };
                 break format!("{address}: {}{hint}", describe(&e));

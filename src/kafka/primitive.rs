@@ -26,6 +26,9 @@ pub(super) fn int32(n: usize) -> Result<[u8; 4], WriteError> {
     Ok(i32::try_from(n)?.to_be_bytes())
 }
 
+/// The length of a compact array or text that is not there.
+pub(super) const COMPACT_NULL: u8 = 0;
+
 /// No tagged field.
 pub(super) const NO_TAGS: u8 = 0;
 
@@ -132,6 +135,10 @@ impl<'a> Body<'a> {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn int8(&mut self) -> Result<i8, ReadError> {
+        self.array().map(i8::from_be_bytes)
     }
 
     pub(super) fn int16(&mut self) -> Result<i16, ReadError> {

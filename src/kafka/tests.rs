@@ -949,8 +949,8 @@ async fn when_nobody_answers_each_says_why() {
     let Unanswered(cause) = driver.metadata(&[]).await.unwrap_err();
     for part in [
         "\"localhost\" is not host:port (an IPv6 address goes in brackets)".to_owned(),
-        format!("{a}: cannot connect: Connection refused (os error 111)"),
-        format!("{b}: cannot connect: Connection refused (os error 111)"),
+        format!("{a}: cannot connect: Connection refused (os error 111) (does a broker run there"),
+        format!("{b}: cannot connect: Connection refused (os error 111) (does a broker run there"),
     ] {
         assert!(cause.contains(&part), "{cause}");
     }

@@ -1,0 +1,139 @@
+//! What a tool for operators asks of a cluster: what there is, how it is set, and what we may do. It changes nothing.
+
+use super::configs::{DescribeConfigsRequest, TopicConfigs};
+use super::consumer::Consumer;
+use super::dial::{Stream, WANTS_SASL, dial};
+use super::message::CreateTopicRequest;
+use super::metadata::{ClusterDescription, MetadataRequest};
+use super::{Address, Config};
+use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
+use rskafka::messenger::{Messenger, RequestError};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// So many topics are asked for at once: a response then stays within some hundred kilobytes.
+const TOPICS_ASKED: usize = 100;
+
+/// Asks the first of the bootstrap brokers that answers.
+#[derive(Debug)]
+pub struct Admin {
+    config: Config,
+    /// For its connections.
+    consumer: Consumer,
+    /// A broker has answered.
+    reached: bool,
+}
+
+impl Admin {
+    /// One that has contacted nobody yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { consumer: Consumer::new(config.clone()), config, reached: false }
+    }
+
+    /// Brokers and these topics, or all topics that we may describe.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker answers: why, of each.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, as everything here: dropping the future closes the connection at most.
+    pub async fn describe(
+        &mut self,
+        topics: Option<&[Arc<str>]>,
+    ) -> Result<ClusterDescription, Unanswered> {
+        let request = || MetadataRequest::describe(topics.map(<[_]>::to_vec));
+        let response = self.ask(async |m| m.request(request()).await).await?;
+        response.describe().map_err(|what| Unanswered(format!("the cluster {what}")))
+    }
+
+    /// How these topics are set: of the configurations of these names those that the broker knows.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker answers.
+    pub async fn configs(
+        &mut self,
+        topics: &[Arc<str>],
+        names: &'static [&'static str],
+    ) -> Result<Vec<TopicConfigs>, Unanswered> {
+        let mut found = Vec::with_capacity(topics.len());
+        for topics in topics.chunks(TOPICS_ASKED) {
+            let request = || DescribeConfigsRequest { topics: topics.to_vec(), names };
+            found.extend(self.ask(async |m| m.request(request()).await).await?.0);
+        }
+        Ok(found)
+    }
+
+    /// Whether a topic could be created like this, without doing it.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker answers.
+    pub async fn could_create(
+        &mut self,
+        topic: &Arc<str>,
+        new: &NewTopic,
+    ) -> Result<Result<(), CreateRefusal>, Unanswered> {
+        let new = Arc::new(new.clone());
+        let timeout = self.config.ack_timeout;
+        let request = || CreateTopicRequest {
+            topic: Arc::clone(topic),
+            new: Arc::clone(&new),
+            timeout,
+            validate_only: true,
+        };
+        let response = self.ask(async |m| m.request(request()).await).await?;
+        response.answer(topic).map_err(|what| Unanswered(format!("the cluster {what}")))
+    }
+
+    /// Connects and logs in at this address, and closes the connection again.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if that does not work.
+    pub async fn reach(&self, address: &Address) -> Result<(), Unanswered> {
+        let limit = Instant::now() + self.config.connect_timeout;
+        dial(address, &self.config, limit).await.map(|connection| connection.cut())
+    }
+
+    /// Asks one bootstrap broker after the other.
+    async fn ask<T>(
+        &mut self,
+        mut question: impl AsyncFnMut(&Messenger<Stream>) -> Result<T, RequestError>,
+    ) -> Result<T, Unanswered> {
+        let mut causes = Vec::new();
+        for bootstrap in self.config.bootstrap.clone() {
+            let address: Address = match bootstrap.parse() {
+                Ok(address) => address,
+                Err(error) => {
+                    causes.push(error.to_string());
+                    continue;
+                }
+            };
+            let mut asked = false;
+            let answer = self.consumer.ask(&address, async |m| {
+                asked = true;
+                question(m).await
+            });
+            match answer.await {
+                Ok(answer) => {
+                    self.reached = true;
+                    return Ok(answer);
+                }
+                Err(Unanswered(mut cause)) => {
+                    if asked && !self.reached && self.config.sasl.is_none() {
+                        cause.push_str(WANTS_SASL);
+                    }
+                    causes.push(cause);
+                }
+            }
+        }
+        Err(Unanswered(match causes.as_slice() {
+            [] => "no bootstrap address".to_owned(),
+            causes => causes.join("; "),
+        }))
+    }
+}
