@@ -578,7 +578,8 @@ fn hosts<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>) -> Vec<Host> {
                 _ => {
                     let setting = port.as_ref().map_or(SETTING, |found| found.setting);
                     // Behind the colon of a URL an unescaped password can end up: do not repeat it.
-                    r.problems.add(setting, "a port is not a number from 1 to 65535");
+                    r.problems
+                        .add(setting, "a port is not a number from 1 to 65535; write host:port");
                     return Vec::new();
                 }
             },

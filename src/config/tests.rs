@@ -800,7 +800,7 @@ fn variables_stand_in_for_what_the_string_leaves_out() {
         problems,
         "PGSSLMODE: there is nothing to verify a certificate with: name the file of its authority in \
          sslrootcert, or sslrootcert=system\n\
-         PGPORT: a port is not a number from 1 to 65535"
+         PGPORT: a port is not a number from 1 to 65535; write host:port"
     );
 }
 
@@ -836,8 +836,8 @@ fn bad_connection_strings_are_refused_in_one_sentence() {
         ("postgres://%zz", "a % is not followed by two hexadecimal digits, in postgres://%zz".into()),
         ("postgres://%1", "a % is not followed by two hexadecimal digits, in postgres://%1".into()),
         ("postgres://%ff@h", format!("the percent-encoded bytes are not UTF-8, in postgres://%ff@h{ENCODE}")),
-        ("postgres://u@h:99999", "a port is not a number from 1 to 65535".into()),
-        ("postgres://u@h:0", "a port is not a number from 1 to 65535".into()),
+        ("postgres://u@h:99999", "a port is not a number from 1 to 65535; write host:port".into()),
+        ("postgres://u@h:0", "a port is not a number from 1 to 65535; write host:port".into()),
         ("postgres://u@h?sslmode=on", "sslmode \"on\" does not exist; use one of disable, allow, prefer, require, verify-ca, verify-full".into()),
         ("postgres://u@h?sslmode=verify-ca", no_roots.into()),
         ("postgres://u@h?sslmode=verify-full", no_roots.into()),

@@ -209,10 +209,10 @@ where
         offer.mechanisms.0.unwrap_or_default().into_iter().map(|name| name.0).collect();
     Err(match error {
         Code::UnsupportedSaslMechanism if !names.is_empty() => format!(
-            "the listener does not offer {mechanism}, but {}: set KAFKA_SASL_MECHANISM",
+            "the listener does not offer {mechanism}, but {}; set KAFKA_SASL_MECHANISM",
             shown(&names.join(", "), secret)
         ),
-        error => format!("log-in by {mechanism}: {error}: set KAFKA_SASL_MECHANISM"),
+        error => format!("log-in by {mechanism}: {error}; set KAFKA_SASL_MECHANISM"),
     })
 }
 

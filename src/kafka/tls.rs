@@ -111,11 +111,11 @@ pub(super) fn describe(error: &io::Error) -> Option<String> {
     Some(match error {
         rustls::Error::InvalidCertificate(fault) => match fault {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => "the broker's certificate is of an authority that is not \
-                                                trusted: name its certificate in KAFKA_SSL_CA_LOCATION"
+                                                trusted; name its certificate in KAFKA_SSL_CA_LOCATION"
                 .to_owned(),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 format!(
-                    "the broker's certificate is for another host ({fault}): use that name in \
+                    "the broker's certificate is for another host ({fault}); use that name in \
                      KAFKA_BROKERS and the broker's advertised.listeners"
                 )
             }

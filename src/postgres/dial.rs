@@ -90,13 +90,16 @@ impl AsyncWrite for Stream {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     /// The name is not known: not a matter of waiting, as a rule.
-    #[error("host {host} is not known: {source}")]
+    #[error("host {host} is not known: {source}; check it in MASTER_DATABASE_URL")]
     Name {
         /// As it was configured.
         host: String,
         source: io::Error,
     },
-    #[error("cannot connect to PostgreSQL at {address}: {source}")]
+    #[error(
+        "cannot connect to PostgreSQL at {address}: {source}; check host and port in MASTER_DATABASE_URL, and \
+         that the server runs and listens there"
+    )]
     Connect { address: String, source: io::Error },
 }
 

@@ -161,7 +161,8 @@ fn remark(ask: &Ask, plan: &Plan) {
     }
 }
 
-fn dropped_words(ask: &Ask, dropped: &[String]) -> String {
+/// Why prefixes that were published may not be left out by a slip.
+pub(crate) fn dropped_words(ask: &Ask, dropped: &[String]) -> String {
     format!(
         "slot {} was set up for the prefix {} too, and WAL_PREFIX ({}) leaves it out: its facts would be \
          passed over for good; correct WAL_PREFIX, or run `owlpost init` with it to accept that",
@@ -174,7 +175,7 @@ fn dropped_words(ask: &Ask, dropped: &[String]) -> String {
 /// Settings of our session that keep the server well: a relay that hangs is dropped within seconds,
 /// whatever the server's own settings are. Both may be set by anybody, and last as long as the
 /// session; Unix sockets ignore the second.
-async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> {
+pub(super) async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> {
     let (sender, user) = (ask.wal_sender_timeout.as_millis(), ask.tcp_user_timeout.as_millis());
     let sql = format!("SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}");
     connection.query(&sql).await?;
@@ -222,7 +223,8 @@ pub(super) async fn look(
                 current_setting('wal_level'), \
                 p.oid, obj_description(p.oid, 'pg_publication'), \
                 p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
-                s.slot_name, s.plugin, s.database, s.wal_status, s.two_phase, s.confirmed_flush_lsn, \
+                s.slot_name, s.plugin, s.database, to_jsonb(s) ->> 'wal_status', \
+                (to_jsonb(s) ->> 'two_phase')::boolean, s.confirmed_flush_lsn, \
                 to_jsonb(s) ->> 'synced', pg_is_in_recovery(), \
                 current_setting('synchronous_standby_names'), \
                 current_setting('application_name') \

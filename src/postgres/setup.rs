@@ -124,7 +124,7 @@ pub(super) fn refuse_other(found: &Found, known_system: Option<u64>) -> Option<P
 const SOUND: [(u32, u32); 4] = [(14, 19), (15, 14), (16, 10), (17, 6)];
 
 /// Why another minor version would be better, if one would: `version` is `server_version_num`.
-pub(super) fn outdated(version: u32) -> Option<String> {
+pub(crate) fn outdated(version: u32) -> Option<String> {
     let (major, minor) = (version / 10_000, version % 10_000);
     let (_, sound) = SOUND.iter().find(|(known, sound)| *known == major && minor < *sound)?;
     Some(format!(
@@ -135,37 +135,60 @@ pub(super) fn outdated(version: u32) -> Option<String> {
 
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
-    let Names { slot: slot_name, publication: publication_name, prefixes, failover } = names;
-    if found.version < 140_000 {
-        let version = found.version / 10_000;
-        let reason = format!(
+    let unsuitable =
+        [too_old(found), without_failover(found, names), not_logical(found), synchronous(found)];
+    match unsuitable.into_iter().flatten().next() {
+        Some(reason) => Plan::Refuse(ExitKind::Unsuitable, reason),
+        None => plan_of_objects(found, names),
+    }
+}
+
+/// Why the server's version will not do, if it will not.
+pub(crate) fn too_old(found: &Found) -> Option<String> {
+    let version = found.version / 10_000;
+    (version < 14).then(|| {
+        format!(
             "PostgreSQL {version} cannot stream logical messages through pgoutput; 14 or later can"
-        );
-        return Plan::Refuse(ExitKind::Unsuitable, reason);
-    }
-    if failover && found.version < 170_000 && found.slot.is_none() {
-        let version = found.version / 10_000;
-        let reason = format!(
-            "PostgreSQL {version} has no slots that standbys follow, 17 has: leave REPLICATION_SLOT_FAILOVER out"
-        );
-        return Plan::Refuse(ExitKind::Unsuitable, reason);
-    }
-    if found.wal_level != "logical" {
-        let reason = format!(
-            "wal_level is {}, and logical decoding needs logical: set wal_level = logical in \
-             postgresql.conf and restart the server",
-            found.wal_level
-        );
-        return Plan::Refuse(ExitKind::Unsuitable, reason);
-    }
-    if !found.in_recovery && names_us(&found.synchronous_standby_names, &found.application_name) {
-        let reason = format!(
-            "synchronous_standby_names is {:?} and would make this relay (application_name {}) a synchronous \
-             standby, for which every COMMIT waits: name the standbys that are meant, or choose another APP_NAME",
-            found.synchronous_standby_names, found.application_name
-        );
-        return Plan::Refuse(ExitKind::Unsuitable, reason);
-    }
+        )
+    })
+}
+
+/// Why the slot cannot be made as it is to be, if it cannot.
+pub(crate) fn without_failover(found: &Found, names: Names<'_>) -> Option<String> {
+    let version = found.version / 10_000;
+    (names.failover && version < 17 && found.slot.is_none()).then(|| {
+        format!(
+            "PostgreSQL {version} has no slots that standbys follow, 17 has; leave REPLICATION_SLOT_FAILOVER out"
+        )
+    })
+}
+
+/// Why nothing can be decoded, if so.
+pub(crate) fn not_logical(found: &Found) -> Option<String> {
+    let Found { wal_level, .. } = found;
+    (wal_level != "logical").then(|| {
+        format!(
+            "wal_level is {wal_level}, and logical decoding needs logical; set wal_level = logical in \
+             postgresql.conf and restart the server"
+        )
+    })
+}
+
+/// Why the relay would hold up every COMMIT, if it would. A standby has no standbys of its own that count.
+pub(crate) fn synchronous(found: &Found) -> Option<String> {
+    let Found { synchronous_standby_names, application_name, .. } = found;
+    (!found.in_recovery && names_us(synchronous_standby_names, application_name)).then(|| {
+        format!(
+            "synchronous_standby_names is {synchronous_standby_names:?} and would make this relay \
+             (application_name {application_name}) a synchronous standby, for which every COMMIT waits; name \
+             the standbys that are meant, or choose another APP_NAME"
+        )
+    })
+}
+
+/// What follows from slot and publication on a server that will do.
+pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
+    let Names { slot: slot_name, publication: publication_name, prefixes, .. } = names;
     let comment = found.publication.as_ref().and_then(|found| found.comment.as_deref());
     let ours = comment.and_then(|comment| comment.strip_prefix(COMMENT));
     if let Some(ours) = ours
@@ -182,7 +205,10 @@ pub fn plan(found: &Found, names: Names<'_>) -> Plan {
     let initialising = ours.is_some_and(|ours| ours.starts_with(INITIALISING));
     if found.in_recovery && found.slot.as_ref().is_none_or(|slot| slot.synced) {
         // On its way to be the primary, or the wrong address: nothing is lost either way.
-        let reason = format!("this server is a standby, and slot {slot_name} is its primary's");
+        let reason = format!(
+            "this server is a standby, and slot {slot_name} is its primary's; name the primary in \
+             MASTER_DATABASE_URL, or all hosts"
+        );
         return Plan::Wait(reason);
     }
     if let Some(slot) = &found.slot

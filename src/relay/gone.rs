@@ -71,7 +71,9 @@ pub enum ExitKind {
 pub fn classify(error: &ServerError) -> Gone {
     let words = error.to_string();
     match error.code {
-        SqlState::OBJECT_IN_USE => Gone::SlotInUse(words),
+        SqlState::OBJECT_IN_USE => Gone::SlotInUse(format!(
+            "{words}; this relay waits until the other one ends: stop that, if it is not meant"
+        )),
         SqlState::UNDEFINED_OBJECT if error.message.contains("publication") => Gone::Terminal(
             ExitKind::Publication,
             format!(
@@ -105,6 +107,15 @@ pub fn classify(error: &ServerError) -> Gone {
         ),
         // No free slot. The server's own hint says what to do.
         SqlState::CONFIGURATION_LIMIT_EXCEEDED => Gone::Refused(ExitKind::Unsuitable, words),
+        SqlState::TOO_MANY_CONNECTIONS => {
+            let (what, setting) = match error.message.contains("max_wal_senders") {
+                true => ("walsenders", "max_wal_senders"),
+                false => ("sessions", "max_connections"),
+            };
+            Gone::Lost(format!(
+                "{words}; end {what} that nobody needs, or raise {setting} and restart the server"
+            ))
+        }
         _ => Gone::Lost(words),
     }
 }
@@ -125,9 +136,32 @@ pub fn log_in_advice(error: &ServerError) -> &'static str {
             "; use TLS (sslmode=verify-full), or let pg_hba.conf have a line for us without it"
         }
         SqlState::INVALID_AUTHORIZATION if says("pg_hba.conf") => {
-            "; let pg_hba.conf have a line for us"
+            "; a line of pg_hba.conf must let this role in from this host to this database"
         }
+        SqlState::INVALID_AUTHORIZATION => {
+            "; the role must be there and have LOGIN, and a line of pg_hba.conf must let it in"
+        }
+        SqlState::INVALID_CATALOG_NAME => "; look at the database in MASTER_DATABASE_URL",
         _ => "",
+    }
+}
+
+impl Gone {
+    /// Why.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Lost(reason) | Self::SlotInUse(reason) => reason,
+            Self::Refused(_, reason) | Self::Terminal(_, reason) => reason,
+        }
+    }
+}
+
+/// What happened, and what to do about it: a sentence of ours has the second behind its last semicolon. Some say
+/// it in other ways.
+pub fn remedy(sentence: &str) -> (&str, Option<&str>) {
+    match sentence.rsplit_once("; ") {
+        Some((happened, remedy)) => (happened, Some(remedy)),
+        None => (sentence, None),
     }
 }
 

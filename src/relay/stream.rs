@@ -283,8 +283,8 @@ impl Relay {
             Ok(fact) => fact,
             Err(error) => {
                 let reason = format!(
-                    "unreadable envelope: {error}; it was emitted with another format or to another \
-                     prefix's owner"
+                    "unreadable envelope: {error}: it was emitted in another format, or with a prefix that is \
+                     another's; correct the emitter, and see POISON_POLICY"
                 );
                 self.headers.fill_unreadable(&self.source, &position, lsn);
                 let cause = Cause::UnreadableEnvelope;
@@ -312,7 +312,7 @@ impl Relay {
                         _ => Cause::TopicMissing,
                     };
                     let reason = format!(
-                        "topic {} cannot be used ({}): create it, or allow this client to describe and \
+                        "topic {} cannot be used ({}); create it, or allow this client to describe and \
                          write to it",
                         self.topic,
                         error_code::name(code)
@@ -394,7 +394,7 @@ impl Relay {
                     Route::Wait => return Flow::Stuck(Stuck::Topic),
                     Route::Missing(code) => {
                         let reason = format!(
-                            "{}; the dead-letter topic {name} cannot be used ({}): create it, or allow \
+                            "{}; the dead-letter topic {name} cannot be used ({}); create it, or allow \
                              this client to write to it",
                             poison.reason,
                             error_code::name(code)

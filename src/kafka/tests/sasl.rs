@@ -231,9 +231,9 @@ async fn a_mechanism_that_is_not_offered_is_said_with_those_that_are() {
     for (body, words) in [
         (
             offer(33, &["GSSAPI", "PLAIN"]),
-            "does not offer SCRAM-SHA-256, but GSSAPI, PLAIN: set KAFKA_SASL_MECHANISM",
+            "does not offer SCRAM-SHA-256, but GSSAPI, PLAIN; set KAFKA_SASL_MECHANISM",
         ),
-        (offer(33, &[]), "SCRAM-SHA-256: UnsupportedSaslMechanism: set KAFKA_SASL_MECHANISM"),
+        (offer(33, &[]), "SCRAM-SHA-256: UnsupportedSaslMechanism; set KAFKA_SASL_MECHANISM"),
         (vec![0, 33, 255, 255, 255, 255], "UnsupportedSaslMechanism"),
         (offer(34, &["SCRAM-SHA-256"]), "log-in by SCRAM-SHA-256: IllegalSaslState"),
         (offer(-1, &[]), "log-in by SCRAM-SHA-256"),

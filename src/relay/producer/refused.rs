@@ -42,11 +42,19 @@ impl Producer {
         }
         let reason = match cause {
             Cause::TooLarge => {
-                format!("{error}: one record of {len} bytes is over the topic's limit")
+                format!(
+                    "{error}: one record of {len} bytes is over the topic's limit; raise max.message.bytes of \
+                     topic {topic}"
+                )
             }
             Cause::NotAuthorized => {
                 format!("{error}: this client may not write to the topic; give it the right")
             }
+            Cause::Rejected if error == error_code::name(error_code::INVALID_TIMESTAMP) => format!(
+                "{error}: the record's time is further from the broker's clock than \
+                 message.timestamp.before.max.ms or message.timestamp.after.max.ms of topic {topic} allows; \
+                 raise them, or set KAFKA_TIMESTAMP=publish"
+            ),
             Cause::Rejected => format!(
                 "{error}: the broker takes the topic's other records, and not this one (without a key, to a \
                  compacted topic? with a timestamp that it does not allow?); its log says more"
@@ -168,7 +176,7 @@ impl Producer {
             Route::Ready(topic, _) => Ok(self.partitions_of(topic).to_vec()),
             Route::Wait => Err(Hindrance::Wait),
             Route::Missing(code) => Err(Hindrance::NoTopic(format!(
-                "the dead-letter topic {name} cannot be used ({}): create it, or allow this client to \
+                "the dead-letter topic {name} cannot be used ({}); create it, or allow this client to \
                  write to it",
                 error_code::name(code)
             ))),
