@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::check::CheckArgs;
 use crate::config::RawConfig;
 use crate::exit::ExitCode;
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -30,7 +31,7 @@ pub struct Cli {
 }
 
 /// What to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Subcommand)]
 pub enum Command {
     /// Publish facts until told to stop by SIGTERM or SIGINT (what happens without a command)
     ///
@@ -51,6 +52,14 @@ pub enum Command {
         #[arg(long)]
         audit: bool,
     },
+    /// Look at everything that the relay needs, and say what is wrong and what to do about it
+    ///
+    /// Logs in to PostgreSQL and Kafka as the relay would, and looks at versions, settings, rights,
+    /// slot, publication, topics and their configuration, in one go. Nothing is made or changed
+    /// (but see --canary), and the relay may be running. The exit code is 0 if nothing fails,
+    /// whatever is warned of, and 11 if something does; 2, as everywhere, if the configuration
+    /// itself is wrong.
+    Check(CheckArgs),
     /// Compare what was committed with what is in Kafka, since the last audit
     ///
     /// Reads the write-ahead log from the slot that `owlpost init --audit` made up to what the relay has
@@ -81,6 +90,7 @@ Examples:
 
   owlpost init                         make publication and slot, then exit
   owlpost                              publish until stopped
+  owlpost check                        is everything as the relay needs it?
   owlpost init --audit                 make the slot that an audit needs
   owlpost audit                        is everything in Kafka, once, in order?
   owlpost run --log-format human       a flag wins over its variable
@@ -121,7 +131,7 @@ impl Cli {
 
     /// What to do.
     pub fn action(&self) -> Command {
-        self.command.unwrap_or_default()
+        self.command.clone().unwrap_or_default()
     }
 
     /// The command line as clap knows it, for help, completions and manual pages.

@@ -38,6 +38,7 @@ exit_codes! {
     Server = 8, "PostgreSQL cannot serve us: wal_level, version, REPLICATION right or no slot free";
     KafkaCluster = 9, "another Kafka cluster answered than the one that facts were published to";
     Findings = 10, "audit: facts are missing in Kafka, repeated or out of order";
+    Preflight = 11, "check: a failure was found; the relay would not start, or would stop at a fact";
 }
 
 impl ExitCode {
@@ -82,6 +83,7 @@ mod tests {
             (8, "Server"),
             (9, "KafkaCluster"),
             (10, "Findings"),
+            (11, "Preflight"),
         ];
         assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
     }

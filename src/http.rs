@@ -97,6 +97,15 @@ pub fn serve(address: SocketAddr, health: Arc<Health>) -> Result<Server, ListenE
     Ok(Server { address, stop: Some(stop) })
 }
 
+/// Whether the health port could be opened; it is closed again at once.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub fn is_free(address: SocketAddr) -> Result<(), ListenError> {
+    TcpListener::bind(address).map(drop).map_err(|error| ListenError { address, error })
+}
+
 async fn accept(listener: TcpListener, health: Arc<Health>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,

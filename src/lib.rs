@@ -4,6 +4,7 @@
 //! nothing. `ARCHITECTURE.md` in the repository has the map.
 
 pub mod audit;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod exit;

@@ -1,6 +1,7 @@
 //! The binary `owlpost`: reads what it was told, does it, says how it ended.
 
 use factlib::audit::{self, Accepted, Audited};
+use factlib::check::{self, CheckArgs, Verdict};
 use factlib::cli::{Cli, Command};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
@@ -11,7 +12,7 @@ use factlib::postgres::identify;
 use factlib::relay::gone::{Exit, ExitKind};
 use factlib::relay::seeded_bug::Seeded;
 use factlib::{run, telemetry};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
     match cli.action() {
         Command::Run => runtime.block_on(relay(&config)),
         Command::Init { audit } => runtime.block_on(init(&config, audit)),
+        Command::Check(args) => runtime.block_on(check(&config, &args)),
         Command::Audit { json, accept_repeats, accept_all } => {
             let accepted = Accepted { repeats: accept_repeats, all: accept_all };
             runtime.block_on(audit(&config, json, accepted))
@@ -122,6 +124,27 @@ async fn init_audit(config: &Config) -> ExitCode {
             ExitCode::Stopped
         }
         Err(exit) => ended(&exit),
+    }
+}
+
+async fn check(config: &Config, args: &CheckArgs) -> ExitCode {
+    let log = telemetry::init(&config.log);
+    let tls = match tls(config) {
+        Ok(tls) => tls,
+        Err(code) => return code,
+    };
+    let report = check::check(config, tls, args).await;
+    drop(log);
+    let mut out = std::io::stdout();
+    let text = match args.json {
+        true => report.json(),
+        false => report.human(out.is_terminal() && !telemetry::no_color()),
+    };
+    // Nobody reads it: the exit code tells.
+    let _ = out.write_all(text.as_bytes());
+    match report.count(Verdict::Failure) {
+        0 => ExitCode::Stopped,
+        _ => ExitCode::Preflight,
     }
 }
 

@@ -40,12 +40,16 @@ pub fn init(log: &LogConfig) -> Telemetry {
         LogFormat::Json => false,
         LogFormat::Auto => terminal,
     };
-    // https://no-color.org
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = terminal && !no_color();
     let (subscriber, telemetry) = subscriber(&log.level, human, colour, std::io::stderr());
     // An error means that there is a log already: in a program that embeds us, its own.
     let _ = subscriber.try_init();
     telemetry
+}
+
+/// Whether the user wants no colours anywhere: <https://no-color.org>.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 fn subscriber(

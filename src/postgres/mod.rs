@@ -11,13 +11,18 @@ mod failure;
 mod identify;
 mod password;
 mod setup;
+pub mod survey;
 mod synchronous;
 mod tls;
 mod verifier;
 
 pub use connection::{Connection, Turn};
 pub use failure::Failure;
+pub(crate) use identify::dropped_words;
 pub use identify::{Ask, Identified, identify};
 pub use password::PasswordFailure;
 pub use setup::{Found, FoundPublication, FoundSlot, Names, Plan, plan, set_up};
+pub(crate) use setup::{
+    not_logical, outdated, plan_of_objects, synchronous, too_old, without_failover,
+};
 pub use tls::TlsFailure;

@@ -107,6 +107,16 @@ impl Template {
         })
     }
 
+    /// What it makes of any fact with this prefix, `*` standing for what only the fact decides.
+    pub fn pattern(&self, prefix: &str) -> String {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Literal(literal) => literal,
+            Part::Field(Field::Prefix) => prefix,
+            Part::Field(_) => "*",
+        });
+        parts.collect()
+    }
+
     /// Fills `out` with what it makes of `fact`.
     pub fn render(&self, prefix: &str, fact: &Fact<'_>, out: &mut String) {
         out.clear();
@@ -168,6 +178,19 @@ mod tests {
             ("{aggregate_id}{aggregate_id}", "77"),
         ] {
             assert_eq!(rendered(template).unwrap(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_leaves_open_what_the_fact_decides() {
+        for (template, expected) in [
+            ("{prefix}.{aggregate_type}", "shop.*"),
+            ("facts", "facts"),
+            ("eu-{prefix}", "eu-shop"),
+            ("{event_type}{aggregate_type}-x", "**-x"),
+        ] {
+            let template = Template::parse(template, Field::OF_TOPICS).unwrap();
+            assert_eq!(template.pattern("shop"), expected);
         }
     }
 

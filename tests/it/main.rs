@@ -6,6 +6,7 @@
 
 mod audit;
 mod behind;
+mod check;
 mod cluster;
 mod compression;
 mod crash;
@@ -15,6 +16,7 @@ mod examples;
 mod failover;
 mod heal;
 mod idle;
+mod misconfigured;
 mod oracle;
 mod poison;
 mod postgres_security;

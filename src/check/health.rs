@@ -1,0 +1,155 @@
+//! The health port: free, or served by a relay that may be ours.
+
+use super::report::Check;
+use crate::config::Config;
+use crate::http;
+use serde::Deserialize;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const NAME: &str = "health port";
+
+/// A relay answers in milliseconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// What a relay says of itself is a kilobyte.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+/// What `/health` says of a relay, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Running {
+    pub(super) slot: String,
+    pub(super) ready: bool,
+    pub(super) state: String,
+    pub(super) reason: Option<String>,
+}
+
+/// Looks at the port. The relay of our slot, if one answers there.
+pub(super) async fn look(config: &Config, checks: &mut Vec<Check>) -> Option<Running> {
+    let Some(address) = config.http else {
+        checks.push(Check::ok(NAME, "switched off (WAL_HEALTH_PORT=0)"));
+        return None;
+    };
+    let Err(taken) = http::is_free(address) else {
+        checks.push(Check::ok(NAME, format!("{address} is free")));
+        return None;
+    };
+    let answer = timeout(ANSWER_WITHIN, ask(address)).await;
+    let running = answer.ok().and_then(Result::ok);
+    let (check, running) = judge(config, address, running, &taken.to_string());
+    checks.push(check);
+    running
+}
+
+fn judge(
+    config: &Config,
+    address: SocketAddr,
+    running: Option<Running>,
+    taken: &str,
+) -> (Check, Option<Running>) {
+    let Some(running) = running else { return (Check::failure(NAME, taken), None) };
+    if running.slot != config.slot {
+        let sentence = format!(
+            "{address} is served by the relay of slot {}; choose another WAL_HEALTH_PORT or HTTP_BIND",
+            running.slot
+        );
+        return (Check::failure(NAME, &sentence), None);
+    }
+    let Running { state, reason, ready, .. } = &running;
+    let because = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let seen = format!("the relay of slot {} answers at {address}: {state}{because}", config.slot);
+    let check = match (ready, state.as_str()) {
+        (true, _) => Check::ok(NAME, seen),
+        // One that waits is there to wait.
+        (false, "waiting_for_slot" | "starting" | "connecting" | "stopping") => {
+            Check::warning(NAME, &seen)
+        }
+        (false, _) => Check::failure(NAME, &seen),
+    };
+    (check, Some(running))
+}
+
+/// What `/health` says.
+async fn ask(address: SocketAddr) -> io::Result<Running> {
+    let host = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let mut stream = TcpStream::connect(SocketAddr::new(host, address.port())).await?;
+    stream.write_all(b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let body = body.and_then(|end| answer.get(end + 4..)).unwrap_or_default();
+    Ok(serde_json::from_slice(body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::report::Verdict;
+    use crate::config::RawConfig;
+    use crate::http::{Health, Snapshot, State};
+    use std::sync::Arc;
+
+    fn config(port: u16) -> Config {
+        let raw = RawConfig {
+            src_service_name: Some("orders".to_owned()),
+            master_database_url: Some("postgres://owlpost@db/app".to_owned()),
+            kafka_brokers: Some("kafka".to_owned()),
+            http_bind: Some("127.0.0.1".to_owned()),
+            wal_health_port: Some(port.to_string()),
+            ..RawConfig::default()
+        };
+        Config::from_raw(&raw, |_| None).unwrap()
+    }
+
+    async fn looked(config: &Config) -> (Verdict, String, bool) {
+        let mut checks = Vec::new();
+        let running = look(config, &mut checks).await;
+        let [check] = checks.as_slice() else { panic!("{checks:?}") };
+        (check.verdict, check.to_string(), running.is_some())
+    }
+
+    #[tokio::test]
+    async fn a_relay_of_our_slot_may_have_the_port_and_nobody_else() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = http::serve(address, Arc::clone(&health)).unwrap();
+        let port = server.local_addr().port();
+        health.set(Snapshot { ready: true, state: State::Streaming, ..health.snapshot() });
+        let (verdict, said, ours) = looked(&config(port)).await;
+        assert_eq!((verdict, ours), (Verdict::Ok, true), "{said}");
+        assert!(said.ends_with(": streaming"), "{said}");
+
+        health.set(Snapshot {
+            ready: false,
+            state: State::Halted,
+            reason: Some("no such topic; create it".to_owned()),
+            ..health.snapshot()
+        });
+        let (verdict, said, ours) = looked(&config(port)).await;
+        assert_eq!((verdict, ours), (Verdict::Failure, true), "{said}");
+        assert!(said.ends_with(": halted: no such topic; create it"), "{said}");
+
+        let other = Config { slot: "another".to_owned(), ..config(port) };
+        let (verdict, said, ours) = looked(&other).await;
+        assert_eq!((verdict, ours), (Verdict::Failure, false), "{said}");
+        assert!(said.contains("the relay of slot factlib_slot; choose another WAL_HEALTH_PORT"));
+
+        drop(server);
+        let other = std::net::TcpListener::bind(address).unwrap();
+        let config = config(other.local_addr().unwrap().port());
+        let closes = std::thread::spawn(move || drop(other.accept()));
+        let (verdict, said, ours) = looked(&config).await;
+        assert_eq!((verdict, ours), (Verdict::Failure, false), "{said}");
+        assert!(said.contains("cannot listen on") && said.contains("WAL_HEALTH_PORT"), "{said}");
+        closes.join().unwrap();
+        assert_eq!(looked(&config).await.0, Verdict::Ok);
+    }
+}

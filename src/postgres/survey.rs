@@ -1,0 +1,272 @@
+//! What `owlpost check` wants to know of a server: all of it read, nothing changed.
+
+use super::Failure;
+use super::connection::{Connection, Row};
+use super::identify::{ANSWER_MAX, Ask, gone, look, prepare};
+use super::setup::Found;
+use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
+use crate::relay::Identity;
+use crate::relay::gone::Gone;
+use factlib_protocol::Lsn;
+use factlib_protocol::replication::quote_literal;
+use futures_util::future::join_all;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The settings that matter to a slot, or to who reads it.
+const SETTINGS: &str = "'max_slot_wal_keep_size', 'idle_replication_slot_timeout', 'wal_sender_timeout', \
+     'server_encoding', 'max_replication_slots', 'max_wal_senders', 'server_version'";
+
+/// A server as it was found.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// Who it is and where the slot stands.
+    pub identity: Identity,
+    /// Slot, publication and what decides about them.
+    pub found: Found,
+    /// Its settings by name, where this version has them.
+    pub settings: BTreeMap<String, Setting>,
+    /// The role we are.
+    pub role: Role,
+    /// More about the slot, if it is there.
+    pub slot: Option<SlotState>,
+    /// How many slots there are.
+    pub slots: u64,
+    /// How many walsenders run; ours is one of them.
+    pub walsenders: u64,
+    /// The oldest transaction that has written and is open, as far as our role may see.
+    pub oldest_open: Option<OpenTransaction>,
+    /// The oldest prepared transaction.
+    pub oldest_prepared: Option<OpenTransaction>,
+    /// The server's clock, in seconds since 1970.
+    pub clock: f64,
+}
+
+/// A setting of the server, in our session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// As `pg_settings.setting` has it: a number in the setting's own unit.
+    pub value: String,
+    /// As SHOW has it, with a unit.
+    pub shown: String,
+}
+
+/// A role and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// It may make a publication in this database.
+    pub may_create: bool,
+    /// It may change the publication, if that is there.
+    pub owns_publication: bool,
+    /// It sees the transactions of other roles.
+    pub sees_all: bool,
+}
+
+/// A row of `pg_replication_slots`, and what is said of who has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotState {
+    /// All columns that this version has.
+    pub columns: Value,
+    /// Bytes of write-ahead log that it holds back.
+    pub retained: Option<i64>,
+    /// Who reads it: process, application, address.
+    pub reader: Option<String>,
+}
+
+impl SlotState {
+    /// A column as text; none if it is NULL or unknown to this version.
+    pub fn column(&self, name: &str) -> Option<String> {
+        match self.columns.get(name)? {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+}
+
+/// A transaction that is not over yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenTransaction {
+    /// Since when.
+    pub age: Duration,
+    /// Whose.
+    pub whose: String,
+}
+
+/// One of several hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostState {
+    /// Host and port.
+    pub host: String,
+    /// It is a standby, and has the slot; or why it cannot be told.
+    pub state: Result<(bool, bool), String>,
+}
+
+/// Logs in as the relay would, with the settings of its sessions, and looks at everything.
+///
+/// # Errors
+///
+/// [`Gone`], with the words that the relay would have.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the connection; nothing was changed.
+pub async fn survey(ask: &Ask) -> Result<Survey, Gone> {
+    let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
+    let asked = timeout(ANSWER_MAX, async {
+        prepare(&mut connection, ask).await?;
+        let (identity, found) = look(&mut connection, ask).await?;
+        examine(&mut connection, ask, identity, found).await
+    });
+    asked.await.unwrap_or(Err(Failure::Silent)).map_err(gone)
+}
+
+async fn examine(
+    connection: &mut Connection,
+    ask: &Ask,
+    identity: Identity,
+    found: Found,
+) -> Result<Survey, Failure> {
+    let (slot, publication) = (quote_literal(&ask.slot), quote_literal(&ask.publication));
+    let settings = format!(
+        "SELECT name, setting, current_setting(name) FROM pg_catalog.pg_settings WHERE name IN ({SETTINGS})"
+    );
+    let settings = connection.query(&settings).await?.into_iter().filter_map(|mut row| {
+        let (shown, value, name) = (row.pop()??, row.pop()??, row.pop()??);
+        Some((name, Setting { value, shown }))
+    });
+    let settings = settings.collect();
+
+    let role = format!(
+        "SELECT current_user, has_database_privilege(current_database(), 'CREATE'), \
+                coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication \
+                          WHERE pubname = {publication}), true), \
+                pg_has_role('pg_read_all_stats', 'MEMBER'), \
+                (SELECT count(*) FROM pg_replication_slots), \
+                (SELECT count(*) FROM pg_stat_get_wal_senders()), \
+                extract(epoch FROM clock_timestamp())"
+    );
+    let row = one(connection.query(&role).await?, "the query for the role")?;
+    let is_true = |column: usize| text(&row, column) == Some("t");
+    let role = Role {
+        name: text(&row, 0).unwrap_or_default().to_owned(),
+        may_create: is_true(1),
+        owns_publication: is_true(2),
+        sees_all: is_true(3),
+    };
+    let (slots, walsenders) = (number(&row, 4)?, number(&row, 5)?);
+    let clock = number(&row, 6)?;
+
+    let state = format!(
+        "SELECT to_jsonb(s), \
+                pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                                     ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, \
+                'process ' || s.active_pid || coalesce(' (' || a.application_name || ')', '') \
+                    || coalesce(' at ' || host(a.client_addr), '') \
+         FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid \
+         WHERE s.slot_name = {slot}"
+    );
+    let slot = connection.query(&state).await?.into_iter().next().map(|row| SlotState {
+        columns: text(&row, 0).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
+        retained: text(&row, 1).and_then(|bytes| bytes.parse().ok()),
+        reader: text(&row, 2).map(str::to_owned),
+    });
+
+    let open = "SELECT DISTINCT ON (kind) kind, extract(epoch FROM clock_timestamp() - since), whose \
+         FROM (SELECT 'open', xact_start, \
+                      format('process %s of role %s (%s)', pid, usename, application_name) \
+               FROM pg_catalog.pg_stat_activity \
+               WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
+               UNION ALL \
+               SELECT 'prepared', prepared, format('%L of role %s in database %s', gid, owner, database) \
+               FROM pg_catalog.pg_prepared_xacts) AS found (kind, since, whose) \
+         WHERE since IS NOT NULL ORDER BY kind, since";
+    let (mut oldest_open, mut oldest_prepared) = (None, None);
+    for row in connection.query(open).await? {
+        let age: f64 = number(&row, 1)?;
+        let whose = text(&row, 2).unwrap_or_default().to_owned();
+        let found = Some(OpenTransaction { age: Duration::from_secs_f64(age.max(0.0)), whose });
+        match text(&row, 0) {
+            Some("open") => oldest_open = found,
+            _ => oldest_prepared = found,
+        }
+    }
+    Ok(Survey {
+        identity,
+        found,
+        settings,
+        role,
+        slot,
+        slots,
+        walsenders,
+        oldest_open,
+        oldest_prepared,
+        clock,
+    })
+}
+
+/// Looks at each host by itself, whatever kind of server is wanted.
+///
+/// # Cancel safety
+///
+/// As [`survey`].
+pub async fn hosts(config: &PostgresConfig, slot: &str) -> Vec<HostState> {
+    let states = config.hosts.iter().map(|host| async move {
+        let state = timeout(2 * ANSWER_MAX, host_state(host, config, slot)).await;
+        let state = state.unwrap_or(Err(Failure::Silent));
+        let state = state.map_err(|failure| gone(failure).reason().to_owned());
+        HostState { host: host.to_string(), state }
+    });
+    join_all(states).await
+}
+
+async fn host_state(
+    host: &Host,
+    config: &PostgresConfig,
+    slot: &str,
+) -> Result<(bool, bool), Failure> {
+    let alone = PostgresConfig {
+        hosts: vec![host.clone()],
+        target_session_attrs: TargetSessionAttrs::Any,
+        ..config.clone()
+    };
+    let mut connection = Connection::connect(&alone).await?;
+    let sql = format!(
+        "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})",
+        quote_literal(slot)
+    );
+    let row = one(connection.query(&sql).await?, "the query for a host")?;
+    Ok((text(&row, 0) == Some("t"), text(&row, 1) == Some("t")))
+}
+
+/// Emits one fact in a transaction of its own: the message's LSN.
+///
+/// # Errors
+///
+/// [`Gone`], in which case it may have been emitted or not.
+pub async fn emit(config: &PostgresConfig, prefix: &str, content: &str) -> Result<Lsn, Gone> {
+    let command = "pg_logical_emit_message";
+    let (prefix, content) = (quote_literal(prefix), quote_literal(content));
+    let sql = format!("SELECT {command}(true, {prefix}, {content})");
+    let mut connection = Connection::connect(config).await.map_err(gone)?;
+    let rows = timeout(ANSWER_MAX, connection.query(&sql)).await;
+    let row = rows.unwrap_or(Err(Failure::Silent)).and_then(|rows| one(rows, command));
+    row.and_then(|row| number(&row, 0)).map_err(gone)
+}
+
+fn one(rows: Vec<Row>, command: &'static str) -> Result<Row, Failure> {
+    rows.into_iter().next().ok_or(Failure::Answer { command })
+}
+
+fn text(row: &Row, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+fn number<T: std::str::FromStr>(row: &Row, column: usize) -> Result<T, Failure> {
+    let number = text(row, column).and_then(|text| text.parse().ok());
+    number.ok_or(Failure::Answer { command: "a query of the preflight" })
+}
