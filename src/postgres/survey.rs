@@ -1,4 +1,4 @@
-//! What `owlpost check` wants to know of a server: all of it read, nothing changed.
+//! What `owlpost check` wants to know of a server. Nothing is changed, unless a canary is emitted.
 
 use super::Failure;
 use super::connection::{Connection, Row};

@@ -581,6 +581,17 @@ fn kafka_misconfigured() {
             ),
         ),
         same(
+            "certificate of another host",
+            tls(relay("elsewhere", "ELSEWHERE"), &guarded.authority),
+            3,
+            &unanswered(
+                "ELSEWHERE",
+                "the broker's certificate is for another host (certificate not valid for name \"127.0.0.1\"; \
+                 certificate is only valid for DnsName(\"kafka.example.com\")); use that name in KAFKA_BROKERS and the \
+                 broker's advertised.listeners",
+            ),
+        ),
+        same(
             "clear text to TLS",
             relay("clear", "TLS"),
             3,

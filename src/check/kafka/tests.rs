@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::RawConfig;
+use crate::relay::error_code;
 use crate::relay::kafka::{Broker, PartitionMetadata, TopicMetadata};
 
 fn config(settings: impl FnOnce(&mut RawConfig)) -> Config {
