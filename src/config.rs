@@ -54,7 +54,7 @@ pub(crate) const NAME_LEN_MAX: usize = 63;
 pub struct Config {
     /// The service whose facts are published: `SRC_SERVICE_NAME`, or else the first prefix.
     pub service: String,
-    /// The prefixes to publish; at least one, no two alike.
+    /// The prefixes to publish; at least one, unless the command needs none, and no two alike.
     pub prefixes: Vec<String>,
     /// PostgreSQL.
     pub postgres: PostgresConfig,
@@ -87,7 +87,7 @@ pub struct Config {
 /// How to reach Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaConfig {
-    /// At least one; any of them can name the rest.
+    /// At least one, unless the command needs none; any of them can name the rest.
     pub brokers: Vec<BrokerAddress>,
     /// What brokers call us in their logs and quotas.
     pub client_id: String,
@@ -254,18 +254,51 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// Which settings a command cannot do without. What is set is checked, needed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The service's name, or its prefixes.
+    pub service: bool,
+    /// Where PostgreSQL is.
+    pub postgres: bool,
+    /// Where Kafka is.
+    pub kafka: bool,
+    /// The topic of dead letters, whatever the policies are.
+    pub dead_letters: bool,
+}
+
+impl Needs {
+    /// What a relay needs.
+    pub const RELAY: Self =
+        Self { service: true, postgres: true, kafka: true, dead_letters: false };
+
+    /// What a command needs that contacts nobody.
+    pub const NOTHING: Self =
+        Self { service: false, postgres: false, kafka: false, dead_letters: false };
+}
+
 impl Config {
-    /// Gives what was typed a meaning, or says everything that is wrong with it.
+    /// Gives what was typed a meaning, or says everything that is wrong with it, for a relay.
     ///
     /// `env` looks up libpq's `PG*` variables; our own have already been read by clap.
     pub fn from_raw(
         raw: &RawConfig,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Problems> {
+        Self::for_command(raw, Needs::RELAY, env)
+    }
+
+    /// The same for a command that needs less. What is neither needed nor set is empty: no prefix, no host
+    /// to connect to, no broker.
+    pub fn for_command(
+        raw: &RawConfig,
+        needs: Needs,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let p = &mut problems;
 
-        let (service, prefixes) = service(raw, p);
+        let (service, prefixes) = service(raw, needs, p);
         let records = RecordConfig {
             value: choice(
                 p,
@@ -285,25 +318,29 @@ impl Config {
             compression: compression(raw, p),
         };
         let naming = naming(raw, &prefixes, p);
-        let policies = policies(raw, p);
+        let policies = policies(raw, needs, p);
         let create_topics = create_topics::read(raw, p);
         // Read before it is needed, because the connection takes it as a fallback.
         let tcp_user_timeout =
             duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
         let app_name = app_name(raw, p);
+        let url = set(&raw.master_database_url);
         let own = postgres::Own {
-            url: set(&raw.master_database_url),
+            url,
             password_file: set(&raw.database_password_file),
             password_command: set(&raw.database_password_command),
             app_name: set(&raw.app_name),
             tcp_user_timeout,
         };
-        let postgres = postgres::read(own, env, p);
+        let postgres = match needs.postgres || url.is_some() || env("PGHOST").is_some() {
+            true => postgres::read(own, env, p),
+            false => postgres::nowhere(own),
+        };
         let slot = slot(raw, p);
         let slot_failover = boolean(p, "REPLICATION_SLOT_FAILOVER", &raw.replication_slot_failover);
         let publication = publication(raw, p);
         let limits = limits(raw, tcp_user_timeout, p);
-        let brokers = brokers(raw, p);
+        let brokers = brokers(raw, needs, p);
         let (tls, sasl) = (tls(raw, p), sasl(raw, p));
         let http = http(raw, p);
         let metrics_port = port(p, "METRICS_PORT", &raw.metrics_port, 2112);
@@ -361,11 +398,12 @@ fn set(raw: &Option<String>) -> Option<&str> {
     raw.as_deref().map(str::trim).filter(|text| !text.is_empty())
 }
 
-fn service(raw: &RawConfig, p: &mut Problems) -> (String, Vec<String>) {
+fn service(raw: &RawConfig, needs: Needs, p: &mut Problems) -> (String, Vec<String>) {
     let service = set(&raw.src_service_name);
     let (setting, list) = match (set(&raw.wal_prefix), service) {
         (Some(list), _) => ("WAL_PREFIX", list),
         (None, Some(service)) => ("SRC_SERVICE_NAME", service),
+        (None, None) if !needs.service => return (String::new(), Vec::new()),
         (None, None) => {
             p.add(
                 "SRC_SERVICE_NAME",
@@ -570,10 +608,12 @@ fn check_order(limits: &Limits, p: &mut Problems) {
     }
 }
 
-fn brokers(raw: &RawConfig, p: &mut Problems) -> Vec<BrokerAddress> {
+fn brokers(raw: &RawConfig, needs: Needs, p: &mut Problems) -> Vec<BrokerAddress> {
     const SETTING: &str = "KAFKA_BROKERS";
     let Some(list) = set(&raw.kafka_brokers) else {
-        p.add(SETTING, "not set; give at least one host:port");
+        if needs.kafka {
+            p.add(SETTING, "not set; give at least one host:port");
+        }
         return Vec::new();
     };
     let mut brokers: Vec<BrokerAddress> = Vec::new();
@@ -764,7 +804,8 @@ fn naming(raw: &RawConfig, prefixes: &[String], p: &mut Problems) -> Naming {
     for entry in set(&raw.topic_prefix_map).into_iter().flat_map(|list| list.split(',')) {
         match entry.split_once('=').map(|(prefix, text)| (prefix.trim(), text.trim())) {
             Some((prefix, text)) if !text.is_empty() && is_topic_part(text) => {
-                if prefixes.iter().any(|known| known == prefix) {
+                // Without any, either that is a problem already or nothing will be published.
+                if prefixes.is_empty() || prefixes.iter().any(|known| known == prefix) {
                     naming.prefixes.push((prefix.to_owned(), text.to_owned()));
                 } else {
                     p.add("TOPIC_PREFIX_MAP", format!("{prefix:?} is none of WAL_PREFIX"));
@@ -799,7 +840,7 @@ fn compression(raw: &RawConfig, p: &mut Problems) -> Compression {
     )
 }
 
-fn policies(raw: &RawConfig, p: &mut Problems) -> Policies {
+fn policies(raw: &RawConfig, needs: Needs, p: &mut Problems) -> Policies {
     const POLICIES: [(&str, Policy); 2] =
         [("dead-letter", Policy::DeadLetter), ("skip", Policy::Skip)];
     let general = choice(p, "POISON_POLICY", &raw.poison_policy, ("halt", Policy::Halt), &POLICIES);
@@ -825,11 +866,14 @@ fn policies(raw: &RawConfig, p: &mut Problems) -> Policies {
             "DEAD_LETTER_TOPIC",
             format!("{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -"),
         ),
-        Some(_) if !wanted => p.add(
+        Some(_) if !wanted && !needs.dead_letters => p.add(
             "DEAD_LETTER_TOPIC",
             "no policy is dead-letter: set POISON_POLICY or POISON_POLICY_TOPICS, or remove this"
                 .to_owned(),
         ),
+        None if needs.dead_letters => {
+            p.add("DEAD_LETTER_TOPIC", "not set; give the topic where the dead letters are")
+        }
         None if wanted => {
             p.add("DEAD_LETTER_TOPIC", "is wanted, because a policy is dead-letter".to_owned())
         }

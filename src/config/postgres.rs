@@ -96,7 +96,7 @@ pub(super) fn is_keyword(keyword: &str) -> bool {
 /// How to reach PostgreSQL and log in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresConfig {
-    /// At least one; tried in order.
+    /// At least one, unless the command needs none; tried in order.
     pub hosts: Vec<Host>,
     /// The role.
     pub user: String,
@@ -125,6 +125,13 @@ pub struct PostgresConfig {
     pub tcp_user_timeout: Option<Duration>,
     /// TCP keepalives of our end of the socket; none switches them off.
     pub keepalives: Option<Keepalives>,
+}
+
+/// For commands that have nothing to do with a database, where none is set.
+pub(super) fn nowhere(own: Own<'_>) -> Option<PostgresConfig> {
+    let url = Some("postgres://nobody@/nowhere?sslmode=disable");
+    let config = read(Own { url, ..own }, |_| None, &mut Problems::default())?;
+    Some(PostgresConfig { hosts: Vec::new(), ..config })
 }
 
 /// One place where PostgreSQL may be.

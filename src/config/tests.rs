@@ -112,6 +112,37 @@ fn three_settings_are_enough() {
 }
 
 #[test]
+fn a_command_misses_only_what_it_needs() {
+    let missed = |needs| match Config::for_command(&RawConfig::default(), needs, no_env) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(|problem| problem.setting).collect(),
+    };
+    let everything = Needs { dead_letters: true, ..Needs::RELAY };
+    assert_eq!(
+        missed(everything),
+        ["SRC_SERVICE_NAME", "DEAD_LETTER_TOPIC", "MASTER_DATABASE_URL", "KAFKA_BROKERS"]
+    );
+    assert_eq!(missed(Needs { kafka: true, ..Needs::NOTHING }), ["KAFKA_BROKERS"]);
+    assert_eq!(missed(Needs { postgres: true, ..Needs::NOTHING }), ["MASTER_DATABASE_URL"]);
+    assert_eq!(missed(Needs { service: true, ..Needs::NOTHING }), ["SRC_SERVICE_NAME"]);
+    let nothing = Config::for_command(&RawConfig::default(), Needs::NOTHING, no_env).unwrap();
+    assert!(nothing.prefixes.is_empty() && nothing.kafka.brokers.is_empty());
+    assert!(nothing.postgres.hosts.is_empty());
+    // What is set is checked all the same; what belongs to a prefix is not, where there is none.
+    let raw = RawConfig {
+        kafka_brokers: Some("http://kafka".into()),
+        master_database_url: Some("http://db".into()),
+        topic_prefix_map: Some("orders=sales".into()),
+        dead_letter_topic: Some("dead".into()),
+        ..RawConfig::default()
+    };
+    let needs = Needs { dead_letters: true, ..Needs::NOTHING };
+    let problems = Config::for_command(&raw, needs, no_env).unwrap_err();
+    let settings: Vec<_> = problems.iter().map(|problem| problem.setting).collect();
+    assert_eq!(settings, ["MASTER_DATABASE_URL", "KAFKA_BROKERS"]);
+}
+
+#[test]
 fn every_setting_takes_effect() {
     let some = |text: &str| Some(text.to_owned());
     let config = accepted(&RawConfig {
