@@ -78,7 +78,8 @@ impl Canary {
                 let end = consumer.end(&topic, *partition).await.map_err(|cause| cause.0)?;
                 let mut seen = None;
                 let each = |found: crate::kafka::Found<'_>| {
-                    if found.event_id == Some(id.as_bytes()) {
+                    let header = (&b"event_id"[..], id.as_bytes());
+                    if found.headers().any(|found| found == header) {
                         seen = Some(found.offset);
                     }
                 };

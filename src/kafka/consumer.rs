@@ -3,12 +3,14 @@
 use super::dial::{Connection, describe, dial};
 use super::fetch::{FetchRequest, ListOffsetsRequest, Partition};
 use super::fetched::{Found, records};
+use super::group::{Committed, FindCoordinatorRequest, OffsetCommitRequest, OffsetFetchRequest};
 use super::metadata::MetadataRequest;
 use super::{Address, Config};
 use crate::relay::error_code::name;
 use crate::relay::kafka::{BrokerId, Unanswered};
 use rskafka::messenger::Messenger;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,6 +29,12 @@ const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
 /// How long between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// A coordinator that is asked for first has to be made: the topic of all groups is created then.
+const COORDINATOR_ATTEMPTS: u32 = 40;
+
+/// COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR.
+const COORDINATOR_BUSY: [i16; 3] = [14, 15, 16];
 
 /// Reads partitions, one after the other, in no consumer group: nobody else notices.
 #[derive(Debug)]
@@ -152,8 +160,42 @@ impl Consumer {
         mut each: impl FnMut(Found<'_>),
     ) -> Result<(), Unanswered> {
         let mut next = first;
-        let mut empty = 0;
         while next < end {
+            next = self.read_some(topic, partition, next..end, &mut each).await?;
+        }
+        Ok(())
+    }
+
+    /// The offsets of a partition: the first that is still there, and the end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::read`].
+    pub async fn offsets(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+    ) -> Result<Range<i64>, Unanswered> {
+        let first = self.offset(topic, partition, ListOffsetsRequest::EARLIEST).await?;
+        let end = self.offset(topic, partition, ListOffsetsRequest::LATEST).await?;
+        Ok(first..end)
+    }
+
+    /// Calls `each` with some of the records of a partition at `offsets`, the first ones, about 4 MiB; where to go
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::read`].
+    pub async fn read_some(
+        &mut self,
+        topic: &Arc<str>,
+        partition: i32,
+        offsets: Range<i64>,
+        each: &mut impl FnMut(Found<'_>),
+    ) -> Result<i64, Unanswered> {
+        let Range { start: mut next, end } = offsets;
+        for _ in 0..=ATTEMPTS {
             let fetched = self
                 .attempt(topic, partition, async |consumer, leader| {
                     let request = FetchRequest {
@@ -172,23 +214,118 @@ impl Consumer {
                     each(found);
                 }
             });
+            sleep(fetched.throttle.min(THROTTLE_MAX)).await;
             let at = || format!("partition {partition} of topic {topic}, offset {next}");
             let after = after.map_err(|what| Unanswered(format!("{}: {what}", at())))?;
-            match after.filter(|after| *after > next) {
-                Some(after) => (next, empty) = (after, 0),
-                None if empty < ATTEMPTS => {
-                    empty += 1;
-                    // What was there may have expired meanwhile.
-                    let first = self.offset(topic, partition, ListOffsetsRequest::EARLIEST).await?;
-                    next = next.max(first);
-                }
-                None => {
-                    return Err(Unanswered(format!("{}: nothing is handed out", at())));
-                }
+            if let Some(after) = after.filter(|after| *after > next) {
+                return Ok(after);
             }
-            sleep(fetched.throttle.min(THROTTLE_MAX)).await;
+            // What was there may have expired meanwhile.
+            let first = self.offset(topic, partition, ListOffsetsRequest::EARLIEST).await?;
+            next = next.max(first);
+            if next >= end {
+                return Ok(next);
+            }
         }
-        Ok(())
+        Err(Unanswered(format!(
+            "partition {partition} of topic {topic}, offset {next}: nothing is handed out"
+        )))
+    }
+
+    /// What `group` remembers of these partitions.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if its coordinator cannot be reached, or refuses, after several attempts.
+    pub async fn committed(
+        &mut self,
+        group: &'static str,
+        topic: &Arc<str>,
+        partitions: &[i32],
+    ) -> Result<Vec<Committed>, Unanswered> {
+        self.coordinated(group, async |consumer, coordinator| {
+            let (topic, partitions) = (Arc::clone(topic), partitions.to_vec());
+            let request = OffsetFetchRequest { group, topic, partitions };
+            let answer = consumer.ask(coordinator, async |m| m.request(request).await).await?;
+            Ok(answer.0)
+        })
+        .await
+    }
+
+    /// Has `group`, which must have no members, remember this for ten years.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::committed`]. It may be remembered all the same.
+    pub async fn commit(
+        &mut self,
+        group: &'static str,
+        topic: &Arc<str>,
+        committed: &Committed,
+    ) -> Result<(), Unanswered> {
+        self.coordinated(group, async |consumer, coordinator| {
+            let (topic, committed) = (Arc::clone(topic), committed.clone());
+            let request = OffsetCommitRequest { group, topic, committed };
+            let answer = consumer.ask(coordinator, async |m| m.request(request).await).await?;
+            Ok(match answer.0 {
+                0 => Ok(()),
+                code => Err(code),
+            })
+        })
+        .await
+    }
+
+    /// Asks the coordinator of `group` until it answers.
+    async fn coordinated<T>(
+        &mut self,
+        group: &'static str,
+        mut what: impl AsyncFnMut(&mut Self, &Address) -> Result<Result<T, i16>, Unanswered>,
+    ) -> Result<T, Unanswered> {
+        let mut failure = Unanswered("no broker is known".to_owned());
+        for attempt in 0..COORDINATOR_ATTEMPTS {
+            if attempt > 0 {
+                sleep(PAUSE).await;
+            }
+            let answer = match self.coordinator(group).await {
+                Ok(Ok(coordinator)) => what(self, &coordinator).await,
+                Ok(Err(code)) => Ok(Err(code)),
+                Err(cause) => Err(cause),
+            };
+            let code = match answer {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(code)) => code,
+                Err(cause) => {
+                    failure = cause;
+                    continue;
+                }
+            };
+            failure = Unanswered(format!("group {group}: {}", name(code)));
+            if !COORDINATOR_BUSY.contains(&code) {
+                return Err(failure);
+            }
+        }
+        Err(failure)
+    }
+
+    async fn coordinator(
+        &mut self,
+        group: &'static str,
+    ) -> Result<Result<Address, i16>, Unanswered> {
+        let mut failure = Unanswered("no broker is known".to_owned());
+        for bootstrap in self.config.bootstrap.clone() {
+            let asked = match bootstrap.parse::<Address>() {
+                Ok(address) => {
+                    let request = FindCoordinatorRequest { group };
+                    self.ask(&address, async |m| m.request(request).await).await
+                }
+                Err(error) => Err(Unanswered(error.to_string())),
+            };
+            match asked {
+                Ok(answer) => return Ok(answer.0.map(|(host, port)| Address { host, port })),
+                Err(cause) => failure = cause,
+            }
+        }
+        Err(failure)
     }
 
     /// The offset of the first record that is not older; the end, if there is none.

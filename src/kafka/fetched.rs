@@ -30,8 +30,24 @@ pub struct Found<'a> {
     pub position: Option<&'a [u8]>,
     /// The header `factlib_source`.
     pub source: Option<&'a [u8]>,
-    /// The header `event_id`.
-    pub event_id: Option<&'a [u8]>,
+    record: EncodedRecord<'a>,
+}
+
+impl<'a> Found<'a> {
+    /// Its key.
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.record.key
+    }
+
+    /// Its value; none is a tombstone.
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.record.value
+    }
+
+    /// Names and values of its headers.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.record.headers()
+    }
 }
 
 /// Calls `each` with every record of the batches in `bytes`. The last one may be cut off, as brokers do; the
@@ -95,8 +111,7 @@ fn batch_records(
         let record = EncodedRecord::read(&mut rest, base_timestamp).ok_or("a record cut off")?;
         let offset = base_offset.saturating_add(record.offset_delta);
         let timestamp_ms = record.timestamp_ms;
-        let mut found =
-            Found { offset, timestamp_ms, position: None, source: None, event_id: None };
+        let mut found = Found { offset, timestamp_ms, position: None, source: None, record };
         let mut headers = 0;
         for (name, value) in record.headers() {
             headers += 1;
@@ -104,7 +119,6 @@ fn batch_records(
             match name {
                 _ if name == POSITION.as_bytes() => found.position = found.position.or(Some(value)),
                 _ if name == SOURCE.as_bytes() => found.source = found.source.or(Some(value)),
-                b"event_id" => found.event_id = found.event_id.or(Some(value)),
                 _ => {}
             }
         }

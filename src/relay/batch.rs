@@ -328,13 +328,13 @@ impl OpenBatch {
 }
 
 /// A record in a batch, borrowed from it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EncodedRecord<'a> {
     pub(crate) timestamp_ms: i64,
     /// How far behind the batch's base offset it is.
     pub(crate) offset_delta: i64,
-    pub(super) key: Option<&'a [u8]>,
-    pub(super) value: Option<&'a [u8]>,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value: Option<&'a [u8]>,
     pub(crate) header_count: u32,
     /// See [`Headers::encoded`].
     pub(super) headers: &'a [u8],
@@ -360,7 +360,7 @@ impl<'a> EncodedRecord<'a> {
     }
 
     /// Names and values of its headers: fewer than `header_count`, if the bytes end too early.
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let mut rest = self.headers;
         (0..self.header_count).map_while(move |_| {
             let (name, value) = (read_bytes(&mut rest)?, read_bytes(&mut rest)?);

@@ -151,7 +151,7 @@ impl Headers {
         Self { count, encoded: encoded.to_vec() }
     }
 
-    pub(super) fn push(&mut self, key: &str, value: &[u8]) {
+    pub(crate) fn push(&mut self, key: &str, value: &[u8]) {
         self.count += 1;
         super::batch::write_bytes(&mut self.encoded, Some(key.as_bytes()));
         super::batch::write_bytes(&mut self.encoded, Some(value));
