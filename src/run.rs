@@ -321,7 +321,9 @@ pub fn ask(
     Ask {
         postgres: config.postgres.clone(),
         slot: config.slot.clone(),
-        copy_of: None,
+        temporary: None,
+        may_create: true,
+        looks_on: false,
         failover: config.slot_failover,
         publication: config.publication.clone(),
         prefixes: config.prefixes.clone(),

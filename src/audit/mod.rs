@@ -13,8 +13,8 @@ pub mod comparison;
 
 use crate::config::Config;
 use crate::kafka::{Consumer, Kafka, Tls, records};
-use crate::postgres::Ask;
 use crate::postgres::audit_slot::{self, Bound};
+use crate::postgres::{Ask, Temporary};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
@@ -169,7 +169,10 @@ async fn written(
             std::process::id(),
             attempts.fetch_add(1, Ordering::Relaxed)
         ),
-        copy_of: Some(audit_slot::audit_slot(&config.slot)),
+        temporary: Some(Temporary::CopyOf {
+            slot: audit_slot::audit_slot(&config.slot),
+            from: None,
+        }),
         known_system,
         ..ask.clone()
     };

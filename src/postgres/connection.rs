@@ -30,7 +30,7 @@ const READ_BYTES: usize = 1024 * 1024;
 const READ_BYTES_MIN: usize = 128 * 1024;
 
 /// One row of an answer: the text of each column, or NULL.
-pub(super) type Row = Vec<Option<String>>;
+pub type Row = Vec<Option<String>>;
 
 /// A connection to a walsender, logged in.
 #[derive(Debug)]

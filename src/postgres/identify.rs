@@ -28,8 +28,12 @@ pub struct Ask {
     pub postgres: PostgresConfig,
     /// The slot.
     pub slot: String,
-    /// The slot is made for this session, as a copy of this one.
-    pub copy_of: Option<String>,
+    /// The slot is made for this session, and ends with it.
+    pub temporary: Option<Temporary>,
+    /// Publication and slot may be made if neither is there, at the first contact.
+    pub may_create: bool,
+    /// Nothing is published, only looked at: for which prefixes the relay was set up does not matter.
+    pub looks_on: bool,
     /// A slot that is made is one that standbys synchronise.
     pub failover: bool,
     /// The publication.
@@ -47,6 +51,20 @@ pub struct Ask {
     pub known_system: Option<u64>,
     /// Other prefixes than before may be recorded: what has none of them will be passed over.
     pub may_change_prefixes: bool,
+}
+
+/// A slot that ends with the session that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Temporary {
+    /// One that begins now: at the first moment without a transaction that is older.
+    Fresh,
+    /// A copy of another.
+    CopyOf {
+        /// The other, which stays as it is.
+        slot: String,
+        /// Moved on to there.
+        from: Option<Lsn>,
+    },
 }
 
 /// A connection that is ready for START_REPLICATION.
@@ -72,8 +90,9 @@ pub struct Identified {
 pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
     let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
     answered(prepare(&mut connection, ask)).await.map_err(gone)?;
+    make_temporary(&mut connection, ask).await.map_err(gone)?;
     let first = ask.known_system.is_none();
-    let mut may_create = first && ask.copy_of.is_none();
+    let mut may_create = first && ask.may_create && ask.temporary.is_none();
     let mut created = None;
     for _ in 0..RACES_MAX {
         let (identity, found) = answered(look(&mut connection, ask)).await.map_err(gone)?;
@@ -93,8 +112,11 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
             Plan::OtherPrefixes { .. } if ask.may_change_prefixes => {
                 set_up(&mut connection, &plan, &found, names).await.map_err(gone)?;
             }
-            Plan::OtherPrefixes { dropped, .. } if !dropped.is_empty() => {
+            Plan::OtherPrefixes { dropped, .. } if !dropped.is_empty() && !ask.looks_on => {
                 return Err(Gone::Terminal(ExitKind::Slot, dropped_words(ask, dropped)));
+            }
+            Plan::OtherPrefixes { .. } | Plan::Finish if ask.looks_on => {
+                return Ok(Identified { connection, identity, created });
             }
             Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
                 if first {
@@ -114,11 +136,17 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
             Plan::Wait(reason) => return Err(Gone::Lost(reason.clone())),
             Plan::Refuse(kind, reason) => return Err(Gone::Terminal(*kind, reason.clone())),
             Plan::Create | Plan::CreateSlot | Plan::Finish if !may_create => {
-                let reason = format!(
-                    "slot {} and publication {} have disappeared: facts committed since are not in \
-                     Kafka; to accept that gap, run `owlpost init`",
-                    ask.slot, ask.publication
-                );
+                let Ask { slot, publication, .. } = ask;
+                let reason = match first {
+                    true => format!(
+                        "slot {slot} and publication {publication} are not there, or not whole: `owlpost \
+                         init` makes them"
+                    ),
+                    false => format!(
+                        "slot {slot} and publication {publication} have disappeared: facts committed since \
+                         are not in Kafka; to accept that gap, run `owlpost init`"
+                    ),
+                };
                 return Err(Gone::Terminal(ExitKind::Slot, reason));
             }
             Plan::Create | Plan::CreateSlot | Plan::Finish => {
@@ -179,16 +207,37 @@ pub(super) async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<()
     let (sender, user) = (ask.wal_sender_timeout.as_millis(), ask.tcp_user_timeout.as_millis());
     let sql = format!("SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}");
     connection.query(&sql).await?;
-    if let Some(original) = &ask.copy_of {
-        let (original, slot) = (quote_literal(original), quote_literal(&ask.slot));
-        let sql = format!("SELECT pg_copy_logical_replication_slot({original}, {slot}, true)");
-        connection.query(&sql).await?;
+    Ok(())
+}
+
+/// Makes the slot of this session, which may take as long as a transaction that is open stays so, or reading the
+/// log up to where it is moved.
+async fn make_temporary(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> {
+    let slot = quote_literal(&ask.slot);
+    match &ask.temporary {
+        None => {}
+        Some(Temporary::CopyOf { slot: original, from }) => {
+            let original = quote_literal(original);
+            let sql = format!("SELECT pg_copy_logical_replication_slot({original}, {slot}, true)");
+            answered(connection.query(&sql)).await?;
+            if let Some(from) = from {
+                // It may not be moved to where it is already.
+                let sql = format!(
+                    "SELECT pg_replication_slot_advance(slot_name, '{from}') FROM pg_replication_slots \
+                     WHERE slot_name = {slot} AND confirmed_flush_lsn < '{from}'"
+                );
+                connection.query(&sql).await?;
+            }
+        }
+        Some(Temporary::Fresh) => setup::create_temporary(connection, &ask.slot).await?,
     }
     Ok(())
 }
 
 /// Gives up on a question that has had no answer for [`ANSWER_MAX`]. Only making a slot may take longer.
-async fn answered<T>(question: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn answered<T>(
+    question: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     timeout(ANSWER_MAX, question).await.unwrap_or(Err(Failure::Silent))
 }
 

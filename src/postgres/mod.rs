@@ -8,8 +8,10 @@ mod connect;
 mod connection;
 mod dial;
 mod failure;
+mod gap;
 mod identify;
 mod password;
+mod queries;
 mod setup;
 pub mod survey;
 mod synchronous;
@@ -18,10 +20,12 @@ mod verifier;
 
 pub use connection::{Connection, Turn};
 pub use failure::Failure;
+pub use gap::{Accepted, accept_gap};
 pub(crate) use identify::dropped_words;
-pub use identify::{Ask, Identified, identify};
+pub use identify::{Ask, Identified, Temporary, identify};
 pub use password::PasswordFailure;
-pub use setup::{Found, FoundPublication, FoundSlot, Names, Plan, plan, set_up};
+pub use queries::{Queries, Row};
+pub use setup::{Found, FoundPublication, FoundSlot, Gap, Names, Plan, plan, set_up};
 pub(crate) use setup::{
     not_logical, outdated, plan_of_objects, synchronous, too_old, without_failover,
 };

@@ -9,12 +9,12 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::synchronous::names_us;
 use crate::relay::gone::{ExitKind, another_cluster};
-use factlib_protocol::Lsn;
 use factlib_protocol::backend::SqlState;
 use factlib_protocol::replication::{
     SlotKind, Snapshot, create_slot, quote_identifier, quote_literal,
 };
 use factlib_protocol::session::SessionError;
+use factlib_protocol::{EncodeError, Lsn};
 
 const COMMENT: &str = "owlpost: ";
 const INITIALISING: &str = "initialising";
@@ -23,6 +23,8 @@ const SYSTEM: &str = "system ";
 /// Separated by spaces, which no prefix has.
 const PREFIXES: &str = "prefixes ";
 const CONSISTENT_POINT: &str = "consistent point ";
+/// Where a gap begins that was accepted, until the new slot is there.
+const GAP: &str = "gap from ";
 
 /// The names that the configuration gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,7 +246,7 @@ pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
             let reason = format!(
                 "publication {publication_name} is there, but slot {slot_name} is not: it was dropped \
                  or never came along with a failover or a restore, and facts committed since are not \
-                 in Kafka; to accept that gap, drop the publication and run `owlpost init`"
+                 in Kafka; to accept that gap, run `owlpost init --accept-gap`"
             );
             Plan::Refuse(ExitKind::Slot, reason)
         }
@@ -297,8 +299,8 @@ fn unusable(slot: &FoundSlot, found: &Found, name: &str) -> Option<String> {
     if slot.wal_status.as_deref() == Some("lost") {
         return Some(format!(
             "slot {name} is lost: the server removed WAL it still needed (max_slot_wal_keep_size), and \
-             the facts committed after {} are not in Kafka; to accept that gap, drop slot and \
-             publication and run `owlpost init`",
+             the facts committed after {} are not in Kafka; to accept that gap, run `owlpost init \
+             --accept-gap`",
             slot.confirmed_flush.unwrap_or_default()
         ));
     }
@@ -333,25 +335,7 @@ pub async fn set_up(
         connection.query(&sql).await?;
     }
     let point = match plan {
-        Plan::Create | Plan::CreateSlot => {
-            for blocker in open_transactions(connection).await? {
-                tracing::warn!(
-                    slot = names.slot,
-                    "the slot waits for a transaction that is open: {blocker}"
-                );
-            }
-            let kind = SlotKind::Logical {
-                plugin: "pgoutput",
-                snapshot: Snapshot::Nothing,
-                two_phase: false,
-                failover: names.failover,
-            };
-            let command = create_slot(names.slot, false, kind, found.version / 10_000);
-            let command = command.map_err(SessionError::from)?;
-            let rows = connection.query(&command).await?;
-            let point = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
-            point.ok_or(Failure::Answer { command: "CREATE_REPLICATION_SLOT" })?
-        }
+        Plan::Create | Plan::CreateSlot => create(connection, found, names).await?,
         Plan::Finish => match &found.slot {
             Some(FoundSlot { confirmed_flush: Some(point), .. }) => *point,
             _ => return Ok(None),
@@ -366,6 +350,161 @@ pub async fn set_up(
     };
     describe(connection, found, names, point).await?;
     Ok(Some(point))
+}
+
+/// Makes the slot; its consistent point.
+async fn create(
+    connection: &mut Connection,
+    found: &Found,
+    names: Names<'_>,
+) -> Result<Lsn, Failure> {
+    let kind = kind(names.failover);
+    let command = create_slot(names.slot, false, kind, found.version / 10_000);
+    made(connection, names.slot, command).await
+}
+
+/// Makes a slot that ends with the session.
+pub(super) async fn create_temporary(
+    connection: &mut Connection,
+    slot: &str,
+) -> Result<(), Failure> {
+    // Every server still reads what the oldest one does.
+    made(connection, slot, create_slot(slot, true, kind(false), 14)).await?;
+    Ok(())
+}
+
+fn kind(failover: bool) -> SlotKind<'static> {
+    let snapshot = Snapshot::Nothing;
+    SlotKind::Logical { plugin: "pgoutput", snapshot, two_phase: false, failover }
+}
+
+async fn made(
+    connection: &mut Connection,
+    slot: &str,
+    command: Result<String, EncodeError>,
+) -> Result<Lsn, Failure> {
+    let command = command.map_err(SessionError::from)?;
+    for blocker in open_transactions(connection).await? {
+        tracing::warn!(slot, "the slot waits for a transaction that is open: {blocker}");
+    }
+    let rows = connection.query(&command).await?;
+    let point = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
+    point.ok_or(Failure::Answer { command: "CREATE_REPLICATION_SLOT" })
+}
+
+/// Where a slot that is lost leaves a gap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The last position of which is known that it was confirmed: facts committed before it are in Kafka.
+    pub from: Lsn,
+    /// True if `from` is the slot's own position; else it is older, from the publication's comment, and what was
+    /// confirmed between is not known.
+    pub exact: bool,
+    /// Something is left of the slot, to be dropped.
+    pub drop: bool,
+}
+
+/// Whether a gap can be accepted: the slot is lost or gone, and the publication says that it was ours. Pure.
+///
+/// # Errors
+///
+/// The reason to leave everything as it is.
+pub(super) fn gap(found: &Found, names: Names<'_>) -> Result<Gap, (ExitKind, String)> {
+    let (slot_name, publication_name) = (names.slot, names.publication);
+    let refuse = |kind, reason: String| Err((kind, reason));
+    let comment = found.publication.as_ref().and_then(|found| found.comment.as_deref());
+    let Some(ours) = comment.and_then(|comment| comment.strip_prefix(COMMENT)) else {
+        let reason = match (&found.publication, &found.slot) {
+            (None, None) => format!(
+                "neither slot {slot_name} nor publication {publication_name} is there, so that no gap is \
+                 known: `owlpost init` makes both"
+            ),
+            (None, Some(_)) => format!("publication {publication_name} is not there"),
+            (Some(_), _) => format!(
+                "publication {publication_name} was not made by owlpost: drop slot and publication by hand, \
+                 and run `owlpost init`"
+            ),
+        };
+        return refuse(ExitKind::Publication, reason);
+    };
+    if let Plan::Refuse(kind @ (ExitKind::OtherCluster | ExitKind::Unsuitable), reason) =
+        plan(found, names)
+    {
+        return refuse(kind, reason);
+    }
+    if found.in_recovery {
+        let reason = format!("this server is a standby, and slot {slot_name} is its primary's");
+        return refuse(ExitKind::Slot, reason);
+    }
+    if let Some(other) = field(ours, SLOT).filter(|other| *other != slot_name) {
+        let reason = format!(
+            "publication {publication_name} belongs to slot {other}, not to {slot_name}: check \
+             REPLICATION_SLOT_NAME"
+        );
+        return refuse(ExitKind::Slot, reason);
+    }
+    let known = |name| field(ours, name).and_then(|point| point.parse().ok());
+    let remembered: Option<Lsn> = known(GAP).or_else(|| known(CONSISTENT_POINT));
+    match &found.slot {
+        None => match remembered {
+            Some(from) => Ok(Gap { from, exact: false, drop: false }),
+            None => refuse(
+                ExitKind::Publication,
+                format!(
+                    "the set-up of slot {slot_name} was interrupted before it was there, which leaves no gap: \
+                     `owlpost init` resumes it"
+                ),
+            ),
+        },
+        Some(slot) if slot.wal_status.as_deref() != Some("lost") => {
+            let confirmed = slot.confirmed_flush.unwrap_or_default();
+            let reason = format!(
+                "slot {slot_name} is there and not lost (confirmed up to {confirmed}): there is no gap to accept"
+            );
+            refuse(ExitKind::Slot, reason)
+        }
+        Some(slot) => {
+            let is_ours = slot.plugin.as_deref() == Some("pgoutput")
+                && slot.database.as_deref() == Some(found.database.as_str());
+            if !is_ours {
+                let reason = format!(
+                    "slot {slot_name} is not one of ours: it is physical, another database's, or has another \
+                     output plugin"
+                );
+                return refuse(ExitKind::Slot, reason);
+            }
+            let from = slot.confirmed_flush.or(remembered).unwrap_or_default();
+            Ok(Gap { from, exact: slot.confirmed_flush.is_some(), drop: true })
+        }
+    }
+}
+
+/// Makes the slot anew and gives its consistent point. Interrupted, the same call goes on, and still knows where
+/// the gap begins.
+///
+/// # Errors
+///
+/// What the server said.
+pub(super) async fn leave_gap(
+    connection: &mut Connection,
+    gap: &Gap,
+    found: &Found,
+    names: Names<'_>,
+) -> Result<Lsn, Failure> {
+    let publication = quote_identifier(names.publication);
+    let comment = format!(
+        "{COMMENT}{INITIALISING}, {SLOT}{}, {SYSTEM}{}, {GAP}{}",
+        names.slot, found.system, gap.from
+    );
+    let comment = quote_literal(&comment);
+    connection.query(&format!("COMMENT ON PUBLICATION {publication} IS {comment}")).await?;
+    if gap.drop {
+        let slot = quote_literal(names.slot);
+        connection.query(&format!("SELECT pg_drop_replication_slot({slot})")).await?;
+    }
+    let point = create(connection, found, names).await?;
+    describe(connection, found, names, point).await?;
+    Ok(point)
 }
 
 /// Writes the publication's comment: both are there, and belong together.
@@ -527,6 +666,44 @@ mod tests {
         let (kind, reason) = refusal(&Found { publication: None, ..found() });
         assert_eq!(kind, ExitKind::Publication);
         assert!(reason.contains("publication facts is not"), "{reason}");
+    }
+
+    #[test]
+    fn a_gap_is_accepted_only_where_a_slot_of_ours_is_lost_or_gone() {
+        let lost = FoundSlot { wal_status: Some("lost".to_owned()), ..found().slot.unwrap() };
+        let accepted = |from, exact, drop| Ok(Gap { from: Lsn(from), exact, drop });
+        let with_lost = Found { slot: Some(lost.clone()), ..found() };
+        assert_eq!(gap(&with_lost, NAMES), accepted(1, true, true));
+        let gone = Found { slot: None, ..found() };
+        assert_eq!(gap(&gone, NAMES), accepted(1, false, false), "the publication's comment knows");
+        let interrupted =
+            "owlpost: initialising, slot factlib_slot, system 7, gap from 0/2A".to_owned();
+        let interrupted = Found { publication: commented(Some(&interrupted)), ..gone.clone() };
+        assert_eq!(gap(&interrupted, NAMES), accepted(0x2a, false, false));
+
+        let refused = |found: &Found, names: Names<'_>| gap(found, names).unwrap_err();
+        let foreign = FoundSlot { plugin: Some("test_decoding".to_owned()), ..lost };
+        let unmade = commented(Some("owlpost: initialising, system 7"));
+        let cases = [
+            (found(), ExitKind::Slot, "no gap to accept"),
+            (Found { slot: Some(foreign), ..found() }, ExitKind::Slot, "not one of ours"),
+            (Found { publication: None, ..gone.clone() }, ExitKind::Publication, "makes both"),
+            (
+                Found { publication: commented(None), ..gone.clone() },
+                ExitKind::Publication,
+                "by hand",
+            ),
+            (Found { publication: unmade, ..gone.clone() }, ExitKind::Publication, "resumes it"),
+            (Found { system: 8, ..gone.clone() }, ExitKind::OtherCluster, "another cluster"),
+            (Found { in_recovery: true, ..gone.clone() }, ExitKind::Slot, "standby"),
+        ];
+        for (found, kind, words) in cases {
+            let (is, reason) = refused(&found, NAMES);
+            assert_eq!(is, kind, "{reason}");
+            assert!(reason.contains(words), "{reason}");
+        }
+        let (_, reason) = refused(&gone, Names { slot: "other", ..NAMES });
+        assert!(reason.contains("belongs to slot factlib_slot"), "{reason}");
     }
 
     #[test]
