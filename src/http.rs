@@ -1,11 +1,12 @@
-//! The health port: `/livez`, `/readyz`, `/health`.
+//! The health port: `/livez`, `/readyz`, `/health`, `/wait`.
 //!
 //! It has a thread and a runtime of its own and reads a small [board](Health), so that no scrape,
-//! however slow or hostile, touches the stream. A connection carries one request and lasts ten
+//! however slow or hostile, touches the stream. A connection carries one request and lasts fifteen
 //! seconds at most; when there are too many the oldest is closed, so that whoever comes next is
 //! served.
 
 mod health;
+mod wait;
 
 pub use health::{Blocked, Health, Snapshot, State};
 
@@ -28,8 +29,8 @@ use tokio::task::AbortHandle;
 /// Probes hold a connection for milliseconds; more than this at once is a fault or an attack.
 const CONNECTIONS_MAX: usize = 64;
 
-/// The longest that a connection may last, whatever it does.
-const CONNECTION_MAX: Duration = Duration::from_secs(10);
+/// The longest that a connection may last, whatever it does: a wait, and the way there and back.
+const CONNECTION_MAX: Duration = wait::WAIT_MAX.saturating_add(Duration::from_secs(5));
 
 /// The longest that a request's head may take.
 const HEADER_READ_MAX: Duration = Duration::from_secs(5);
@@ -153,7 +154,8 @@ fn router(health: Arc<Health>) -> Router {
         .route("/readyz", get(readyz))
         // What existing deployments call it.
         .route("/health", get(readyz))
-        .with_state(health)
+        .with_state(Arc::clone(&health))
+        .merge(wait::router(health))
 }
 
 async fn livez(Extract(health): Extract<Arc<Health>>) -> Response {
@@ -180,18 +182,18 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
-    fn start(health: &Arc<Health>) -> Server {
+    pub(super) fn start(health: &Arc<Health>) -> Server {
         serve(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::clone(health)).unwrap()
     }
 
-    fn connect(server: &Server) -> TcpStream {
+    pub(super) fn connect(server: &Server) -> TcpStream {
         let stream = TcpStream::connect(server.local_addr()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream
     }
 
     #[track_caller]
-    fn fetch(server: &Server, path: &str) -> (u16, serde_json::Value) {
+    pub(super) fn fetch(server: &Server, path: &str) -> (u16, serde_json::Value) {
         let mut stream = connect(server);
         write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();

@@ -201,7 +201,7 @@ settings! {
         /// another container must reach it; it serves positions and names, no payload and no
         /// secret. 127.0.0.1 hides it, :: takes IPv6 too [default: 0.0.0.0]
         http_bind = "HTTP_BIND": "ADDRESS";
-        /// The port of /livez, /readyz and /health [0 to 65535, 0: none, default: 3001]
+        /// The port of /livez, /readyz, /health and /wait [0 to 65535, 0: none, default: 3001]
         wal_health_port = "WAL_HEALTH_PORT": "PORT";
         /// Reserved for metrics, which are not in this version: checked, not opened [0 to 65535,
         /// default: 2112]

@@ -142,7 +142,7 @@ impl Health {
     }
 
     /// How long the main loop has been silent, if that is too long.
-    fn hung(&self) -> Option<Duration> {
+    pub(super) fn hung(&self) -> Option<Duration> {
         let silence_ms = self.age_ms().saturating_sub(self.beat.load(Ordering::Relaxed));
         Some(Duration::from_millis(silence_ms)).filter(|silence| *silence > self.silence_max)
     }
