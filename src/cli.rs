@@ -1,7 +1,15 @@
 //! The command line.
 
 use crate::check::CheckArgs;
-use crate::config::RawConfig;
+use crate::command::completions::Completions;
+use crate::command::drain::Drain;
+use crate::command::emit::Emit;
+use crate::command::man::Man;
+use crate::command::redrive::Redrive;
+use crate::command::status::Status;
+use crate::command::tail::Tail;
+use crate::command::wait::Wait;
+use crate::config::{Needs, RawConfig};
 use crate::exit::ExitCode;
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -51,6 +59,16 @@ pub enum Command {
         /// beyond AUDIT_WAL_BYTES, and says so.
         #[arg(long)]
         audit: bool,
+        /// Make a slot that is lost or gone anew, and print the gap that this leaves
+        ///
+        /// Facts committed in the gap are not in Kafka and never will be by this relay. Only where the
+        /// publication says that the slot was ours; one that can still be read is never touched.
+        #[arg(long, conflicts_with = "audit")]
+        accept_gap: bool,
+        /// One JSON object: slot, publication, created, lsn, and gap where one was accepted; another line with
+        /// audit_slot and its lsn after --audit
+        #[arg(long)]
+        json: bool,
     },
     /// Look at everything that the relay needs, and say what is wrong and what to do about it
     ///
@@ -60,6 +78,18 @@ pub enum Command {
     /// whatever is warned of, and 11 if something does; 2, as everywhere, if the configuration
     /// itself is wrong.
     Check(CheckArgs),
+    /// Publish up to a position, confirm it, and stop: for upgrades
+    Drain(Drain),
+    /// Return when everything up to a position is in Kafka and confirmed: for deploys and tests
+    Wait(Wait),
+    /// Say where the slot stands, how far behind it is, and when it will be lost
+    Status(Status),
+    /// Show facts on the terminal as they are committed, without Kafka
+    Tail(Tail),
+    /// Emit one fact, or many from standard input, in one transaction
+    Emit(Emit),
+    /// Send dead letters back to the topics that they were going to
+    Redrive(Redrive),
     /// Compare what was committed with what is in Kafka, since the last audit
     ///
     /// Reads the write-ahead log from the slot that `owlpost init --audit` made up to what the relay has
@@ -80,6 +110,26 @@ pub enum Command {
         #[arg(long)]
         accept_all: bool,
     },
+    /// Write what a shell needs to complete the command line
+    Completions(Completions),
+    /// Write the manual pages
+    Man(Man),
+}
+
+impl Command {
+    /// Which settings it cannot do without.
+    pub fn needs(&self) -> Needs {
+        let postgres = Needs { postgres: true, ..Needs::NOTHING };
+        match self {
+            Self::Run | Self::Check(_) | Self::Audit { .. } | Self::Drain(_) => Needs::RELAY,
+            Self::Init { .. } => Needs { service: true, ..postgres },
+            Self::Status(status) => Needs { service: status.counts_facts(), ..postgres },
+            Self::Wait(_) | Self::Emit(_) => postgres,
+            Self::Tail(_) => Needs { service: true, ..postgres },
+            Self::Redrive(_) => Needs { kafka: true, dead_letters: true, ..Needs::NOTHING },
+            Self::Completions(_) | Self::Man(_) => Needs::NOTHING,
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -93,6 +143,8 @@ Examples:
   owlpost check                        is everything as the relay needs it?
   owlpost init --audit                 make the slot that an audit needs
   owlpost audit                        is everything in Kafka, once, in order?
+  owlpost status                       where the slot stands, and how long it lasts
+  owlpost wait --lsn now               until all that is committed is published
   owlpost run --log-format human       a flag wins over its variable
   curl -s localhost:3001/readyz        200 while facts flow, else 503; why, as JSON
 
@@ -158,15 +210,16 @@ mod tests {
     fn run_is_the_default() {
         assert_eq!(parse(&[]).unwrap().action(), Command::Run);
         assert_eq!(parse(&["run"]).unwrap().action(), Command::Run);
-        assert_eq!(parse(&["init"]).unwrap().action(), Command::Init { audit: false });
-        assert_eq!(parse(&["init", "--audit"]).unwrap().action(), Command::Init { audit: true });
+        let init = |audit| Command::Init { audit, accept_gap: false, json: false };
+        assert_eq!(parse(&["init"]).unwrap().action(), init(false));
+        assert_eq!(parse(&["init", "--audit"]).unwrap().action(), init(true));
     }
 
     #[test]
     fn settings_may_stand_before_or_after_the_command() {
         for args in [["--lease", "9s", "init"], ["init", "--lease", "9s"]] {
             let cli = parse(&args).unwrap();
-            let init = Command::Init { audit: false };
+            let init = Command::Init { audit: false, accept_gap: false, json: false };
             assert_eq!((cli.action(), cli.config.lease.as_deref()), (init, Some("9s")));
         }
         let cli = parse(&["--kafka-ssl", "--metadata-headers=false", "run"]).unwrap();

@@ -39,6 +39,8 @@ exit_codes! {
     KafkaCluster = 9, "another Kafka cluster answered than the one that facts were published to";
     Findings = 10, "audit: facts are missing in Kafka, repeated or out of order";
     Preflight = 11, "check: a failure was found; the relay would not start, or would stop at a fact";
+    NotReached = 12, "wait, drain: the position was not reached in time";
+    Left = 13, "redrive: dead letters are left that cannot go back as they are";
 }
 
 impl ExitCode {
@@ -84,6 +86,8 @@ mod tests {
             (9, "KafkaCluster"),
             (10, "Findings"),
             (11, "Preflight"),
+            (12, "NotReached"),
+            (13, "Left"),
         ];
         assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
     }

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod check;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod exit;
 pub mod http;

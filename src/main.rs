@@ -3,18 +3,17 @@
 use factlib::audit::{self, Accepted, Audited};
 use factlib::check::{self, CheckArgs, Verdict};
 use factlib::cli::{Cli, Command};
+use factlib::command::{asked_to_stop, ended, say, tls};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
 use factlib::http::{self, Health};
-use factlib::kafka::Tls;
 use factlib::postgres::audit_slot::audit_slot;
-use factlib::postgres::identify;
-use factlib::relay::gone::{Exit, ExitKind};
+use factlib::postgres::{accept_gap, identify};
+use factlib::relay::gone::ExitKind;
 use factlib::relay::seeded_bug::Seeded;
-use factlib::{run, telemetry};
+use factlib::{command, run, telemetry};
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// glibc's allocator costs two to three times as much on the way to Kafka (measured).
 #[global_allocator]
@@ -22,7 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::from_args();
-    let config = match Config::from_raw(&cli.config, |name| std::env::var(name).ok()) {
+    let action = cli.action();
+    let env = |name: &str| std::env::var(name).ok();
+    let config = match Config::for_command(&cli.config, action.needs(), env) {
         Ok(config) => config,
         Err(problems) => {
             say(&format!("owlpost: the configuration has problems\n{problems}"));
@@ -37,16 +38,28 @@ fn main() -> std::process::ExitCode {
             return ExitCode::Internal.into();
         }
     };
-    match cli.action() {
-        Command::Run => runtime.block_on(relay(&config)),
-        Command::Init { audit } => runtime.block_on(init(&config, audit)),
-        Command::Check(args) => runtime.block_on(check(&config, &args)),
+    runtime.block_on(act(&config, &action)).into()
+}
+
+async fn act(config: &Config, action: &Command) -> ExitCode {
+    match action {
+        Command::Run => relay(config).await,
+        Command::Init { accept_gap: true, json, .. } => init_with_gap(config, *json).await,
+        Command::Init { audit, json, .. } => init(config, *audit, *json).await,
+        Command::Check(arguments) => check(config, arguments).await,
         Command::Audit { json, accept_repeats, accept_all } => {
-            let accepted = Accepted { repeats: accept_repeats, all: accept_all };
-            runtime.block_on(audit(&config, json, accepted))
+            let accepted = Accepted { repeats: *accept_repeats, all: *accept_all };
+            audit(config, *json, accepted).await
         }
+        Command::Drain(arguments) => command::drain::drain(config, arguments).await,
+        Command::Wait(arguments) => command::wait::wait(config, arguments).await,
+        Command::Status(arguments) => command::status::status(config, arguments).await,
+        Command::Tail(arguments) => command::tail::tail(config, arguments).await,
+        Command::Emit(arguments) => command::emit::emit(config, arguments).await,
+        Command::Redrive(arguments) => command::redrive::redrive(config, arguments).await,
+        Command::Completions(arguments) => command::completions::completions(arguments),
+        Command::Man(arguments) => command::man::man(arguments),
     }
-    .into()
 }
 
 async fn relay(config: &Config) -> ExitCode {
@@ -81,7 +94,48 @@ async fn relay(config: &Config) -> ExitCode {
     ended(&exit)
 }
 
-async fn init(config: &Config, audit: bool) -> ExitCode {
+/// Makes a slot that is lost anew.
+async fn init_with_gap(config: &Config, json: bool) -> ExitCode {
+    let log = telemetry::init(&config.log);
+    let result = accept_gap(&run::ask(config, Seeded::default(), None, false)).await;
+    drop(log);
+    let accepted = match result {
+        Ok(accepted) => accepted,
+        Err(gone) => return ended(&gone.into()),
+    };
+    let (slot, publication) = (&config.slot, &config.publication);
+    let (from, to) = (accepted.gap.from, accepted.to);
+    let line = if json {
+        serde_json::json!({
+            "slot": slot,
+            "publication": publication,
+            "created": true,
+            "lsn": to.to_string(),
+            "gap": {
+                "from": from.to_string(),
+                "from_is_exact": accepted.gap.exact,
+                "to": to.to_string(),
+            },
+        })
+        .to_string()
+    } else {
+        let begin = match accepted.gap.exact {
+            true => "the last confirmed position".to_owned(),
+            false => format!(
+                "where slot {slot} once began, because nothing says how far it was confirmed: much of this is \
+                 probably in Kafka"
+            ),
+        };
+        format!(
+            "slot {slot} was made anew; gap from {from} ({begin}) to {to}: facts committed there are not in \
+             Kafka unless they were before, and this relay will not publish them; those from {to} on it will"
+        )
+    };
+    let _ = writeln!(std::io::stdout(), "{line}");
+    ExitCode::Stopped
+}
+
+async fn init(config: &Config, audit: bool, json: bool) -> ExitCode {
     let log = telemetry::init(&config.log);
     let result = identify(&run::ask(config, Seeded::default(), None, true)).await;
     drop(log);
@@ -89,6 +143,13 @@ async fn init(config: &Config, audit: bool) -> ExitCode {
         Ok(identified) => {
             let (slot, publication) = (&config.slot, &config.publication);
             let line = match identified.created {
+                created if json => serde_json::json!({
+                    "slot": slot,
+                    "publication": publication,
+                    "created": created.is_some(),
+                    "lsn": created.unwrap_or(identified.identity.confirmed_flush).to_string(),
+                })
+                .to_string(),
                 Some(point) => format!(
                     "slot {slot} and publication {publication} are ready; consistent point {point}: \
                      facts committed from there on will be published"
@@ -105,7 +166,7 @@ async fn init(config: &Config, audit: bool) -> ExitCode {
             // An audit slot is a copy, which cannot be made of a slot that this session has made and holds.
             drop(identified);
             match audit {
-                true => init_audit(config).await,
+                true => init_audit(config, json).await,
                 false => ExitCode::Stopped,
             }
         }
@@ -113,14 +174,19 @@ async fn init(config: &Config, audit: bool) -> ExitCode {
     }
 }
 
-async fn init_audit(config: &Config) -> ExitCode {
+async fn init_audit(config: &Config, json: bool) -> ExitCode {
     match audit::prepare(config).await {
         Ok(point) => {
-            let _ = writeln!(
-                std::io::stdout(),
-                "slot {} is ready: `owlpost audit` looks at what was confirmed from {point} on",
-                audit_slot(&config.slot)
-            );
+            let slot = audit_slot(&config.slot);
+            let line = match json {
+                true => {
+                    serde_json::json!({ "audit_slot": slot, "lsn": point.to_string() }).to_string()
+                }
+                false => format!(
+                    "slot {slot} is ready: `owlpost audit` looks at what was confirmed from {point} on"
+                ),
+            };
+            let _ = writeln!(std::io::stdout(), "{line}");
             ExitCode::Stopped
         }
         Err(exit) => ended(&exit),
@@ -183,46 +249,4 @@ async fn audit(config: &Config, json: bool, accepted: Accepted) -> ExitCode {
         false => writeln!(out, "from {from} to {until}: {}", outcome.summary()),
     };
     if is_well { ExitCode::Stopped } else { ExitCode::Findings }
-}
-
-fn tls(config: &Config) -> Result<Option<Tls>, ExitCode> {
-    config.kafka.tls.as_ref().map(Tls::load).transpose().map_err(|error| {
-        say(&format!("owlpost: {error}"));
-        ExitCode::Configuration
-    })
-}
-
-fn ended(exit: &Exit) -> ExitCode {
-    let code = match exit.kind {
-        ExitKind::Stopped => return ExitCode::Stopped,
-        ExitKind::Deadline => ExitCode::Unconfirmed,
-        ExitKind::Unreachable => ExitCode::Unreachable,
-        ExitKind::Slot => ExitCode::Slot,
-        ExitKind::OtherCluster => ExitCode::History,
-        ExitKind::OtherKafka => ExitCode::KafkaCluster,
-        ExitKind::Publication => ExitCode::Publication,
-        ExitKind::Unsuitable => ExitCode::Server,
-    };
-    say(&format!("owlpost: {}", exit.reason));
-    code
-}
-
-/// One sentence to standard error. If nobody reads it, there is nobody to tell.
-fn say(sentence: &str) {
-    let _ = writeln!(std::io::stderr(), "{sentence}");
-}
-
-async fn asked_to_stop() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(%error, "signals cannot be heard: only SIGKILL stops this process");
-            std::future::pending().await
-        }
-    }
 }

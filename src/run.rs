@@ -17,8 +17,9 @@ use factlib_protocol::{EncodeError, Lsn, Timestamp};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep_until;
 
 /// How often health is brought up to date when nothing happens.
@@ -29,7 +30,7 @@ const RECEIVE_BUFFER_KEPT: usize = 4 * 1024 * 1024;
 
 /// Both clocks. The only place of the relay that reads them.
 #[expect(clippy::disallowed_methods, reason = "the driver's clock, handed to the engine")]
-fn now() -> Now {
+pub(crate) fn now() -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
     Now { at: Instant::now(), clock: Timestamp::from_unix_micros(micros) }
@@ -82,6 +83,15 @@ struct Live {
     kafka: Kafka,
     report: Report,
     publication: String,
+    /// Told once everything before this is confirmed.
+    until: Option<(Lsn, Arc<Reached>)>,
+}
+
+/// Whether a drain has come to its end.
+#[derive(Debug, Default)]
+struct Reached {
+    is_so: AtomicBool,
+    told: Notify,
 }
 
 impl Surroundings for Live {
@@ -102,11 +112,15 @@ impl Surroundings for Live {
     }
 
     fn wants_standing(&self) -> bool {
-        self.report.is_due()
+        self.report.is_due() || self.until.is_some()
     }
 
     fn standing(&mut self, standing: &Standing, at: Instant) {
         self.report.standing(standing, at);
+        if let Some((_, reached)) = self.until.take_if(|(until, _)| standing.confirmed >= *until) {
+            reached.is_so.store(true, Ordering::Relaxed);
+            reached.told.notify_one();
+        }
     }
 }
 
@@ -117,6 +131,36 @@ pub async fn run(
     config: &Config,
     tls: Option<Tls>,
     health: Arc<Health>,
+    stop: impl Future<Output = ()>,
+) -> Exit {
+    publish(config, tls, health, None, stop).await
+}
+
+/// Publishes up to a position, and then stops as if told to; says whether it came so far. Makes neither slot nor
+/// publication.
+pub async fn drain(
+    config: &Config,
+    tls: Option<Tls>,
+    until: Lsn,
+    stop: impl Future<Output = ()>,
+) -> (Exit, bool) {
+    let reached = Arc::new(Reached::default());
+    let health = Arc::new(Health::new(&config.slot));
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            () = reached.told.notified() => {}
+        }
+    };
+    let exit = publish(config, tls, health, Some((until, Arc::clone(&reached))), stop).await;
+    (exit, reached.is_so.load(Ordering::Relaxed))
+}
+
+async fn publish(
+    config: &Config,
+    tls: Option<Tls>,
+    health: Arc<Health>,
+    until: Option<(Lsn, Arc<Reached>)>,
     stop: impl Future<Output = ()>,
 ) -> Exit {
     let (answers, answered) = mpsc::unbounded_channel();
@@ -130,8 +174,10 @@ pub async fn run(
         kafka: Kafka::new(kafka_config(config, tls), answers),
         report: Report::new(&config.slot, health),
         publication: config.publication.clone(),
+        until,
     };
-    let ask = |known_system| ask(config, seeded, known_system, false);
+    let may_create = live.until.is_none();
+    let ask = |known_system| Ask { may_create, ..ask(config, seeded, known_system, false) };
     drive(relay, ask, answered, &mut live, stop).await
 }
 

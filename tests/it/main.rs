@@ -8,6 +8,7 @@ mod audit;
 mod behind;
 mod check;
 mod cluster;
+mod commands;
 mod compression;
 mod crash;
 mod delivery;

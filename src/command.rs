@@ -1,0 +1,111 @@
+//! The commands beside `run`, `init` and `audit`, each in a file of its own: what it is told, what it says, how it
+//! ends.
+//!
+//! Those that only ask or emit speak SQL ([`Queries`](crate::postgres::Queries)); `drain` is the relay itself; `tail`
+//! and `status --facts` read along (`along.rs`); `redrive` uses the relay's own producer.
+
+mod along;
+mod barrier;
+pub mod completions;
+pub mod drain;
+pub mod emit;
+pub mod man;
+mod printable;
+mod record;
+pub mod redrive;
+pub mod status;
+pub mod tail;
+pub mod wait;
+
+pub use barrier::Barrier;
+
+use crate::config::Config;
+use crate::exit::ExitCode;
+use crate::kafka::Tls;
+use crate::relay::gone::{Exit, ExitKind, Gone};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What is asked here takes milliseconds.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// One sentence to standard error. If nobody reads it, there is nobody to tell.
+pub fn say(sentence: &str) {
+    let _ = writeln!(io::stderr(), "{sentence}");
+}
+
+/// Says why the process ends, unless it was asked to, and with which number.
+pub fn ended(exit: &Exit) -> ExitCode {
+    let code = match exit.kind {
+        ExitKind::Stopped => return ExitCode::Stopped,
+        ExitKind::Deadline => ExitCode::Unconfirmed,
+        ExitKind::Unreachable => ExitCode::Unreachable,
+        ExitKind::Slot => ExitCode::Slot,
+        ExitKind::OtherCluster => ExitCode::History,
+        ExitKind::OtherKafka => ExitCode::KafkaCluster,
+        ExitKind::Publication => ExitCode::Publication,
+        ExitKind::Unsuitable => ExitCode::Server,
+    };
+    say(&format!("owlpost: {}", exit.reason));
+    code
+}
+
+/// The same for what PostgreSQL said.
+fn refused(gone: Gone) -> ExitCode {
+    ended(&gone.into())
+}
+
+/// The files for TLS to Kafka.
+///
+/// # Errors
+///
+/// The exit code, after saying why.
+pub fn tls(config: &Config) -> Result<Option<Tls>, ExitCode> {
+    config.kafka.tls.as_ref().map(Tls::load).transpose().map_err(|error| {
+        say(&format!("owlpost: {error}"));
+        ExitCode::Configuration
+    })
+}
+
+/// SIGTERM or SIGINT.
+pub async fn asked_to_stop() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "signals cannot be heard: only SIGKILL stops this process");
+            std::future::pending().await
+        }
+    }
+}
+
+/// Whether standard output is a terminal that takes colours. <https://no-color.org>
+fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A line, or several, to standard output, at once.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::BrokenPipe`] if nobody reads any more, or why it cannot be written.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// How a command ends whose output could not be written: quietly, if nobody reads it any more.
+fn unwritten(error: &io::Error) -> ExitCode {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return ExitCode::Stopped;
+    }
+    say(&format!("owlpost: standard output cannot be written: {error}"));
+    ExitCode::Internal
+}
