@@ -1,6 +1,7 @@
 //! SQL for the commands that ask or emit and stream nothing.
 
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::identify::gone;
 use crate::config::PostgresConfig;
 use crate::relay::gone::Gone;

@@ -251,22 +251,22 @@ fn postgresql_misconfigured() {
             "wrong password",
             as_role("password", "locked"),
             3,
-            "password authentication failed for user \"locked\" (SQLSTATE 28P01); check role and password in \
-             MASTER_DATABASE_URL and PGPASSWORD",
+            "password authentication failed for user \"locked\" (SQLSTATE 28P01); look at the password, and at \
+             where it is read",
         ),
         same(
             "pg_hba.conf",
             as_role("hba", "stranger"),
             3,
             "pg_hba.conf rejects connection for host \"127.0.0.1\", user \"stranger\", database \"app\", no \
-             encryption (SQLSTATE 28000); the role must be there and have LOGIN, and a line of pg_hba.conf must \
-             let it in from this host to this database",
+             encryption (SQLSTATE 28000); use TLS (sslmode=verify-full), or let pg_hba.conf have a line for us \
+             without it",
         ),
         same(
             "unknown database",
             at("database").env("MASTER_DATABASE_URL", postgres.url().replace("/app", "/nowhere")),
             3,
-            "database \"nowhere\" does not exist (SQLSTATE 3D000); check the database in MASTER_DATABASE_URL",
+            "database \"nowhere\" does not exist (SQLSTATE 3D000); look at the database in MASTER_DATABASE_URL",
         ),
         same(
             "no REPLICATION right",

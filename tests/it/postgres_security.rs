@@ -283,7 +283,7 @@ fn what_pg_hba_conf_refuses_with_or_without_tls_is_tried_the_other_way_where_ssl
         ("crypt", "disable", Err("use TLS")),
         ("bare", "prefer", Ok(false)),
         ("bare", "allow", Ok(false)),
-        ("bare", "require", Err("; let pg_hba.conf have a line")),
+        ("bare", "require", Err("; a line of pg_hba.conf must let this role in")),
         ("nobody", "prefer", Err("no encryption (SQLSTATE 28000); use TLS")),
         ("nobody", "allow", Err("; in clear text: ")),
         ("nobody", "require", Err("pg_hba.conf rejects")),
