@@ -54,13 +54,13 @@ impl Report {
     /// One line for each change of state.
     pub(crate) fn event(&mut self, event: &Event) {
         let slot = self.slot.as_str();
-        self.due |= !matches!(event, Event::Settled { .. });
+        self.due |= !matches!(event, Event::Settled { .. } | Event::NotStored { .. });
         match event {
             Event::Settled { facts, .. } => self.published += *facts as u64,
             Event::Streaming { start, timeline } => {
                 info!(slot, lsn = %start, timeline, "streaming");
             }
-            Event::Away { cause, delay } => {
+            Event::Away { cause, delay, .. } => {
                 warn!(slot, retry_in = ?delay, error = cause, "not connected to PostgreSQL");
             }
             Event::SlotInUse { cause, delay } => {
@@ -134,6 +134,7 @@ impl Report {
                     warn!(%topic, partition, %position, attempt, error = reason, "produce is repeated");
                 }
             }
+            Event::NotStored { .. } => {}
             Event::PartitionRecovered { topic, partition, after } => {
                 info!(%topic, partition, ?after, "produce goes on");
             }
@@ -154,7 +155,7 @@ impl Report {
     }
 
     fn given_up(&mut self, given_up: &GivenUp) {
-        let GivenUp { policy, poison, partition, position, facts } = given_up;
+        let GivenUp { policy, poison, partition, position, facts, .. } = given_up;
         let (slot, cause, topic) = (&self.slot, poison.cause.as_str(), poison.topic.as_deref());
         let reason = &poison.reason;
         if *policy == Policy::DeadLetter {

@@ -7,7 +7,7 @@
 use bytes::BytesMut;
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::{NONE, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION};
-use factlib::relay::event::{Event, GivenUp};
+use factlib::relay::event::{End, Event, GivenUp};
 use factlib::relay::gone::{self, Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
@@ -385,6 +385,113 @@ fn warm_with(settings: Settings) -> Rig {
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(108));
     rig
+}
+
+#[test]
+fn what_waits_is_as_old_as_its_commit_and_nothing_waits_when_all_is_stored() {
+    let mut rig = warm();
+    assert_eq!(rig.standing().oldest_commit, None);
+    // The server's clock is at one second; the fact was committed at zero.
+    rig.keepalive(108, false);
+    let standing = rig.standing();
+    assert_eq!(standing.server_ahead, 1_000_000, "ours has not moved");
+    rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+    assert_eq!(rig.standing().oldest_commit, Some(Timestamp(0)));
+    assert_eq!(rig.store_all(), ["a"]);
+    assert_eq!(rig.standing().oldest_commit, Some(Timestamp(0)), "it is not read to its end");
+    rig.receive(&Stream::default().commit(200).0);
+    assert_eq!(rig.standing().oldest_commit, None);
+    let settled = |event: &&Event| matches!(event, Event::Settled { .. });
+    let Some(Event::Settled { topic, facts, committed, .. }) =
+        rig.events.iter().rev().find(settled)
+    else {
+        panic!("nothing is settled")
+    };
+    assert_eq!((&**topic, *facts), ("orders.order", 1));
+    assert_eq!(committed.unwrap().first, Timestamp(0));
+}
+
+#[test]
+fn a_fact_that_halts_waits_although_it_is_in_no_batch() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).content(150, true, "orders", b"?").0);
+    assert!(matches!(rig.standing().state, State::Halted(_)));
+    assert_eq!(rig.standing().oldest_commit, Some(Timestamp(0)));
+    assert!(!rig.standing().is_caught_up);
+    // Also when the connection is given up for it.
+    rig.pass(5 * SECOND);
+    assert_eq!(rig.hangups, 1);
+    assert_eq!(rig.standing().oldest_commit, Some(Timestamp(0)));
+}
+
+#[test]
+fn a_relay_has_caught_up_once_it_has_read_what_there_was_and_all_of_it_is_stored() {
+    let mut rig = Rig::streaming_with(settings());
+    rig.keepalive(500, false);
+    let standing = rig.standing();
+    assert!(!standing.is_caught_up, "the server's log ends at 1,000,000");
+    assert_eq!(standing.wal_end, Lsn(1_000_000));
+    rig.keepalive(1_000_000, false);
+    assert!(rig.standing().is_caught_up);
+    rig.receive(&Stream::default().transaction(1_000_200, &["a"]).0);
+    assert!(!rig.standing().is_caught_up);
+    rig.answer_metadata();
+    assert_eq!(rig.store_all(), ["a"]);
+    assert!(rig.standing().is_caught_up);
+    // Others' log.
+    rig.keepalive(9_000_000, false);
+    assert!(rig.standing().is_caught_up);
+    rig.input(Input::PostgresGone(Gone::Lost("reset".to_owned())));
+    assert!(!rig.standing().is_caught_up, "nobody knows");
+}
+
+#[test]
+fn each_end_of_a_connection_says_what_it_was() {
+    let ended = |rig: &Rig| match rig.events.last() {
+        Some(Event::Away { end, .. }) => *end,
+        other => panic!("{other:?}"),
+    };
+    let mut rig = warm();
+    rig.input(Input::PostgresGone(Gone::Lost("reset".to_owned())));
+    assert_eq!(ended(&rig), End::Lost);
+    rig.input(Input::PostgresGone(Gone::Refused(ExitKind::Unreachable, "password".to_owned())));
+    assert_eq!(ended(&rig), End::Refused);
+    let mut rig = warm();
+    rig.receive(b"d\0\0\0\x05?");
+    rig.receive(&Stream::default().begin(300).begin(301).0);
+    assert_eq!(ended(&rig), End::Unreadable);
+    let mut rig = warm();
+    rig.pass(11 * SECOND);
+    let silent = |event: &Event| matches!(event, Event::Away { end: End::Silent, .. });
+    assert!(rig.events.iter().any(silent), "{:?}", rig.events);
+    let mut rig = warm();
+    rig.receive(&Stream::default().begin(200).content(150, true, "orders", b"?").0);
+    rig.pass(4 * SECOND);
+    assert_eq!(ended(&rig), End::Stalled);
+}
+
+#[test]
+fn what_kafka_does_not_store_is_told_each_time_with_its_error() {
+    let mut rig = warm();
+    rig.receive(&Stream::default().transaction(200, &["a", "a"]).0);
+    for error in [19, 19, 7] {
+        let batches = rig.produce().unwrap();
+        rig.answer(&batches, error);
+        rig.pass(5 * SECOND);
+        rig.keepalive(208, false);
+    }
+    let told: Vec<_> = rig
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::NotStored { error, facts, .. } => Some((*error, *facts)),
+            _ => None,
+        })
+        .collect();
+    let full = "NOT_ENOUGH_REPLICAS";
+    assert_eq!(told, [(full, 2), (full, 2), ("REQUEST_TIMED_OUT", 2)]);
+    assert_eq!(rig.standing().blocked_count, 1);
+    assert_eq!(rig.standing().most_blocked.len(), 1);
 }
 
 /// Without it, a crash repeated everything that Kafka had taken within the quarter of a second.

@@ -25,7 +25,7 @@ use factlib::relay::policy::{self, Verdict};
 use factlib::relay::position::{Position, Unit};
 use factlib::relay::producer::{Producer, Route, Settings};
 use factlib::relay::route::{Headers, Source};
-use factlib_protocol::Lsn;
+use factlib_protocol::{Lsn, Timestamp};
 use model::{Dice, Fate, Producers};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType;
@@ -249,7 +249,8 @@ impl World {
         let partition = u32::try_from(self.dice.below(partitions as usize)).unwrap();
         self.partition_of.insert(number, partition);
         self.ledger.begin(unit);
-        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        let committed = Timestamp(0);
+        self.producer.push(topic, partition, position, committed, &record, &mut self.ledger);
         self.ledger.end(unit, Lsn(10 * number + 5));
         if self.faults && self.dice.percent(1) {
             self.refused.insert(number);

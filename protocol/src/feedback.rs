@@ -243,6 +243,14 @@ impl<I: Moment> Feedback<I> {
         self.alive_since
     }
 
+    /// What the server's clock shows at `now`, less the time that its promptest message was on its way;
+    /// `None` before the first keepalive of this stream.
+    #[must_use]
+    pub fn server_clock(&self, now: I) -> Option<Timestamp> {
+        let (read, sent) = self.prompt?;
+        Some(Timestamp(sent.0.saturating_add(micros(read, now))))
+    }
+
     /// True when a status that told `flush`, or more, was answered: the server has read it.
     #[must_use]
     pub fn is_confirmed(&self, flush: Lsn) -> bool {
@@ -421,6 +429,20 @@ mod tests {
             let _ = feedback.keepalive(sent + millis(1), &keepalive(sent - behind, 10, false));
             assert_eq!(feedback.alive_since(), sent, "{round}");
         }
+    }
+
+    #[test]
+    fn the_servers_clock_is_told_by_its_promptest_message() {
+        let mut feedback = Feedback::new(FeedbackPolicy::default(), START);
+        assert_eq!(feedback.server_clock(START), None);
+        let hour = 3_600_000_000;
+        let shows = |at: Duration| Some(Timestamp(i64::try_from(at.as_micros()).unwrap() - hour));
+        let _ = feedback.keepalive(START + millis(40), &keepalive(START, 10, false));
+        assert_eq!(feedback.server_clock(START + millis(140)), shows(START + millis(100)));
+        let _ = hear(&mut feedback, START + millis(200), 10, false);
+        // A late one changes nothing.
+        let _ = feedback.keepalive(START + millis(900), &keepalive(START + millis(300), 10, false));
+        assert_eq!(feedback.server_clock(START + millis(1000)), shows(START + millis(1000)));
     }
 
     #[test]

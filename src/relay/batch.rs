@@ -7,6 +7,7 @@ use super::kafka::ProducerId;
 use super::position::{Position, Unit};
 use super::route::{Headers, POSITION};
 use bytes::Bytes;
+use factlib_protocol::Timestamp;
 use std::borrow::Cow;
 
 /// A batch of several records is never encoded larger than this many bytes. Kafka's default limit
@@ -60,6 +61,15 @@ impl Record<'_> {
     }
 }
 
+/// When a batch's first and last fact were committed, by the server's clock: what delays are counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The first.
+    pub first: Timestamp,
+    /// The last.
+    pub last: Timestamp,
+}
+
 /// A batch that is still growing.
 #[derive(Debug)]
 pub struct OpenBatch {
@@ -69,6 +79,7 @@ pub struct OpenBatch {
     max_timestamp: i64,
     first: Position,
     compression: Compression,
+    committed: Option<Committed>,
 }
 
 impl OpenBatch {
@@ -83,7 +94,31 @@ impl OpenBatch {
         let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_MAX));
         encoded.resize(HEADER_LEN, 0);
         let (base_timestamp, max_timestamp) = (0, i64::MIN);
-        Self { encoded, records: 0, base_timestamp, max_timestamp, first, compression }
+        Self {
+            encoded,
+            records: 0,
+            base_timestamp,
+            max_timestamp,
+            first,
+            compression,
+            committed: None,
+        }
+    }
+
+    /// The facts are those of a batch that was committed then.
+    pub(super) fn committed_as(self, committed: Option<Committed>) -> Self {
+        Self { committed, ..self }
+    }
+
+    /// The record that is pushed next was committed then.
+    pub(super) fn committed_at(&mut self, at: Timestamp) {
+        let first = self.committed.map_or(at, |committed| committed.first);
+        self.committed = Some(Committed { first, last: at });
+    }
+
+    /// When its facts were committed, as far as it is known.
+    pub(super) fn committed(&self) -> Option<Committed> {
+        self.committed
     }
 
     /// Encoded bytes so far, the batch's header included, before compression.
@@ -133,8 +168,15 @@ impl OpenBatch {
 
     /// Closes the batch: no record is added any more, and they are compressed if that makes them smaller.
     pub fn seal(self) -> Batch {
-        let Self { mut encoded, records, base_timestamp, max_timestamp, first, mut compression } =
-            self;
+        let Self {
+            mut encoded,
+            records,
+            base_timestamp,
+            max_timestamp,
+            first,
+            mut compression,
+            committed,
+        } = self;
         let plain_len = encoded.len();
         let mut compressed = Vec::new();
         let plain = encoded.get(HEADER_LEN..).unwrap_or_default();
@@ -167,7 +209,7 @@ impl OpenBatch {
         header.put((-1_i32).to_be_bytes());
         header.put(records.to_be_bytes());
         let encoded = Bytes::from(encoded);
-        Batch { encoded, plain_len, records, first, compression, stamp: None }
+        Batch { encoded, plain_len, records, first, compression, committed, stamp: None }
     }
 }
 
@@ -191,6 +233,7 @@ pub struct Batch {
     records: i32,
     first: Position,
     compression: Compression,
+    committed: Option<Committed>,
     stamp: Option<(ProducerId, i32)>,
 }
 
@@ -246,6 +289,7 @@ impl Batch {
 
     /// Divides a batch that is too large for its topic into two of about half the records each,
     /// unstamped; gives it back if it has only one record.
+    #[expect(clippy::result_large_err, reason = "it is rare, and given back whole")]
     pub fn split(self) -> Result<[Self; 2], Self> {
         let half = self.records / 2;
         if half == 0 {
@@ -266,6 +310,11 @@ impl Batch {
         Some(PlainRecords { bytes, count: self.records, base_timestamp: i64::from_be_bytes(base) })
     }
 
+    /// When its facts were committed, as far as it is known.
+    pub fn committed(&self) -> Option<Committed> {
+        self.committed
+    }
+
     /// The codec, or none where that did not make it smaller.
     pub fn compression(&self) -> Compression {
         self.compression
@@ -273,7 +322,7 @@ impl Batch {
 
     fn split_at(&self, half: i32) -> Option<[Self; 2]> {
         let plain = self.plain()?;
-        let empty = || OpenBatch::new(self.first, self.compression);
+        let empty = || OpenBatch::new(self.first, self.compression).committed_as(self.committed);
         let mut parts = [empty(), empty()];
         for record in plain.iter() {
             let [first, second] = &mut parts;

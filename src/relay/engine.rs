@@ -1,7 +1,7 @@
 //! The machine itself: its state, its connection to PostgreSQL, what follows from the time, the stop.
 
 use super::backoff::Jitter;
-use super::event::{Event, Halted};
+use super::event::{End, Event, Halted};
 use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone, another_cluster};
 use super::ledger::Ledger;
@@ -11,8 +11,9 @@ use super::producer::{self, Producer};
 use super::route::{Headers, Source};
 use super::seeded_bug::{Seeded, SeededBug};
 use super::session::Session;
+use super::tally::Tally;
 use bytes::BytesMut;
-use factlib_protocol::{Lsn, frontend};
+use factlib_protocol::{Lsn, Timestamp, frontend};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -120,6 +121,16 @@ pub struct Relay {
     /// Where the slot stood at the first contact, if the server's log had not reached it: nothing that is committed
     /// before it is ever sent, but the server's keepalives speak of it.
     ahead: Lsn,
+    /// Where the server's WAL ended when it was asked last: who has not read so far is behind.
+    pub(super) wal_flushed: Lsn,
+    /// When the unit was committed that was begun and not read to its end.
+    pub(super) open_since: Option<Timestamp>,
+    /// How far the server's clock is ahead of ours, in microseconds.
+    pub(super) server_ahead: i64,
+    /// Bytes that were ever read from the server.
+    pub(super) received_bytes: u64,
+    /// Facts that were read, by kind.
+    pub(super) tally: Tally,
     /// The newest unit that was read to its end in this session.
     pub(super) ended: Option<Unit>,
     /// The newest fact that was given to the producer. Nothing is read past a fact that was not, so
@@ -181,6 +192,11 @@ impl Relay {
             told: Lsn::INVALID,
             read_to: Lsn::INVALID,
             ahead: Lsn::INVALID,
+            wal_flushed: Lsn::INVALID,
+            open_since: None,
+            server_ahead: 0,
+            received_bytes: 0,
+            tally: Tally::default(),
             ended: None,
             enqueued: None,
             oversize: None,
@@ -235,6 +251,7 @@ impl Relay {
             Input::Identified(identity) => self.identified(identity),
             Input::Streaming { asked_at } => self.streaming(now, asked_at),
             Input::Received { bytes, drained } => {
+                self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
                 self.drained = drained;
                 self.behind = bytes >= GATHER_FROM_BYTES;
             }
@@ -326,6 +343,7 @@ impl Relay {
         if let Some(known) = self.system.filter(|known| *known != system) {
             return self.exit(ExitKind::OtherCluster, another_cluster(system, known));
         }
+        self.wal_flushed = wal_flushed;
         let flush = self.ledger.flush();
         let read_to = Some(flush.max(self.read_to)).filter(|read_to| *read_to > self.ahead);
         let mut start = flush;
@@ -394,7 +412,7 @@ impl Relay {
     pub(super) fn gone(&mut self, now: Now, gone: Gone) {
         self.disconnected(now);
         let waits = self.slot_in_use.take().is_some();
-        let (delay, cause) = match gone {
+        let (end, delay, cause) = match gone {
             Gone::Terminal(kind, reason) => return self.exit(kind, reason),
             Gone::Refused(kind, reason) if !self.identified => return self.exit(kind, reason),
             Gone::SlotInUse(cause) => {
@@ -408,25 +426,25 @@ impl Relay {
                 return;
             }
             // Somebody must do something on the server; asking fast would only fill its log.
-            Gone::Refused(_, cause) => (self.settings.backoff_max, cause),
+            Gone::Refused(_, cause) => (End::Refused, self.settings.backoff_max, cause),
             Gone::Lost(cause) => {
                 self.attempts = self.attempts.saturating_add(1);
-                (self.jitter.delay(self.attempts, self.settings.backoff_max), cause)
+                (End::Lost, self.jitter.delay(self.attempts, self.settings.backoff_max), cause)
             }
         };
-        self.away(now, delay, cause);
+        self.away(now, end, delay, cause);
     }
 
-    pub(super) fn away(&mut self, now: Now, delay: Duration, cause: String) {
+    pub(super) fn away(&mut self, now: Now, end: End, delay: Duration, cause: String) {
         self.link = Link::Away { until: now.at + delay };
         self.away_cause = Some(cause.clone());
-        self.events.push_back(Event::Away { cause, delay });
+        self.events.push_back(Event::Away { end, cause, delay });
     }
 
-    pub(super) fn hang_up(&mut self, now: Now, delay: Duration, cause: String) {
+    pub(super) fn hang_up(&mut self, now: Now, end: End, delay: Duration, cause: String) {
         self.outputs.push_back(Output::Hangup);
         self.disconnected(now);
-        self.away(now, delay, cause);
+        self.away(now, end, delay, cause);
     }
 
     pub(super) fn disconnected(&mut self, now: Now) {
@@ -543,14 +561,14 @@ impl Relay {
         if now.at >= session.lease_until(self.settings.lease) {
             let lease = self.settings.lease;
             let cause = format!("PostgreSQL has not answered for {lease:?}");
-            return self.hang_up(now, Duration::ZERO, cause);
+            return self.hang_up(now, End::Silent, Duration::ZERO, cause);
         }
         if copy_ended.is_some_and(|at| now.at >= at + COPY_DONE_PATIENCE) {
             // In the middle of a large transaction it would send the rest first. Or it hears nothing of what
             // we say, and the answers were to nothing: only the slot's own position tells.
             let told = self.told;
             let cause = "the last status is not read yet; asking where the slot stands".to_owned();
-            self.hang_up(now, Duration::ZERO, cause);
+            self.hang_up(now, End::Asking, Duration::ZERO, cause);
             self.told = told;
             return;
         }
@@ -577,7 +595,7 @@ impl Relay {
                         .unwrap_or_else(|| "Kafka does not take what was read".to_owned()),
                 };
                 self.stalled = Some(cause.clone()).filter(|_| !moves);
-                return self.hang_up(now, delay, cause);
+                return self.hang_up(now, End::Stalled, delay, cause);
             }
         }
         if self.ledger.untold() >= (self.settings.in_flight_bytes_max / UNTOLD_SHARE) as u64 {

@@ -1,5 +1,6 @@
-//! What is worth telling: one vocabulary for log, health and, later, metrics.
+//! What is worth telling: one vocabulary for log, health and metrics.
 
+use super::batch::Committed;
 use super::kafka::BrokerId;
 use super::poison::{Poison, Policy};
 use super::position::Position;
@@ -21,6 +22,8 @@ pub enum Event {
     },
     /// The connection to PostgreSQL ended; the next attempt is made after `delay`.
     Away {
+        /// Which kind of end it was.
+        end: End,
         /// Why.
         cause: String,
         /// Until the next attempt.
@@ -168,10 +171,23 @@ pub enum Event {
     },
     /// A batch is settled.
     Settled {
+        /// Where it is stored.
+        topic: Arc<str>,
         /// Facts in it.
         facts: usize,
-        /// Encoded bytes.
+        /// Encoded bytes, before compression.
         bytes: usize,
+        /// When they were committed, as far as it is known.
+        committed: Option<Committed>,
+    },
+    /// A batch was sent and is not stored, or not known to be. What follows from it comes in other events.
+    NotStored {
+        /// Where it was going.
+        topic: Arc<str>,
+        /// The broker's error by its name; NETWORK_EXCEPTION if there was no answer.
+        error: &'static str,
+        /// Facts in it.
+        facts: i32,
     },
     /// Stopping was asked for.
     Stopping {
@@ -193,6 +209,43 @@ pub struct GivenUp {
     pub position: Position,
     /// How many.
     pub facts: usize,
+    /// Encoded bytes, before compression; of a fact that was never encoded, what was emitted.
+    pub bytes: usize,
+}
+
+/// How a connection to PostgreSQL ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// It broke, or there was none to be had.
+    Lost,
+    /// The server does not want us, for now.
+    Refused,
+    /// We hung up, because Kafka did not take what was read.
+    Stalled,
+    /// We hung up, because the server did not answer.
+    Silent,
+    /// We hung up, because what it sent makes no sense.
+    Unreadable,
+    /// We hung up to ask where the slot stands: the last status of a stop was not read.
+    Asking,
+}
+
+impl End {
+    /// All of them.
+    pub const ALL: &[Self] =
+        &[Self::Lost, Self::Refused, Self::Stalled, Self::Silent, Self::Unreadable, Self::Asking];
+
+    /// As metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::Stalled => "stalled",
+            Self::Silent => "silent",
+            Self::Unreadable => "unreadable",
+            Self::Asking => "asking",
+        }
+    }
 }
 
 /// A fact that can be neither published nor passed over.

@@ -38,8 +38,10 @@ pub mod seeded_bug;
 mod session;
 mod standing;
 mod stream;
+mod tally;
 pub mod template;
 
 pub use engine::Relay;
 pub use exchange::{Identity, Input, Now, Output, Reading, Settings};
-pub use standing::{Standing, State};
+pub use standing::{BLOCKED_LISTED_MAX, Standing, State};
+pub use tally::{KINDS_MAX, Kind};

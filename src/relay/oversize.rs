@@ -4,6 +4,7 @@
 //! fact of ours the policy decides; a dead letter keeps its first part, its length and its SHA-256.
 
 use super::engine::{Flow, Link, Relay, Stuck};
+use super::event::End;
 use super::exchange::Now;
 use super::poison::{self, Cause, Poison, Policy};
 use super::position::{Position, Unit};
@@ -89,6 +90,7 @@ pub(super) struct Oversize {
 struct OversizeFact {
     position: Position,
     timestamp: Timestamp,
+    committed: Timestamp,
     /// Bytes before the content that are still to come.
     skip: usize,
     length: u64,
@@ -126,7 +128,7 @@ impl Relay {
             Head::Other => {
                 let cause =
                     format!("PostgreSQL sent a message of {length} bytes that is not of its log");
-                self.hang_up(now, self.settings.backoff_max, cause);
+                self.hang_up(now, End::Unreadable, self.settings.backoff_max, cause);
                 return true;
             }
             Head::Message { server_clock, transactional, lsn, prefix, content_at } => {
@@ -169,6 +171,7 @@ impl Relay {
             oversize.fact = Some(OversizeFact {
                 position,
                 timestamp,
+                committed: written,
                 skip: content_at,
                 length: 0,
                 sha256: Sha256::new(),
@@ -221,6 +224,7 @@ impl Relay {
             position: fact.position,
             lsn,
             timestamp: fact.timestamp,
+            committed: fact.committed,
             key: None,
             value: &fact.kept,
         };

@@ -202,7 +202,8 @@ pub(super) fn cut_in_half(batch: &Batch) -> Option<Batch> {
         }
         shorter.then_some(headers)?
     };
-    let mut cut = OpenBatch::new(batch.first(), batch.compression());
+    let mut cut =
+        OpenBatch::new(batch.first(), batch.compression()).committed_as(batch.committed());
     cut.push(&Record { timestamp_ms: record.timestamp_ms, key, value, headers: &headers });
     let mut cut = cut.seal();
     // Refused for its size, the longer one is not there, and no copy of it ever will be.

@@ -3,7 +3,8 @@
 use super::engine::{Link, Relay};
 use super::event::Halted;
 use super::producer::Blocked;
-use factlib_protocol::Lsn;
+use super::tally::Kind;
+use factlib_protocol::{Lsn, Timestamp};
 use std::time::Instant;
 
 /// What the relay is doing, for people.
@@ -23,6 +24,9 @@ pub enum State {
     Stopping,
 }
 
+/// So many blocked partitions are listed.
+pub const BLOCKED_LISTED_MAX: usize = 20;
+
 /// Where the relay stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -32,12 +36,38 @@ pub struct Standing {
     pub received: Lsn,
     /// What may be forgotten by the server.
     pub confirmed: Lsn,
+    /// What of it the server was told.
+    pub told: Lsn,
+    /// The end of the server's WAL, as far as it was told.
+    pub wal_end: Lsn,
+    /// Everything that the server had is read, settled and confirmed, or was nobody's of ours.
+    pub is_caught_up: bool,
+    /// When the oldest fact was committed that was read and is not settled, by the server's clock.
+    pub oldest_commit: Option<Timestamp>,
+    /// How far the server's clock is ahead of ours, in microseconds.
+    pub server_ahead: i64,
+    /// The server's timeline; 0 before it is known.
+    pub timeline: u32,
+    /// Facts that were read, by kind.
+    pub kinds: Vec<Kind>,
+    /// Those of further kinds: given to the producer, and given up.
+    pub other_kinds: (u64, u64),
+    /// Bytes that were read from PostgreSQL.
+    pub received_bytes: u64,
     /// Encoded bytes without an acknowledgement.
     pub unsettled_bytes: usize,
     /// Facts without an acknowledgement.
     pub unsettled_facts: usize,
+    /// Encoded bytes that take room in the window.
+    pub window_bytes: u64,
+    /// The window.
+    pub window_limit: u64,
     /// The partition that has been in trouble for longest.
     pub blocked: Option<Blocked>,
+    /// How many partitions are in trouble.
+    pub blocked_count: usize,
+    /// Those that have been for longest, at most [`BLOCKED_LISTED_MAX`].
+    pub most_blocked: Vec<Blocked>,
     /// True once a broker has answered.
     pub kafka_reached: bool,
 }
@@ -45,7 +75,8 @@ pub struct Standing {
 impl Relay {
     /// Where the relay stands at `now`.
     pub fn standing(&self, now: Instant) -> Standing {
-        let blocked = self.producer.blocked();
+        let (blocked_count, most_blocked) = self.producer.most_blocked(BLOCKED_LISTED_MAX);
+        let blocked = most_blocked.first().cloned();
         let state = if self.stopping.is_some() {
             State::Stopping
         } else if let Some(halted) = &self.halted {
@@ -73,19 +104,45 @@ impl Relay {
                 _ => State::Connecting(self.away_cause.clone()),
             }
         };
-        let received = match &self.link {
-            Link::Streaming(session) => session.feedback.received(),
-            _ => Lsn::INVALID,
+        let (received, told) = match &self.link {
+            Link::Streaming(session) => {
+                (session.feedback.received(), session.feedback.told().max(self.told))
+            }
+            _ => (Lsn::INVALID, self.told),
         };
         Standing {
             state,
             received,
             confirmed: self.ledger.flush(),
+            told,
+            wal_end: self.wal_flushed.max(received).max(self.read_to),
+            is_caught_up: self.is_caught_up(),
+            oldest_commit: self.producer.oldest_commit().into_iter().chain(self.open_since).min(),
+            server_ahead: self.server_ahead,
+            timeline: self.timelines.current(),
+            kinds: self.tally.kinds().to_vec(),
+            other_kinds: self.tally.others(),
+            received_bytes: self.received_bytes,
+            window_bytes: self.held() + self.ledger.untold(),
+            window_limit: self.settings.in_flight_bytes_max as u64,
             unsettled_bytes: self.producer.unsettled_bytes(),
             unsettled_facts: self.producer.unsettled_facts(),
             blocked,
+            blocked_count,
+            most_blocked,
             kafka_reached: self.producer.reached(),
         }
+    }
+
+    /// Nothing of ours is on its way, as far as the server has said. A server that still reads others' log for us
+    /// may find some.
+    fn is_caught_up(&self) -> bool {
+        let Link::Streaming(session) = &self.link else { return false };
+        self.ledger.is_idle()
+            && self.receive.is_empty()
+            && !self.is_paused()
+            && self.oversize.is_none()
+            && session.feedback.received().max(self.ledger.flush()) >= self.wal_flushed
     }
 
     pub(super) fn blocked_words(blocked: &Blocked) -> String {

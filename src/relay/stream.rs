@@ -3,7 +3,7 @@
 use super::batch::Record;
 use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE};
 use super::error_code;
-use super::event::{Event, GivenUp, Halted};
+use super::event::{End, Event, GivenUp, Halted};
 use super::exchange::{Now, Output};
 use super::fact::Fact;
 use super::gone::{self, Gone};
@@ -24,6 +24,8 @@ pub(super) struct Letter<'a> {
     pub(super) position: Position,
     pub(super) lsn: Lsn,
     pub(super) timestamp: Timestamp,
+    /// When it was committed.
+    pub(super) committed: Timestamp,
     pub(super) key: Option<&'a [u8]>,
     /// What was emitted, or its first part.
     pub(super) value: &'a [u8],
@@ -69,7 +71,7 @@ impl Relay {
         let taken = buffer.len() - rest.len();
         if let Some(error) = failed {
             let cause = format!("what PostgreSQL sent cannot be read: {error}");
-            self.hang_up(now, self.settings.backoff_max, cause);
+            self.hang_up(now, End::Unreadable, self.settings.backoff_max, cause);
         }
         if matches!(self.link, Link::Streaming(_)) {
             self.receive = buffer;
@@ -100,10 +102,16 @@ impl Relay {
                 replication::Message::PrimaryKeepalive(keepalive) => {
                     let Link::Streaming(session) = &mut self.link else { return Ok(Flow::Taken) };
                     let revealed = session.feedback.keepalive(now.at, &keepalive);
+                    if let Some(clock) = session.feedback.server_clock(now.at) {
+                        self.server_ahead = clock.0.saturating_sub(now.clock.0);
+                    }
                     // While units are dropped because we are stopping, walEnd covers facts that
                     // nobody has.
                     if self.stopping.as_ref().is_none_or(|stopping| stopping.taking) {
                         self.ledger.keepalive(keepalive.wal_end);
+                        if self.ledger.is_idle() {
+                            self.open_since = None;
+                        }
                     }
                     if revealed == Revealed::ServerStopping {
                         let unsettled = self.producer.unsettled_facts();
@@ -159,6 +167,7 @@ impl Relay {
                     commit_timestamp: begin.commit_timestamp,
                     next_index: 0,
                 });
+                self.open_since = Some(begin.commit_timestamp);
                 self.ledger.begin(unit);
             }
             pgoutput::Message::Commit(commit) => {
@@ -182,6 +191,7 @@ impl Relay {
     pub(super) fn end(&mut self, unit: Unit, end: Lsn) {
         self.ledger.end(unit, end);
         self.ended = Some(unit);
+        self.open_since = None;
         if self.seeded.is(SeededBug::ConfirmOnRead) {
             self.ledger.confirm_on_read(end);
         }
@@ -194,7 +204,7 @@ impl Relay {
     /// Everything here rests on the order of the stream; without it nothing may be confirmed.
     pub(super) fn out_of_order(&mut self, now: Now, unit: Unit) -> Flow {
         let cause = format!("the stream is out of order at {}", unit.lsn);
-        self.hang_up(now, self.settings.backoff_max, cause);
+        self.hang_up(now, End::Unreadable, self.settings.backoff_max, cause);
         Flow::Taken
     }
 
@@ -231,12 +241,11 @@ impl Relay {
             let position = self.position(unit, index);
             // After a reconnect what was enqueued comes again; it is on its way, or there.
             if self.enqueued.is_none_or(|enqueued| enqueued < position) {
-                let timestamp =
-                    if self.settings.timestamp_is_publish { now.clock } else { written };
                 if alone {
                     self.ledger.begin(unit);
+                    self.open_since = Some(written);
                 }
-                if let Flow::Stuck(stuck) = self.publish(now, message, position, timestamp) {
+                if let Flow::Stuck(stuck) = self.publish(now, message, position, written) {
                     return Ok(Flow::Stuck(stuck));
                 }
             }
@@ -276,9 +285,10 @@ impl Relay {
         now: Now,
         message: &pgoutput::LogicalMessage<'_>,
         position: Position,
-        timestamp: Timestamp,
+        committed: Timestamp,
     ) -> Flow {
         let lsn = message.lsn;
+        let timestamp = if self.settings.timestamp_is_publish { now.clock } else { committed };
         let fact = match Fact::decode(message.content) {
             Ok(fact) => fact,
             Err(error) => {
@@ -290,7 +300,7 @@ impl Relay {
                 let cause = Cause::UnreadableEnvelope;
                 let poison = Poison { cause, reason, topic: None, attempts: 0 };
                 let value = message.content;
-                let letter = Letter { position, lsn, timestamp, key: None, value };
+                let letter = Letter { position, lsn, timestamp, committed, key: None, value };
                 return self.poisoned(now, &letter, poison);
             }
         };
@@ -359,14 +369,20 @@ impl Relay {
                 let poison = Poison { cause, reason, topic: Some(self.topic.clone()), attempts: 0 };
                 let value = message.content;
                 let key = key.map(<[u8]>::to_vec);
-                let letter = Letter { position, lsn, timestamp, key: key.as_deref(), value };
-                return self.poisoned(now, &letter, poison);
+                let key = key.as_deref();
+                let letter = Letter { position, lsn, timestamp, committed, key, value };
+                let flow = self.poisoned(now, &letter, poison);
+                if matches!(flow, Flow::Taken) {
+                    self.tally.gave_up(&fact);
+                }
+                return flow;
             }
         };
         let record =
             Record { timestamp_ms: timestamp.unix_millis(), key, value, headers: &self.headers };
         let partition = route::partition(key.unwrap_or_default(), partitions);
-        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        self.producer.push(topic, partition, position, committed, &record, &mut self.ledger);
+        self.tally.published(&fact);
         self.done_with(position);
         Flow::Taken
     }
@@ -382,7 +398,7 @@ impl Relay {
 
     /// Does with a fact what the policy says. What is known of it is in `self.headers`.
     pub(super) fn poisoned(&mut self, now: Now, letter: &Letter<'_>, poison: Poison) -> Flow {
-        let Letter { position, lsn, timestamp, key, value } = *letter;
+        let Letter { position, lsn, timestamp, committed, key, value } = *letter;
         let policy = self.settings.policies.of(poison.topic.as_deref());
         match policy {
             Policy::Halt => return self.halt(position, lsn, poison.topic, poison.reason),
@@ -409,17 +425,25 @@ impl Relay {
                 let value = value.get(..value.len().min(room));
                 let record = Record { timestamp_ms: timestamp.unix_millis(), key, value, headers };
                 let partition = route::partition(key.unwrap_or_default(), partitions);
-                self.producer.push(topic, partition, position, &record, &mut self.ledger);
+                self.producer.push(
+                    topic,
+                    partition,
+                    position,
+                    committed,
+                    &record,
+                    &mut self.ledger,
+                );
             }
         }
         self.done_with(position);
-        let (partition, facts) = (None, 1);
+        let (partition, facts, bytes) = (None, 1, letter.value.len());
         self.events.push_back(Event::GivenUp(GivenUp {
             policy,
             poison,
             partition,
             position,
             facts,
+            bytes,
         }));
         Flow::Taken
     }

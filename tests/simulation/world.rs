@@ -113,6 +113,7 @@ pub(crate) const WANTED: &[&str] = &[
     "event: SequencesLost",
     "event: ServerStopping",
     "event: Settled",
+    "event: NotStored",
     "event: SlotInUse",
     "event: SlotMoved",
     "event: Stopping",
@@ -1410,6 +1411,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::GivenUp(_) => "event: GivenUp dead-letter",
         Event::Throttled { .. } => "event: Throttled",
         Event::Settled { .. } => "event: Settled",
+        Event::NotStored { .. } => "event: NotStored",
         Event::Stopping { .. } => "event: Stopping",
         other => panic!("an event without a name here: {other:?}"),
     }

@@ -11,7 +11,7 @@ use factlib::relay::poison::Policies;
 use factlib::relay::position::{Position, Unit};
 use factlib::relay::producer::{Producer, Route, Settings};
 use factlib::relay::route::{Headers, Source};
-use factlib_protocol::Lsn;
+use factlib_protocol::{Lsn, Timestamp};
 use nix::sys::resource::{UsageWho, getrusage};
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
@@ -126,7 +126,8 @@ impl Ours {
         let headers = &self.headers;
         let record = Record { timestamp_ms: 1_700_000_000_000, key: Some(&key), value: Some(value), headers };
         self.ledger.begin(unit);
-        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        let committed = Timestamp(0);
+        self.producer.push(topic, partition, position, committed, &record, &mut self.ledger);
         self.ledger.end(unit, Lsn(self.number + 1));
         true
     }

@@ -9,7 +9,7 @@ mod refused;
 mod topic;
 
 use crate::relay::backoff::Jitter;
-use crate::relay::batch::Record;
+use crate::relay::batch::{Batch, Record};
 use crate::relay::compression::Compression;
 use crate::relay::error_code::{
     self, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION, TOPIC_AUTHORIZATION_FAILED,
@@ -25,6 +25,7 @@ use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::policy::{self, InitVerdict, TopicVerdict, Verdict};
 use crate::relay::position::Position;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
+use factlib_protocol::Timestamp;
 use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -102,6 +103,12 @@ pub struct Blocked {
     pub since: Instant,
     /// True if no retry helps before somebody changes something.
     pub halted: bool,
+}
+
+impl Blocked {
+    fn urgency(&self) -> (bool, Instant) {
+        (!self.halted, self.since)
+    }
 }
 
 /// A request of which one at a time is under way.
@@ -249,6 +256,24 @@ impl Producer {
 
     /// The partition that has been in trouble for longest, those that need somebody's hand first.
     pub fn blocked(&self) -> Option<Blocked> {
+        self.all_blocked().min_by_key(Blocked::urgency)
+    }
+
+    /// How many partitions are in trouble, and the first `max` of them, in the order of [`Producer::blocked`].
+    pub fn most_blocked(&self, max: usize) -> (usize, Vec<Blocked>) {
+        let mut blocked: Vec<Blocked> = self.all_blocked().collect();
+        let count = blocked.len();
+        blocked.sort_by_key(Blocked::urgency);
+        blocked.truncate(max);
+        (count, blocked)
+    }
+
+    /// When the oldest fact that is not settled was committed, as far as it is known.
+    pub fn oldest_commit(&self) -> Option<Timestamp> {
+        self.partitions.iter().filter_map(Partition::oldest_commit).min()
+    }
+
+    fn all_blocked(&self) -> impl Iterator<Item = Blocked> {
         let troubled = |partition: &Partition| {
             let unled = || {
                 let reason = match partition.leader {
@@ -269,8 +294,7 @@ impl Producer {
                 halted: trouble.halted,
             })
         };
-        let blocked = self.partitions.iter().filter_map(troubled);
-        blocked.min_by_key(|blocked| (!blocked.halted, blocked.since))
+        self.partitions.iter().filter_map(troubled)
     }
 
     /// What is known of topic `name`. One that is not known, or has been missing for a while, is
@@ -356,12 +380,13 @@ impl Producer {
         }
     }
 
-    /// Enqueues one fact to `partition` of `topic`, which [`Producer::route`] gave.
+    /// Enqueues one fact, committed at `committed`, to `partition` of `topic`, which [`Producer::route`] gave.
     pub fn push(
         &mut self,
         topic: TopicId,
         partition: u32,
         position: Position,
+        committed: Timestamp,
         record: &Record<'_>,
         ledger: &mut Ledger,
     ) {
@@ -369,7 +394,8 @@ impl Producer {
         // Many partitions must not reserve for a full batch each.
         let room = RESERVED_BYTES_MAX / self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
-        let grown = partition.push(position, record, room, self.generation, ledger);
+        let generation = self.generation;
+        let grown = partition.push(position, committed, record, room, generation, ledger);
         if partition.is_full(self.settings.batch_bytes, self.settings.batch_records) {
             partition.seal(self.generation);
         }
@@ -678,7 +704,11 @@ impl Producer {
             let facts = usize::try_from(stored.batch.records()).unwrap_or(0);
             self.unsettled_bytes -= bytes;
             self.unsettled_facts -= facts;
-            events.push_back(Event::Settled { facts, bytes });
+            if let Some(topic) = self.topics.get(partition.topic) {
+                let topic = Arc::clone(&topic.name);
+                let committed = stored.batch.committed();
+                events.push_back(Event::Settled { topic, facts, bytes, committed });
+            }
             if stored.generation == self.generation {
                 ledger.batch_settled(stored.place);
             }
@@ -695,6 +725,13 @@ impl Producer {
         events: &mut VecDeque<Event>,
     ) {
         let Some(partition) = self.partitions.get_mut(at) else { return };
+        if let Some(topic) = self.topics.get(partition.topic) {
+            events.push_back(Event::NotStored {
+                topic: Arc::clone(&topic.name),
+                error: error_code::name(failure.code),
+                facts: partition.head().map_or(0, Batch::records),
+            });
+        }
         let reason = &failure.reason;
         let mut halted = false;
         match failure.verdict {

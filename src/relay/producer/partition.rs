@@ -19,6 +19,7 @@ use crate::relay::ledger::{Ledger, Place};
 use crate::relay::policy::Verdict;
 use crate::relay::position::Position;
 use bytes::Bytes;
+use factlib_protocol::Timestamp;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -171,6 +172,15 @@ impl Partition {
         self.queue.is_empty() && self.open.is_none()
     }
 
+    /// When the oldest fact that is not settled was committed, as far as it is known.
+    pub(super) fn oldest_commit(&self) -> Option<Timestamp> {
+        let committed = match self.queue.front() {
+            Some(queued) => queued.batch.committed(),
+            None => self.open.as_ref()?.batch.committed(),
+        };
+        committed.map(|committed| committed.first)
+    }
+
     /// Position of the oldest fact that is not settled, if its batch is closed.
     pub(super) fn first(&self) -> Option<Position> {
         self.queue.front().map(|queued| queued.batch.first())
@@ -180,6 +190,7 @@ impl Partition {
     pub(super) fn push(
         &mut self,
         position: Position,
+        committed: Timestamp,
         record: &Record<'_>,
         room: usize,
         generation: u32,
@@ -200,6 +211,7 @@ impl Partition {
                 (none.insert(Open { batch, place }), 0)
             }
         };
+        open.batch.committed_at(committed);
         open.batch.push(record);
         open.batch.encoded_len() - before
     }

@@ -163,6 +163,7 @@ impl Producer {
             partition: Some(index),
             position,
             facts,
+            bytes: given_up.batch.plain_len(),
         }));
         Ok(())
     }
@@ -198,9 +199,10 @@ fn letters(
     for record in plain.iter() {
         let to = route::partition(record.key.unwrap_or_default(), count);
         let first = record.position().unwrap_or_else(|| batch.first());
-        let (_, open) = letters
-            .entry(to)
-            .or_insert_with(|| (first, OpenBatch::new(first, batch.compression())));
+        let (_, open) = letters.entry(to).or_insert_with(|| {
+            let open = OpenBatch::new(first, batch.compression());
+            (first, open.committed_as(batch.committed()))
+        });
         poison::dead_letter(&record, poison, open);
         records += 1;
     }
