@@ -12,6 +12,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/owlpost /usr/local/bin/owlpost
 EXPOSE 3001
+EXPOSE 2112
 # SIGTERM reads on to the current commit, waits for Kafka and confirms.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/owlpost"]

@@ -78,8 +78,14 @@ pub struct Config {
     pub limits: Limits,
     /// Where the health port listens; none when it is switched off.
     pub http: Option<SocketAddr>,
-    /// Reserved; nothing listens there yet. 0 is off.
-    pub metrics_port: u16,
+    /// Where the metrics port listens; none when it is switched off, or is the health port.
+    pub metrics: Option<SocketAddr>,
+    /// Whether the health port serves the page.
+    pub status_page: bool,
+    /// How often PostgreSQL is asked about the slot; none never asks.
+    pub slot_poll: Option<Duration>,
+    /// How long a failure is shown before the process ends.
+    pub failure_linger: Duration,
     /// Logs.
     pub log: LogConfig,
 }
@@ -342,8 +348,11 @@ impl Config {
         let limits = limits(raw, tcp_user_timeout, p);
         let brokers = brokers(raw, needs, p);
         let (tls, sasl) = (tls(raw, p), sasl(raw, p));
-        let http = http(raw, p);
-        let metrics_port = port(p, "METRICS_PORT", &raw.metrics_port, 2112);
+        let (http, metrics) = listeners(raw, p);
+        let status_page = switched_on(p, "STATUS_PAGE", &raw.status_page);
+        let slot_poll = slot_poll(raw, p);
+        let failure_linger =
+            duration(p, "FAILURE_LINGER", &raw.failure_linger, ms(10_000), ms(0)..=MINUTE * 60);
         let log = LogConfig {
             format: choice(
                 p,
@@ -370,7 +379,10 @@ impl Config {
                 create_topics,
                 limits,
                 http,
-                metrics_port,
+                metrics,
+                status_page,
+                slot_poll,
+                failure_linger,
                 log,
             }),
             _ => {
@@ -755,7 +767,8 @@ fn sasl(raw: &RawConfig, p: &mut Problems) -> Option<Sasl> {
     None
 }
 
-fn http(raw: &RawConfig, p: &mut Problems) -> Option<SocketAddr> {
+/// The health port and the metrics port. Where both are the same, the first has what the second would.
+fn listeners(raw: &RawConfig, p: &mut Problems) -> (Option<SocketAddr>, Option<SocketAddr>) {
     let bind = match set(&raw.http_bind) {
         None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Some(text) => text.parse().unwrap_or_else(|_| {
@@ -766,8 +779,24 @@ fn http(raw: &RawConfig, p: &mut Problems) -> Option<SocketAddr> {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         }),
     };
-    let port = port(p, "WAL_HEALTH_PORT", &raw.wal_health_port, 3001);
-    (port != 0).then_some(SocketAddr::new(bind, port))
+    let health = port(p, "WAL_HEALTH_PORT", &raw.wal_health_port, 3001);
+    let metrics = port(p, "METRICS_PORT", &raw.metrics_port, 2112);
+    let listens = |port: u16| (port != 0).then_some(SocketAddr::new(bind, port));
+    (listens(health), listens(metrics).filter(|_| metrics != health))
+}
+
+fn slot_poll(raw: &RawConfig, p: &mut Problems) -> Option<Duration> {
+    const SETTING: &str = "SLOT_POLL_INTERVAL";
+    let interval = duration(p, SETTING, &raw.slot_poll_interval, ms(10_000), ms(0)..=MINUTE * 60);
+    if interval > ms(0) && interval < ms(1000) {
+        p.add(SETTING, "is below 1s; use 0s for never, or more");
+    }
+    Some(interval).filter(|interval| !interval.is_zero())
+}
+
+/// True unless it is switched off.
+fn switched_on(p: &mut Problems, setting: &'static str, raw: &Option<String>) -> bool {
+    set(raw).is_none() || boolean(p, setting, raw)
 }
 
 fn log_level(raw: &RawConfig, p: &mut Problems) -> String {

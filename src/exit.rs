@@ -1,5 +1,6 @@
 //! Why the process ended, as a number that scripts may rely on.
 
+use crate::relay::gone::ExitKind;
 use std::fmt::Write;
 
 /// Declares [`ExitCode`] with its number and its line in `--help` side by side.
@@ -57,6 +58,21 @@ impl ExitCode {
             let _ = writeln!(table, "  {}  {}", code.number(), code.meaning());
         }
         table
+    }
+}
+
+impl From<ExitKind> for ExitCode {
+    fn from(kind: ExitKind) -> Self {
+        match kind {
+            ExitKind::Stopped => Self::Stopped,
+            ExitKind::Deadline => Self::Unconfirmed,
+            ExitKind::Unreachable => Self::Unreachable,
+            ExitKind::Slot => Self::Slot,
+            ExitKind::OtherCluster => Self::History,
+            ExitKind::OtherKafka => Self::KafkaCluster,
+            ExitKind::Publication => Self::Publication,
+            ExitKind::Unsuitable => Self::Server,
+        }
     }
 }
 

@@ -1,11 +1,14 @@
-//! The health port: `/livez`, `/readyz`, `/health`, `/wait`.
+//! The health port (`/livez`, `/readyz`, `/health`, `/wait`, the page, `/metrics`) and the metrics port.
 //!
-//! It has a thread and a runtime of its own and reads a small [board](Health), so that no scrape,
+//! Each has a thread and a runtime of its own and reads a small [board](Health), so that no scrape,
 //! however slow or hostile, touches the stream. A connection carries one request and lasts fifteen
 //! seconds at most; when there are too many the oldest is closed, so that whoever comes next is
 //! served.
 
 mod health;
+mod history;
+mod page;
+mod scrape;
 mod wait;
 
 pub use health::{Blocked, Health, Snapshot, State};
@@ -38,18 +41,48 @@ const HEADER_READ_MAX: Duration = Duration::from_secs(5);
 /// A request's head; also hyper's smallest allowed buffer.
 const HEADER_BYTES_MAX: usize = 8192;
 
-/// Why the health port could not be opened.
+/// What a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Health, metrics and, unless it is switched off, the page.
+    Health {
+        /// Whether `/` and `/status.json` are served.
+        page: bool,
+    },
+    /// `/metrics` alone.
+    Metrics,
+}
+
+impl Port {
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Health { .. } => "WAL_HEALTH_PORT",
+            Self::Metrics => "METRICS_PORT",
+        }
+    }
+
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Health { .. } => "health checks",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+/// Why a port could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen on {address} for health checks: {error}; \
-     choose another WAL_HEALTH_PORT or HTTP_BIND"
+    "cannot listen on {address} for {}: {error}; choose another {} or HTTP_BIND",
+    port.purpose(), port.setting()
 )]
 pub struct ListenError {
     address: SocketAddr,
+    port: Port,
+    #[source]
     error: io::Error,
 }
 
-/// The running health port; dropping it closes the port.
+/// A running port; dropping it closes it.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -72,11 +105,15 @@ impl Drop for Server {
     }
 }
 
-/// Opens the health port and serves it from a thread of its own.
+/// Opens a port and serves it from a thread of its own.
 ///
-/// The port is bound before this returns, so that a port that is taken is an error at the start.
-pub fn serve(address: SocketAddr, health: Arc<Health>) -> Result<Server, ListenError> {
-    let listen_error = |error| ListenError { address, error };
+/// The port is bound before this returns.
+///
+/// # Errors
+///
+/// [`ListenError`] at once if the port is taken, or may not be had.
+pub fn serve(address: SocketAddr, port: Port, health: Arc<Health>) -> Result<Server, ListenError> {
+    let listen_error = |error| ListenError { address, port, error };
     let listener = TcpListener::bind(address).map_err(listen_error)?;
     listener.set_nonblocking(true).map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
@@ -84,11 +121,11 @@ pub fn serve(address: SocketAddr, health: Arc<Health>) -> Result<Server, ListenE
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(listen_error)?;
     let (stop, stopped) = oneshot::channel();
     std::thread::Builder::new()
-        .name("health".to_owned())
+        .name(if port == Port::Metrics { "metrics" } else { "health" }.to_owned())
         .spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = accept(listener, health) => {}
+                    () = accept(listener, router(port, health)) => {}
                     // The sender sends or is dropped; both mean stop.
                     _ = stopped => {}
                 }
@@ -98,31 +135,30 @@ pub fn serve(address: SocketAddr, health: Arc<Health>) -> Result<Server, ListenE
     Ok(Server { address, stop: Some(stop) })
 }
 
-/// Whether the health port could be opened; it is closed again at once.
+/// Whether a port could be opened; it is closed again at once.
 ///
 /// # Errors
 ///
 /// As [`serve`].
-pub fn is_free(address: SocketAddr) -> Result<(), ListenError> {
-    TcpListener::bind(address).map(drop).map_err(|error| ListenError { address, error })
+pub fn is_free(address: SocketAddr, port: Port) -> Result<(), ListenError> {
+    TcpListener::bind(address).map(drop).map_err(|error| ListenError { address, port, error })
 }
 
-async fn accept(listener: TcpListener, health: Arc<Health>) {
+async fn accept(listener: TcpListener, router: Router) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%error, "the health port cannot be served");
+            tracing::error!(%error, "a port cannot be served");
             return;
         }
     };
-    let router = router(health);
     let mut connections: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS_MAX);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Mostly "too many open files", which only time heals.
-                tracing::warn!(%error, "the health port cannot accept a connection");
+                tracing::warn!(%error, "a port cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -148,7 +184,13 @@ async fn accept(listener: TcpListener, health: Arc<Health>) {
     }
 }
 
-fn router(health: Arc<Health>) -> Router {
+fn router(port: Port, health: Arc<Health>) -> Router {
+    let metrics = scrape::routes(Arc::clone(&health));
+    let page = match port {
+        Port::Metrics => return metrics,
+        Port::Health { page: true } => page::routes(Arc::clone(&health)),
+        Port::Health { page: false } => Router::new(),
+    };
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -156,6 +198,8 @@ fn router(health: Arc<Health>) -> Router {
         .route("/health", get(readyz))
         .with_state(Arc::clone(&health))
         .merge(wait::router(health))
+        .merge(metrics)
+        .merge(page)
 }
 
 async fn livez(Extract(health): Extract<Arc<Health>>) -> Response {
@@ -180,10 +224,12 @@ fn answer(well: bool, body: String) -> Response {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::TcpStream;
+    use std::net::{IpAddr, Ipv4Addr, TcpStream};
+
+    const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     pub(super) fn start(health: &Arc<Health>) -> Server {
-        serve(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::clone(health)).unwrap()
+        serve(LOCALHOST, Port::Health { page: true }, Arc::clone(health)).unwrap()
     }
 
     pub(super) fn connect(server: &Server) -> TcpStream {
@@ -194,13 +240,21 @@ mod tests {
 
     #[track_caller]
     pub(super) fn fetch(server: &Server, path: &str) -> (u16, serde_json::Value) {
+        let (status, _, body) = fetch_text(server, path, "");
+        (status, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// Status, head and body.
+    #[track_caller]
+    fn fetch_text(server: &Server, path: &str, header: &str) -> (u16, String, String) {
         let mut stream = connect(server);
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\n{header}connection: close\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        (status, serde_json::from_str(body).unwrap_or_default())
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (status, head.to_owned(), body.to_owned())
     }
 
     #[test]
@@ -264,6 +318,64 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_that_has_failed_is_neither_live_nor_ready_and_says_why() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        health.set(Snapshot { ready: true, state: State::Streaming, ..health.snapshot() });
+        health.fail("the slot is lost", 4);
+        let (status, body) = fetch(&server, "/readyz");
+        assert_eq!(
+            (status, &body["state"], &body["exit_code"]),
+            (503, &"failed".into(), &4.into())
+        );
+        assert_eq!(body["reason"], "the slot is lost");
+        let (status, body) = fetch(&server, "/livez");
+        assert_eq!((status, &body["reason"]), (503, &"the slot is lost".into()));
+        let (_, _, metrics) = fetch_text(&server, "/metrics", "");
+        for line in ["owlpost_live 0", "owlpost_state{state=\"failed\"} 1", "owlpost_exit_code 4"] {
+            assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+        }
+    }
+
+    #[test]
+    fn the_metrics_port_serves_metrics_in_the_format_asked_for_and_nothing_else() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = serve(LOCALHOST, Port::Metrics, health).unwrap();
+        for path in ["/", "/readyz", "/status.json"] {
+            assert_eq!(fetch_text(&server, path, "").0, 404, "{path}");
+        }
+        let (_, head, body) = fetch_text(&server, "/metrics", "");
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+        assert!(!body.contains("# EOF"));
+        // What Prometheus sends.
+        let accept = "accept: application/openmetrics-text;version=1.0.0;q=0.6,\
+                      application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.3\r\n";
+        let (_, head, body) = fetch_text(&server, "/metrics", accept);
+        assert!(
+            head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+            "{head}"
+        );
+        assert!(body.ends_with("# EOF\n"), "{body}");
+    }
+
+    #[test]
+    fn the_page_can_be_switched_off() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let on = start(&health);
+        let (status, head, body) = fetch_text(&on, "/", "");
+        assert_eq!(status, 200);
+        assert!(body.starts_with("<!DOCTYPE html>"), "{body}");
+        assert!(head.contains("content-security-policy: default-src 'none'; script-src 'sha256-"));
+        assert!(head.contains("x-content-type-options: nosniff"), "{head}");
+        assert!(fetch_text(&on, "/now", "").2.starts_with("<div class="));
+        assert_eq!(fetch_text(&on, "/status.json", "").0, 200);
+        let off = serve(LOCALHOST, Port::Health { page: false }, health).unwrap();
+        assert_eq!(fetch_text(&off, "/", "").0, 404);
+        assert_eq!(fetch_text(&off, "/status.json", "").0, 404);
+        assert_eq!(fetch_text(&off, "/metrics", "").0, 200);
+    }
+
+    #[test]
     fn a_loop_that_has_stopped_turns_both_red() {
         let health = Arc::new(Health::with_silence_max("factlib_slot", Duration::ZERO));
         health.set(Snapshot { ready: true, state: State::Streaming, ..health.snapshot() });
@@ -306,14 +418,19 @@ mod tests {
         let health = Arc::new(Health::new("factlib_slot"));
         let server = start(&health);
         let address = server.local_addr();
-        let error = serve(address, health).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "cannot listen on {address} for health checks: Address already in use (os error 98); \
-                 choose another WAL_HEALTH_PORT or HTTP_BIND"
-            )
-        );
+        for (port, purpose, setting) in [
+            (Port::Health { page: true }, "health checks", "WAL_HEALTH_PORT"),
+            (Port::Metrics, "metrics", "METRICS_PORT"),
+        ] {
+            let error = serve(address, port, Arc::clone(&health)).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "cannot listen on {address} for {purpose}: Address already in use (os error 98); \
+                     choose another {setting} or HTTP_BIND"
+                )
+            );
+        }
     }
 
     #[test]

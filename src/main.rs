@@ -6,12 +6,12 @@ use factlib::cli::{Cli, Command};
 use factlib::command::{asked_to_stop, ended, say, tls};
 use factlib::config::Config;
 use factlib::exit::ExitCode;
-use factlib::http::{self, Health};
+use factlib::http::{self, Health, Port};
 use factlib::postgres::audit_slot::audit_slot;
 use factlib::postgres::{accept_gap, identify};
 use factlib::relay::gone::ExitKind;
 use factlib::relay::seeded_bug::Seeded;
-use factlib::{command, run, telemetry};
+use factlib::{command, run, slot_watch, telemetry};
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 
@@ -72,22 +72,44 @@ async fn relay(config: &Config) -> ExitCode {
         tracing::warn!("KAFKA_SSL_VERIFICATION=false: anybody may pass for a broker");
     }
     let health = Arc::new(Health::new(&config.slot));
-    let served = config.http.map(|address| http::serve(address, Arc::clone(&health))).transpose();
-    let _server = match served {
-        Ok(server) => server,
+    health.count_dropped(log.dropped());
+    let ports =
+        [(config.http, Port::Health { page: config.status_page }), (config.metrics, Port::Metrics)];
+    let served = ports.into_iter().filter_map(|(address, port)| {
+        address.map(|address| http::serve(address, port, Arc::clone(&health)))
+    });
+    let _servers: Vec<_> = match served.collect() {
+        Ok(servers) => servers,
         Err(error) => {
             drop(log);
             say(&format!("owlpost: {error}"));
             return ExitCode::Configuration;
         }
     };
+    let _slot_watch = match slot_watch::start(config, Arc::clone(&health)) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for asking about the slot: its metrics are absent");
+            None
+        }
+    };
     let exit = tokio::select! {
-        exit = run::run(config, tls, health, asked_to_stop()) => exit,
+        exit = run::run(config, tls, Arc::clone(&health), asked_to_stop()) => exit,
         never = audit::look_after(config) => match never {},
     };
     match exit.kind {
         ExitKind::Stopped => tracing::info!(slot = config.slot, "stopped: {}", exit.reason),
         _ => tracing::error!(slot = config.slot, "stopped: {}", exit.reason),
+    }
+    let failed = !matches!(exit.kind, ExitKind::Stopped | ExitKind::Deadline);
+    // At the start whoever started it is there to read; later a probe and a scrape must have their turn.
+    if failed && health.streams() > 0 && !config.failure_linger.is_zero() {
+        let linger = config.failure_linger;
+        tracing::info!(slot = config.slot, ?linger, "health says so until the process ends");
+        tokio::select! {
+            () = tokio::time::sleep(linger) => {}
+            () = asked_to_stop() => {}
+        }
     }
     // Writes what is buffered, so that the sentence below is the last.
     drop(log);

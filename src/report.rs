@@ -1,23 +1,34 @@
-//! Puts the engine's events and standing into words: log lines and the health board.
+//! Puts the engine's events and standing into words and numbers: log lines, the health board, metrics.
 
+mod news;
+
+use crate::exit::ExitCode;
 use crate::http::{self, Health, Snapshot};
+use crate::metrics::Metrics;
 use crate::relay::event::{Event, GivenUp, Halted};
+use crate::relay::gone::{Exit, ExitKind};
+use crate::relay::kafka::{Answer, Request};
 use crate::relay::poison::Policy;
 use crate::relay::producer::Blocked;
 use crate::relay::{Standing, State};
-use factlib_protocol::Lsn;
+use factlib_protocol::{Lsn, Timestamp};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tracing::{error, info, warn};
 
-/// Log and health of one relay.
+/// However much happens, what was counted is copied no more often, unless the state changes.
+const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Log, health and metrics of one relay.
 #[derive(Debug)]
 pub(crate) struct Report {
     slot: String,
     health: Arc<Health>,
-    published: u64,
-    skipped: u64,
-    dead_lettered: u64,
+    metrics: Metrics,
+    /// When metrics were shown, and in which state.
+    counted: Option<(Instant, http::State)>,
+    /// How far the server's clock is ahead of ours, in microseconds.
+    server_ahead: i64,
     halted_since: Option<(Halted, SystemTime)>,
     due: bool,
 }
@@ -27,9 +38,9 @@ impl Report {
         Self {
             slot: slot.to_owned(),
             health,
-            published: 0,
-            skipped: 0,
-            dead_lettered: 0,
+            metrics: Metrics::default(),
+            counted: None,
+            server_ahead: 0,
             halted_since: None,
             due: true,
         }
@@ -51,13 +62,37 @@ impl Report {
         );
     }
 
+    /// A request goes to Kafka.
+    pub(crate) fn sent(&mut self, request: &Request, at: Instant) {
+        self.metrics.sent(at, request);
+    }
+
+    /// A request to Kafka has come to its end.
+    pub(crate) fn answered(&mut self, answer: &Answer, at: Instant) {
+        self.metrics.answered(at, answer);
+    }
+
+    /// The relay has ended.
+    pub(crate) fn ended(&self, exit: &Exit) {
+        if !matches!(exit.kind, ExitKind::Stopped | ExitKind::Deadline) {
+            let code = ExitCode::from(exit.kind);
+            self.health.tell(tracing::Level::ERROR, format!("Ended: {}", exit.reason));
+            self.health.fail(&exit.reason, code.number());
+        }
+    }
+
     /// One line for each change of state.
     pub(crate) fn event(&mut self, event: &Event) {
+        self.metrics.event(event, self.server_clock());
+        if let Some((level, sentence)) = news::sentence(event) {
+            self.health.tell(level, sentence);
+        }
         let slot = self.slot.as_str();
         self.due |= !matches!(event, Event::Settled { .. } | Event::NotStored { .. });
         match event {
-            Event::Settled { facts, .. } => self.published += *facts as u64,
+            Event::Settled { .. } | Event::NotStored { .. } => {}
             Event::Streaming { start, timeline } => {
+                self.health.stream_begun();
                 info!(slot, lsn = %start, timeline, "streaming");
             }
             Event::Away { cause, delay, .. } => {
@@ -134,7 +169,6 @@ impl Report {
                     warn!(%topic, partition, %position, attempt, error = reason, "produce is repeated");
                 }
             }
-            Event::NotStored { .. } => {}
             Event::PartitionRecovered { topic, partition, after } => {
                 info!(%topic, partition, ?after, "produce goes on");
             }
@@ -154,18 +188,16 @@ impl Report {
         }
     }
 
-    fn given_up(&mut self, given_up: &GivenUp) {
+    fn given_up(&self, given_up: &GivenUp) {
         let GivenUp { policy, poison, partition, position, facts, .. } = given_up;
         let (slot, cause, topic) = (&self.slot, poison.cause.as_str(), poison.topic.as_deref());
         let reason = &poison.reason;
         if *policy == Policy::DeadLetter {
-            self.dead_lettered += *facts as u64;
             error!(
                 slot, topic, partition, %position, facts, cause, error = reason,
                 "dead letter: facts that cannot be published go to the dead-letter topic"
             );
         } else {
-            self.skipped += *facts as u64;
             error!(
                 slot, topic, partition, %position, facts, cause, error = reason,
                 "skipped: facts that cannot be published are not in Kafka"
@@ -173,9 +205,17 @@ impl Report {
         }
     }
 
-    /// Shows where the relay stands.
+    fn server_clock(&self) -> Timestamp {
+        let unix = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
+        let ours = Timestamp::from_unix_micros(micros);
+        Timestamp(ours.0.saturating_add(self.server_ahead))
+    }
+
+    /// Shows where the relay stands, and what was counted.
     pub(crate) fn standing(&mut self, standing: &Standing, now: Instant) {
         self.due = false;
+        self.server_ahead = standing.server_ahead;
         let (state, reason) = match &standing.state {
             State::Connecting(cause) => (http::State::Connecting, cause.clone()),
             State::WaitingForSlot(cause) => (http::State::WaitingForSlot, Some(cause.clone())),
@@ -200,11 +240,28 @@ impl Report {
             received_lsn: lsn(standing.received),
             confirmed_lsn: lsn(standing.confirmed),
             in_flight_bytes: standing.unsettled_bytes as u64,
-            published: self.published,
-            skipped: self.skipped,
-            dead_lettered: self.dead_lettered,
+            published: self.metrics.published_facts(),
+            skipped: self.metrics.skipped_facts(),
+            dead_lettered: self.metrics.dead_lettered_facts(),
             ..shown
         });
+        self.count(standing, state, now);
+    }
+
+    fn count(&mut self, standing: &Standing, state: http::State, now: Instant) {
+        let before = self.counted.map(|(_, state)| state);
+        if before != Some(state) {
+            match state {
+                http::State::Stalled => self.metrics.stalled(),
+                http::State::Halted => self.metrics.halted(),
+                _ => {}
+            }
+        } else if self.counted.is_some_and(|(at, _)| now < at + COUNT_INTERVAL) {
+            // A second later at the latest it is called again.
+            return;
+        }
+        self.counted = Some((now, state));
+        self.health.count(self.metrics.clone(), standing.clone());
     }
 
     fn blocked(&mut self, standing: &Standing, now: Instant) -> Option<http::Blocked> {

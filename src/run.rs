@@ -65,6 +65,9 @@ pub(crate) trait Surroundings {
     /// Facts may be published until then.
     fn lease_until(&mut self, until: Instant);
 
+    /// A request has come to its end; the engine takes the answer after this.
+    fn answered(&mut self, _answer: &Answer) {}
+
     /// Something happened.
     fn event(&mut self, event: &Event);
 
@@ -76,6 +79,9 @@ pub(crate) trait Surroundings {
 
     /// Where the relay stands.
     fn standing(&mut self, standing: &Standing, at: Instant);
+
+    /// It has ended; what is to be said to PostgreSQL is said after this.
+    fn ended(&mut self, _exit: &Exit) {}
 }
 
 /// Kafka, the log and the health board.
@@ -96,7 +102,12 @@ struct Reached {
 
 impl Surroundings for Live {
     fn send(&mut self, request: Request) {
+        self.report.sent(&request, now().at);
         self.kafka.send(request);
+    }
+
+    fn answered(&mut self, answer: &Answer) {
+        self.report.answered(answer, now().at);
     }
 
     fn lease_until(&mut self, until: Instant) {
@@ -121,6 +132,10 @@ impl Surroundings for Live {
             reached.is_so.store(true, Ordering::Relaxed);
             reached.told.notify_one();
         }
+    }
+
+    fn ended(&mut self, exit: &Exit) {
+        self.report.ended(exit);
     }
 }
 
@@ -235,6 +250,7 @@ pub(crate) async fn drive(
                 Output::Exit(exit) => {
                     let at = now().at;
                     around.standing(&relay.standing(at), at);
+                    around.ended(&exit);
                     if let Some(connection) = parting {
                         connection.part().await;
                     }
@@ -304,8 +320,10 @@ pub(crate) async fn drive(
                 relay.handle(now(), Input::PostgresGone(failure.into()));
             }
             Happened::Answered(answer) => {
+                around.answered(&answer);
                 relay.handle(now(), Input::Kafka(answer));
                 while let Ok(answer) = answered.try_recv() {
+                    around.answered(&answer);
                     relay.handle(now(), Input::Kafka(answer));
                 }
             }

@@ -30,6 +30,11 @@ impl Telemetry {
     pub fn dropped_lines(&self) -> usize {
         self.dropped.dropped_lines()
     }
+
+    /// The same, for whoever asks later.
+    pub fn dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
 }
 
 /// Sends this process's log to standard error. To be called once; a second call changes nothing.

@@ -374,6 +374,7 @@ fn every_state_and_every_exit_code_has_its_advice() {
         State::Stalled => "stalled",
         State::Halted => "halted",
         State::Stopping => "stopping",
+        State::Failed => "failed",
     };
     let advice = text("docs/operating.md");
     for state in [
@@ -384,6 +385,7 @@ fn every_state_and_every_exit_code_has_its_advice() {
         State::Stalled,
         State::Halted,
         State::Stopping,
+        State::Failed,
     ] {
         let shown = serde_json::to_value(state).unwrap();
         assert_eq!(shown, name(state));

@@ -45,12 +45,13 @@ fn every_state_stands_there() {
         State::Stalled,
         State::Halted,
         State::Stopping,
+        State::Failed,
     ];
     for state in states {
         // Another one that is added must be added above, too.
         match state {
             State::Starting | State::Connecting | State::WaitingForSlot | State::Streaming => {}
-            State::Stalled | State::Halted | State::Stopping => {}
+            State::Stalled | State::Halted | State::Stopping | State::Failed => {}
         }
     }
     let word = |state: State| {

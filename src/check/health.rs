@@ -2,7 +2,7 @@
 
 use super::report::Check;
 use crate::config::Config;
-use crate::http;
+use crate::http::{self, Port};
 use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const NAME: &str = "health port";
+const METRICS: &str = "metrics port";
 
 /// A relay answers in milliseconds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -34,8 +35,9 @@ pub(super) async fn look(config: &Config, checks: &mut Vec<Check>) -> Option<Run
         checks.push(Check::ok(NAME, "switched off (WAL_HEALTH_PORT=0)"));
         return None;
     };
-    let Err(taken) = http::is_free(address) else {
+    let Err(taken) = http::is_free(address, Port::Health { page: config.status_page }) else {
         checks.push(Check::ok(NAME, format!("{address} is free")));
+        look_at_metrics(config, checks);
         return None;
     };
     let answer = timeout(ANSWER_WITHIN, ask(address)).await;
@@ -43,6 +45,15 @@ pub(super) async fn look(config: &Config, checks: &mut Vec<Check>) -> Option<Run
     let (check, running) = judge(config, address, running, &taken.to_string());
     checks.push(check);
     running
+}
+
+/// The other port, where no relay of ours has it.
+fn look_at_metrics(config: &Config, checks: &mut Vec<Check>) {
+    let Some(address) = config.metrics else { return };
+    checks.push(match http::is_free(address, Port::Metrics) {
+        Ok(()) => Check::ok(METRICS, format!("{address} is free")),
+        Err(taken) => Check::failure(METRICS, &taken.to_string()),
+    });
 }
 
 fn judge(
@@ -104,6 +115,7 @@ mod tests {
             kafka_brokers: Some("kafka".to_owned()),
             http_bind: Some("127.0.0.1".to_owned()),
             wal_health_port: Some(port.to_string()),
+            metrics_port: Some("0".to_owned()),
             ..RawConfig::default()
         };
         Config::from_raw(&raw, |_| None).unwrap()
@@ -120,7 +132,8 @@ mod tests {
     async fn a_relay_of_our_slot_may_have_the_port_and_nobody_else() {
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let health = Arc::new(Health::new("factlib_slot"));
-        let server = http::serve(address, Arc::clone(&health)).unwrap();
+        let server =
+            http::serve(address, Port::Health { page: false }, Arc::clone(&health)).unwrap();
         let port = server.local_addr().port();
         health.set(Snapshot { ready: true, state: State::Streaming, ..health.snapshot() });
         let (verdict, said, ours) = looked(&config(port)).await;

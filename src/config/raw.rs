@@ -201,11 +201,23 @@ settings! {
         /// another container must reach it; it serves positions and names, no payload and no
         /// secret. 127.0.0.1 hides it, :: takes IPv6 too [default: 0.0.0.0]
         http_bind = "HTTP_BIND": "ADDRESS";
-        /// The port of /livez, /readyz, /health and /wait [0 to 65535, 0: none, default: 3001]
+        /// The port of /livez, /readyz, /health and /wait, of /metrics, and of the page at / [0 to
+        /// 65535, 0: none, default: 3001]
         wal_health_port = "WAL_HEALTH_PORT": "PORT";
-        /// Reserved for metrics, which are not in this version: checked, not opened [0 to 65535,
+        /// A port of /metrics alone, where existing deployments scrape it [0 to 65535, 0: none,
         /// default: 2112]
         metrics_port = "METRICS_PORT": "PORT";
+        /// Whether the health port serves a page for people at /, and the same as /status.json
+        /// [default: true]
+        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        status_page = "STATUS_PAGE": "BOOL";
+        /// How often PostgreSQL is asked what the slot keeps and how much room is left, on an
+        /// ordinary connection of its own; 0s never asks [1s to 1h, default: 10s]
+        slot_poll_interval = "SLOT_POLL_INTERVAL": "DURATION";
+        /// When a relay that had the stream cannot go on, how long health, metrics and the page still
+        /// say why before the process ends with its exit code; SIGTERM ends that at once [0s to 1h,
+        /// default: 10s]
+        failure_linger = "FAILURE_LINGER": "DURATION";
         /// How we call ourselves: application_name in PostgreSQL, client id in Kafka [1 to 63
         /// printable ASCII characters, default: owlpost]
         app_name = "APP_NAME": "NAME";

@@ -105,7 +105,10 @@ fn three_settings_are_enough() {
                 audit_wal_bytes: 4 << 30,
             },
             http: Some(SocketAddr::from(([0, 0, 0, 0], 3001))),
-            metrics_port: 2112,
+            metrics: Some(SocketAddr::from(([0, 0, 0, 0], 2112))),
+            status_page: true,
+            slot_poll: Some(ms(10_000)),
+            failure_linger: ms(10_000),
             log: LogConfig { format: LogFormat::Auto, level: "info".into() },
         }
     );
@@ -188,7 +191,10 @@ fn every_setting_takes_effect() {
         shutdown_timeout: some("25s"),
         http_bind: some("::1"),
         wal_health_port: some("8080"),
-        metrics_port: some("0"),
+        metrics_port: some("9464"),
+        status_page: some("off"),
+        slot_poll_interval: some("0s"),
+        failure_linger: some("1m"),
         app_name: some("relay 7"),
         log_format: some("json"),
         log_level: some("info,factlib=debug"),
@@ -284,14 +290,18 @@ fn every_setting_takes_effect() {
     );
     assert_eq!(config.postgres.tcp_user_timeout, Some(ms(2000)));
     assert_eq!(config.http, Some("[::1]:8080".parse().unwrap()));
-    assert_eq!(config.metrics_port, 0);
+    assert_eq!(config.metrics, Some("[::1]:9464".parse().unwrap()));
+    assert_eq!((config.status_page, config.slot_poll), (false, None));
+    assert_eq!(config.failure_linger, ms(60_000));
     assert_eq!(
         config.log,
         LogConfig { format: LogFormat::Json, level: "info,factlib=debug".into() }
     );
 
-    let off = RawConfig { wal_health_port: some("0"), ..minimal() };
-    assert_eq!(accepted(&off).http, None);
+    let off = RawConfig { wal_health_port: some("0"), metrics_port: some("0"), ..minimal() };
+    assert_eq!((accepted(&off).http, accepted(&off).metrics), (None, None));
+    let same = RawConfig { metrics_port: some("3001"), ..minimal() };
+    assert_eq!(accepted(&same).metrics, None, "the health port has them");
     let prefix = RawConfig { src_service_name: None, wal_prefix: some("a,b"), ..minimal() };
     assert_eq!(accepted(&prefix).service, "a");
 }
@@ -348,6 +358,9 @@ fn all_problems_are_reported_at_once_and_in_order() {
         http_bind: text("localhost"),
         wal_health_port: text("70000"),
         metrics_port: text("-1"),
+        status_page: text("maybe"),
+        slot_poll_interval: text("10ms"),
+        failure_linger: text("2h"),
         app_name: text("b\u{fc}ro"),
         log_format: text("xml"),
         log_level: text("loud"),
@@ -416,6 +429,9 @@ SHUTDOWN_TIMEOUT: "2h" is outside 0s to 1h
 HTTP_BIND: "localhost" is not an IP address; use 0.0.0.0, 127.0.0.1 or ::
 WAL_HEALTH_PORT: "70000" is not a port; use a number from 0 to 65535
 METRICS_PORT: "-1" is not a port; use a number from 0 to 65535
+STATUS_PAGE: "maybe" is neither true nor false
+SLOT_POLL_INTERVAL: is below 1s; use 0s for never, or more
+FAILURE_LINGER: "2h" is outside 0s to 1h
 APP_NAME: "büro" is not 1 to 63 printable ASCII characters
 LOG_FORMAT: "xml" is not one of: auto, human, json
 LOG_LEVEL: "loud" is no level; use error, warn, info, debug or trace

@@ -81,10 +81,19 @@ impl Connection {
     ///
     /// Dropping the future closes the socket, and ends a command that is asked for the password.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, Failure> {
+        Self::connect_as(config, true).await
+    }
+
+    /// The same for an ordinary session, which takes none of the server's walsenders.
+    pub(super) async fn connect_ordinary(config: &PostgresConfig) -> Result<Self, Failure> {
+        Self::connect_as(config, false).await
+    }
+
+    async fn connect_as(config: &PostgresConfig, replication: bool) -> Result<Self, Failure> {
         let passwords = Passwords::read(&config.password).await?;
         let mut last = Failure::Closed;
         for host in &config.hosts {
-            match Self::connect_to(host, config, &passwords).await {
+            match Self::connect_to(host, config, &passwords, replication).await {
                 Ok(connection) => return Ok(connection),
                 Err(failure) => last = failure,
             }
@@ -105,9 +114,10 @@ impl Connection {
         host: &Host,
         config: &PostgresConfig,
         passwords: &Passwords,
+        replication: bool,
     ) -> Result<Self, Failure> {
         let password = passwords.of(host, config);
-        let login = Login { host, config, password: password.as_deref() };
+        let login = Login { host, config, password: password.as_deref(), replication };
         let deadline = || config.connect_timeout.map(|limit| Instant::now() + limit);
         let first = deadline();
         if let Host::Unix { .. } = host {
@@ -148,6 +158,8 @@ struct Login<'a> {
     host: &'a Host,
     config: &'a PostgresConfig,
     password: Option<&'a [u8]>,
+    /// To a walsender.
+    replication: bool,
 }
 
 impl Login<'_> {
@@ -253,11 +265,12 @@ impl Login<'_> {
         channel: Channel<'_>,
     ) -> Result<Connection, Failure> {
         let config = self.config;
-        let mut parameters = vec![
-            ("replication", "database"),
-            ("application_name", config.application_name.as_str()),
-            ("client_encoding", "UTF8"),
-        ];
+        let mut parameters = Vec::with_capacity(4);
+        if self.replication {
+            parameters.push(("replication", "database"));
+        }
+        parameters.push(("application_name", config.application_name.as_str()));
+        parameters.push(("client_encoding", "UTF8"));
         if let Some(options) = &config.options {
             parameters.push(("options", options));
         }

@@ -32,7 +32,7 @@ const READ_BYTES_MIN: usize = 128 * 1024;
 /// One row of an answer: the text of each column, or NULL.
 pub type Row = Vec<Option<String>>;
 
-/// A connection to a walsender, logged in.
+/// A connection, logged in: to a walsender, if it is not said otherwise.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,

@@ -13,6 +13,7 @@ mod identify;
 mod password;
 mod queries;
 mod setup;
+mod slot_poll;
 pub mod survey;
 mod synchronous;
 mod tls;
@@ -29,4 +30,5 @@ pub use setup::{Found, FoundPublication, FoundSlot, Gap, Names, Plan, plan, set_
 pub(crate) use setup::{
     not_logical, outdated, plan_of_objects, synchronous, too_old, without_failover,
 };
+pub use slot_poll::SlotPoll;
 pub use tls::TlsFailure;

@@ -3,7 +3,7 @@
 use crate::error::{Context as _, Error, Result};
 use crate::kafka::read_log;
 use crate::process::{self, Process, Signal};
-use crate::{Kafka, Postgres, http, port, scratch, wait};
+use crate::{Kafka, Postgres, Scrape, http, port, scratch, wait};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ pub struct Owlpost {
     process: Process,
     folder: PathBuf,
     health_port: u16,
+    metrics_port: u16,
 }
 
 /// What a process has used, from `/proc`.
@@ -82,7 +83,7 @@ impl Command {
         Some(value)
     }
 
-    /// Starts it, with a free health port and metrics port where none is set.
+    /// Starts it, with a free health port and metrics port where none is set, and without lingering when it fails.
     ///
     /// # Panics
     ///
@@ -104,8 +105,12 @@ impl Command {
                 self = self.env(name, port::free());
             }
         }
-        let health_port =
-            self.get("WAL_HEALTH_PORT").and_then(|port| port.parse().ok()).unwrap_or(0);
+        // Most tests wait for the end and not for what health says before it.
+        if self.get("FAILURE_LINGER").is_none() {
+            self = self.env("FAILURE_LINGER", "0s");
+        }
+        let port = |name| self.get(name).and_then(|port| port.parse().ok()).unwrap_or(0);
+        let (health_port, metrics_port) = (port("WAL_HEALTH_PORT"), port("METRICS_PORT"));
         let binary = self.binary.canonicalize().context(self.binary.display())?;
         let folder = scratch::folder("owlpost")?;
         let output = |name: &str| {
@@ -115,7 +120,8 @@ impl Command {
         let mut command = process::guarded(&binary, None);
         command.args(&self.arguments).env_clear().envs(self.environment);
         command.stdout(output("stdout")?).stderr(output("stderr")?);
-        Ok(Owlpost { process: Process::spawn("owlpost", command)?, folder, health_port })
+        let process = Process::spawn("owlpost", command)?;
+        Ok(Owlpost { process, folder, health_port, metrics_port })
     }
 }
 
@@ -237,6 +243,22 @@ impl Owlpost {
     /// When there is no answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         http::get(self.health_port, path, HEALTH_LIMIT)
+    }
+
+    /// What the metrics port says.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or one that breaks the rules of its format.
+    pub fn scrape(&self) -> Result<Scrape> {
+        let (_, text) = http::get(self.metrics_port, "/metrics", HEALTH_LIMIT)?;
+        Scrape::prometheus(&text).map_err(Error)
+    }
+
+    /// The port of `/metrics`.
+    #[must_use]
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics_port
     }
 
     /// What `/health` says.

@@ -1,5 +1,7 @@
 //! What the tests have in common.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 use testkit::workload::Truth;
 use testkit::{Kafka, Lsn, Owlpost, Postgres, Record, owlpost, workload};
@@ -97,4 +99,22 @@ pub(crate) fn emit(postgres: &Postgres, transactional: bool, prefix: &str, conte
     let query = "SELECT pg_logical_emit_message($1, $2, $3::bytea)::text";
     let row = postgres.client().query_one(query, &[&transactional, &prefix, &content]).unwrap();
     row.get::<_, String>(0).parse().unwrap()
+}
+
+/// The body of the answer to a GET on this port, with these header lines.
+#[track_caller]
+pub(crate) fn ask(port: u16, path: &str, header: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\n{header}connection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// Says that a test does nothing here, past the harness, which keeps what tests print.
+pub(crate) fn skipped(why: &str) {
+    // Nobody reads it: that is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }

@@ -15,7 +15,7 @@ use crate::relay::position::{Position, Unit};
 use crate::relay::producer::{self, Producer, Route};
 use crate::relay::route::{Headers, partition};
 use crate::run::now;
-use factlib_protocol::Lsn;
+use factlib_protocol::{Lsn, Timestamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -130,7 +130,8 @@ impl Sender {
         let record = Record { timestamp_ms: letter.timestamp_ms, key, value, headers: &headers };
         let partition = partition(key.unwrap_or_default(), partitions);
         let position = Position { timeline: 0, unit: Unit::message(Lsn(number)), index: 0 };
-        self.producer.push(topic, partition, position, &record, &mut self.ledger);
+        let committed = Timestamp::from_unix_micros(letter.timestamp_ms.saturating_mul(1000));
+        self.producer.push(topic, partition, position, committed, &record, &mut self.ledger);
         Ok(Ok(()))
     }
 
