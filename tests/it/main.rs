@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
 #![expect(clippy::disallowed_methods, reason = "tests live in real time")]
 
+mod alerts;
 mod audit;
 mod behind;
 mod check;
