@@ -341,13 +341,13 @@ fn hostile_scrapes_do_not_slow_a_drain() {
         write_facts(&postgres, "scraped", FACTS, 100, 1, 200);
         let end = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
         relay.signal(Signal::SIGCONT);
-        let begun = Instant::now();
+        let (begun, used) = (Instant::now(), stream_cpu(&relay));
         while confirmed(&postgres) < end {
             assert!(relay.is_running(), "{}", relay.log_text());
             assert!(begun.elapsed() < 4 * PATIENCE, "{}", relay.log_text());
             thread::sleep(Duration::from_millis(5));
         }
-        begun.elapsed()
+        (begun.elapsed(), stream_cpu(&relay) - used)
     };
     drain();
     let (mut alone, mut scraped) = (Vec::new(), Vec::new());
@@ -364,15 +364,30 @@ fn hostile_scrapes_do_not_slow_a_drain() {
         });
         scraped.push(took);
     }
-    let median = |mut took: Vec<Duration>| {
-        took.sort_unstable();
-        took[took.len() / 2]
+    println!(
+        "a drain of {FACTS} facts, and the stream's own CPU: alone {alone:?}, scraped {scraped:?}"
+    );
+    // Other tests run beside it and make any of them slow; the best of each is what it can do.
+    let best = |taken: &[(Duration, Duration)]| {
+        (
+            taken.iter().map(|taken| taken.0).min().unwrap(),
+            taken.iter().map(|taken| taken.1).min().unwrap(),
+        )
     };
-    println!("a drain of {FACTS} facts: alone {alone:?}, scraped {scraped:?}");
-    let (alone, scraped) = (median(alone), median(scraped));
-    // The scrapers themselves take processor time on a machine of two, and other tests run beside.
-    assert!(scraped < alone.mul_f64(1.5) + Duration::from_millis(500), "{alone:?} {scraped:?}");
+    let (alone, scraped) = (best(&alone), best(&scraped));
+    // The scrapers themselves take their share of two processors.
+    assert!(scraped.0 < alone.0.mul_f64(1.5) + Duration::from_millis(500), "{alone:?} {scraped:?}");
+    assert!(scraped.1 < alone.1.mul_f64(1.25) + Duration::from_millis(50), "{alone:?} {scraped:?}");
     assert_eq!(relay.get("/livez").unwrap().0, 200, "others are still served");
+}
+
+/// What the main thread has used, which is the stream's alone.
+fn stream_cpu(relay: &Owlpost) -> Duration {
+    let pid = relay.pid();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 fn scrape_every_10_ms(relay: &Owlpost, over: &AtomicBool) {
