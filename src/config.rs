@@ -74,6 +74,8 @@ pub struct Config {
     pub policies: Policies,
     /// What a topic that is missing is created like, if it is at all.
     pub create_topics: Option<NewTopic>,
+    /// What Kafka had before this process is read back, and not published again.
+    pub skip_stored: bool,
     /// Every limit.
     pub limits: Limits,
     /// Where the health port listens; none when it is switched off.
@@ -326,6 +328,7 @@ impl Config {
         let naming = naming(raw, &prefixes, p);
         let policies = policies(raw, needs, p);
         let create_topics = create_topics::read(raw, p);
+        let skip_stored = boolean(p, "SKIP_STORED", &raw.skip_stored);
         // Read before it is needed, because the connection takes it as a fallback.
         let tcp_user_timeout =
             duration(p, "TCP_USER_TIMEOUT", &raw.tcp_user_timeout, ms(4000), ms(500)..=MINUTE * 10);
@@ -377,6 +380,7 @@ impl Config {
                 records,
                 policies,
                 create_topics,
+                skip_stored,
                 limits,
                 http,
                 metrics,

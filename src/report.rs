@@ -14,7 +14,7 @@ use crate::relay::{Standing, State};
 use factlib_protocol::{Lsn, Timestamp};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// However much happens, what was counted is copied no more often, unless the state changes.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
@@ -180,6 +180,20 @@ impl Report {
                 %topic, partition, cause, facts,
                 "the producer's sequence begins anew in this partition; so many facts may be repeated"
             ),
+            Event::TailRead { topic, partition, facts: 0, other: None } => {
+                debug!(%topic, partition, "the partition has nothing that may be read again");
+            }
+            Event::TailRead { topic, partition, facts, other } => info!(
+                %topic, partition, facts, other_source = other,
+                "the partition has so many facts that may be read again: they are not produced again"
+            ),
+            Event::TailUnread { topic, partition, cause } => warn!(
+                %topic, partition, error = cause,
+                "what the partition has cannot be read back: after a crash, facts may be repeated in it"
+            ),
+            Event::AlreadyStored { topic, partition, facts } => {
+                info!(%topic, partition, facts, "facts that were there already are not repeated");
+            }
             Event::GivenUp(given_up) => self.given_up(given_up),
             Event::Throttled { broker, throttle } => warn!(broker, ?throttle, "throttled by quota"),
             Event::Stopping { unsettled } => {
@@ -241,6 +255,7 @@ impl Report {
             confirmed_lsn: lsn(standing.confirmed),
             in_flight_bytes: standing.unsettled_bytes as u64,
             published: self.metrics.published_facts(),
+            already_stored: standing.already_stored,
             skipped: self.metrics.skipped_facts(),
             dead_lettered: self.metrics.dead_lettered_facts(),
             ..shown

@@ -438,6 +438,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         compression: config.records.compression,
         policies: config.policies.clone(),
         create_topics: config.create_topics.clone(),
+        skip_stored: config.skip_stored,
         in_flight_per_partition: config.limits.in_flight,
         startup_timeout: config.limits.startup,
         seed: u64::from_ne_bytes(seed),

@@ -50,6 +50,7 @@ fn settings() -> Settings {
         compression: Compression::None,
         policies: Policies::HALT,
         create_topics: None,
+        skip_stored: false,
         in_flight_per_partition: 5,
         startup_timeout: Some(30 * SECOND),
         seed: 7,

@@ -17,7 +17,7 @@ use factlib::relay::event::{Event, GivenUp};
 use factlib::relay::fact::Fact;
 use factlib::relay::kafka::{
     Answer, Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch,
-    PartitionMetadata, ProducerId, Request, TopicMetadata, Unanswered,
+    PartitionMetadata, ProducerId, Request, Tail, TopicMetadata, Unanswered,
 };
 use factlib::relay::ledger::Ledger;
 use factlib::relay::poison::{Policies, Policy};
@@ -116,6 +116,8 @@ struct World {
     absent: HashSet<&'static str>,
     /// Topics to create.
     creations: Vec<Arc<str>>,
+    /// What is to be read back: topic, partition and first offset.
+    tails: Vec<(Arc<str>, i32, i64)>,
     /// Topics that the producer has seen.
     seen: HashSet<Arc<str>>,
     producers: i64,
@@ -161,6 +163,7 @@ impl World {
                 _ => Compression::None,
             },
             create_topics: creates.then_some(NEW_TOPIC),
+            skip_stored: seed / 2 % 2 == 1,
             policies: Policies {
                 general: match seed % 3 {
                     0 => Policy::Halt,
@@ -173,6 +176,7 @@ impl World {
         };
         let mut producer = Producer::new(settings, Jitter::new(seed));
         producer.begin(now);
+        producer.set_source("1/1");
         let log = |dice: &mut Dice| Log {
             leader: dice.below(BROKERS),
             bytes_max: if dice.percent(20) { 400 } else { 1_000_000 },
@@ -196,6 +200,7 @@ impl World {
             init: false,
             absent: if creates { HashSet::from([TOPIC, DEAD]) } else { HashSet::new() },
             creations: Vec::new(),
+            tails: Vec::new(),
             seen: HashSet::new(),
             producers: 0,
             pushed: 0,
@@ -272,6 +277,9 @@ impl World {
                 }
                 Request::InitProducerId => {
                     assert!(!std::mem::replace(&mut self.init, true), "asked twice at once");
+                }
+                Request::Tail { topic, partition, from, .. } => {
+                    self.tails.push((topic, partition, from));
                 }
                 Request::Produce { broker, batches, .. } => {
                     let broker = usize::try_from(broker).unwrap();
@@ -398,6 +406,20 @@ impl World {
         self.answer(Answer::ProducerId(answer));
     }
 
+    /// Nobody was there before us, but that must be seen.
+    fn tail(&mut self) {
+        if self.tails.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.tails.len());
+        let (topic, partition, from) = self.tails.remove(at);
+        let known = !self.faults || self.dice.percent(70);
+        self.saw(if known { "tail read" } else { "tail not read" });
+        let tail = Tail { first: from, records: Vec::new(), other: None };
+        let answer = known.then_some(tail).ok_or_else(|| Unanswered("silence".to_owned()));
+        self.answer(Answer::Tail { topic, partition, from, answer });
+    }
+
     fn create(&mut self) {
         let Some(topic) = self.creations.pop() else { return };
         let refusal = |error| Ok(Err(CreateRefusal { error, message: None }));
@@ -519,7 +541,7 @@ impl World {
                 partition: batch.partition,
                 base_sequence: batch.base_sequence,
                 error,
-                base_offset: -1,
+                base_offset: 7,
             });
         }
         self.connections[broker].answers.push_back(partitions);
@@ -647,8 +669,9 @@ impl World {
             72..80 => self.metadata(),
             80..83 => self.init(),
             83 => self.create(),
+            87 => self.tail(),
             84..86 if self.faults => self.disconnect(broker),
-            86..89 if self.faults => self.move_leader(),
+            86 | 88 if self.faults => self.move_leader(),
             89 => self.late(broker),
             92 if self.faults && self.dice.percent(20) && self.logs.len() < 4 => {
                 self.saw("more partitions");
@@ -720,6 +743,7 @@ impl World {
                 7 => self.metadata(),
                 8 if self.dice.percent(50) => self.init(),
                 8 => self.create(),
+                9 if self.dice.percent(20) => self.tail(),
                 _ => self.pass(),
             }
         }
@@ -820,6 +844,8 @@ fn the_log_is_complete_and_in_order_under_any_schedule() {
         "skipped: too-large",
         "skipped: topic-missing",
         "started over",
+        "tail not read",
+        "tail read",
         "throttled",
         "topic deleted",
         "topic made again",

@@ -157,6 +157,7 @@ async fn written(
         // What stops the relay must not stop the audit: somebody has moved the slot past it.
         policies: Policies { general: Policy::Skip, ..Policies::HALT },
         create_topics: None,
+        skip_stored: false,
         timestamp_is_publish: false,
         compression: crate::relay::compression::Compression::None,
         ..run::settings(config)
@@ -280,7 +281,9 @@ impl Surroundings for Collector<'_> {
                 Answer::Produced { broker, partitions, throttle: Duration::ZERO }
             }
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 }))),
-            request @ (Request::Metadata { .. } | Request::CreateTopic { .. }) => {
+            request @ (Request::Metadata { .. }
+            | Request::CreateTopic { .. }
+            | Request::Tail { .. }) => {
                 return self.kafka.send(request);
             }
         };

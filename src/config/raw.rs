@@ -170,6 +170,12 @@ settings! {
         /// partitions=12,replication-factor=3,min.insync.replicas=2. Whoever emits facts can then create
         /// topics. One that is deleted while the relay runs is not created again [default: false]
         kafka_create_topics = "KAFKA_CREATE_TOPICS": "BOOL|NAME=VALUE,...";
+        /// Whether the relay, when it starts, reads back what is at the end of each partition and does not
+        /// publish again what lies there already, record for record. After a crash of the relay or of
+        /// PostgreSQL that is all but one fact of a partition, at best. It needs the right to read the topics
+        /// [default: false]
+        #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        skip_stored = "SKIP_STORED": "BOOL";
         /// How old what is known of topics (leaders, number of partitions) may become before the
         /// cluster is asked again [100ms to 1d, default: 5m]
         metadata_max_age = "METADATA_MAX_AGE": "DURATION";

@@ -86,6 +86,7 @@ fn three_settings_are_enough() {
             },
             policies: Policies::HALT,
             create_topics: None,
+            skip_stored: false,
             limits: Limits {
                 in_flight_bytes: 8 << 20,
                 frame_max_bytes: 64 << 20,
@@ -185,6 +186,7 @@ fn every_setting_takes_effect() {
         kafka_create_topics: some(
             "partitions=12, replication-factor=3,cleanup.policy=[compact,delete],retention.ms=1",
         ),
+        skip_stored: some("on"),
         metadata_max_age: some("1m"),
         backoff_max: some("1s"),
         startup_timeout: some("0s"),
@@ -267,6 +269,7 @@ fn every_setting_takes_effect() {
             configs: vec![pair("cleanup.policy", "compact,delete"), pair("retention.ms", "1")],
         })
     );
+    assert!(config.skip_stored);
     assert_eq!(
         config.limits,
         Limits {
@@ -351,6 +354,7 @@ fn all_problems_are_reported_at_once_and_in_order() {
         batch_records: text("0"),
         max_in_flight: text("6"),
         kafka_create_topics: text("partitions=0,replication-factor=x,6,a=1,a=2"),
+        skip_stored: text("never"),
         metadata_max_age: text("1"),
         backoff_max: text("1h"),
         startup_timeout: text("2d"),
@@ -419,6 +423,7 @@ KAFKA_CREATE_TOPICS: partitions=0 is not a number from 1 to 10000
 KAFKA_CREATE_TOPICS: replication-factor=x is not a number from 1 to 32767
 KAFKA_CREATE_TOPICS: "6": write true, false, or name=value with partitions, replication-factor or a topic's configuration
 KAFKA_CREATE_TOPICS: a is given twice; remove one
+SKIP_STORED: "never" is neither true nor false
 METADATA_MAX_AGE: "1" is not a duration; write a number with a unit, such as 3s or 500ms
 IN_FLIGHT_BYTES: "1KiB" is outside 1.0 MiB to 1.0 GiB
 FRAME_MAX_BYTES: "big" is not a size; write a number with a unit, such as 8MiB

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub in_flight_bytes: u64,
     /// Facts published by this process.
     pub published: u64,
+    /// Facts that were read again by this process and not published, because Kafka had them already.
+    pub already_stored: u64,
     /// Facts that could not be published and were skipped, as the policy says.
     pub skipped: u64,
     /// Facts that could not be published and went to the dead-letter topic; `published` counts them, too.
@@ -172,6 +174,7 @@ impl Health {
                 confirmed_lsn: None,
                 in_flight_bytes: 0,
                 published: 0,
+                already_stored: 0,
                 skipped: 0,
                 dead_lettered: 0,
                 dropped_log_lines: 0,

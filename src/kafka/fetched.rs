@@ -13,6 +13,8 @@ const HEADER_LEN: usize = 61;
 const PREFIX_LEN: usize = 12;
 /// The checksum covers everything from here to the end.
 const ATTRIBUTES: usize = 21;
+/// Bit of the attributes: records of a transaction of Kafka's.
+const TRANSACTIONAL: i16 = 0x10;
 /// Bit of the attributes: no records of anybody, but the marks of a transaction of Kafka's.
 const CONTROL: i16 = 0x20;
 /// A batch that is larger than this once it is unpacked is not read: by default a broker takes none over 1 MiB
@@ -57,6 +59,24 @@ impl<'a> Found<'a> {
 ///
 /// A sentence, if the bytes are no record batches of magic 2 or are packed in a way that cannot be read.
 pub fn records(bytes: &[u8], mut each: impl FnMut(Found<'_>)) -> Result<Option<i64>, String> {
+    encoded_records(bytes, UNPACKED_MAX, |_, found, _| each(found))
+}
+
+/// Whose a batch of records is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    Anybody,
+    /// A transaction of Kafka's, which may have been aborted.
+    Transaction,
+}
+
+/// The same with the records themselves, of batches that are not larger than `unpacked_max` once they are
+/// unpacked.
+pub(super) fn encoded_records(
+    bytes: &[u8],
+    unpacked_max: usize,
+    mut each: impl FnMut(Of, Found<'_>, &EncodedRecord<'_>),
+) -> Result<Option<i64>, String> {
     let mut rest = bytes;
     let mut next = None;
     while let Some(head) = rest.first_chunk::<PREFIX_LEN>() {
@@ -64,7 +84,7 @@ pub fn records(bytes: &[u8], mut each: impl FnMut(Found<'_>)) -> Result<Option<i
         let (base_offset, len) = (fields.int64()?, fields.int32()?);
         let len = usize::try_from(len).map_err(|_| "a batch of negative length".to_owned())?;
         let Some((batch, after)) = rest.split_at_checked(PREFIX_LEN + len) else { break };
-        next = Some(batch_records(batch, base_offset, &mut each)?);
+        next = Some(batch_records(batch, base_offset, unpacked_max, &mut each)?);
         rest = after;
     }
     Ok(next)
@@ -74,7 +94,8 @@ pub fn records(bytes: &[u8], mut each: impl FnMut(Found<'_>)) -> Result<Option<i
 fn batch_records(
     batch: &[u8],
     base_offset: i64,
-    each: &mut impl FnMut(Found<'_>),
+    unpacked_max: usize,
+    each: &mut impl FnMut(Of, Found<'_>, &EncodedRecord<'_>),
 ) -> Result<i64, String> {
     let header = batch.get(PREFIX_LEN..HEADER_LEN).ok_or("a batch shorter than its header")?;
     let mut fields = Fields(header);
@@ -102,10 +123,11 @@ fn batch_records(
         .ok_or_else(|| format!("the batch at offset {base_offset} is compressed by gzip (the topic's compression.type?), which is not read here"))?;
     let plain = match codec {
         Compression::None => Cow::Borrowed(packed),
-        codec => Cow::Owned(codec.unpack(packed, UNPACKED_MAX).ok_or_else(|| {
+        codec => Cow::Owned(codec.unpack(packed, unpacked_max).ok_or_else(|| {
             format!("the batch at offset {base_offset} cannot be unpacked by {codec:?}")
         })?),
     };
+    let of = if attributes & TRANSACTIONAL == 0 { Of::Anybody } else { Of::Transaction };
     let mut rest: &[u8] = &plain;
     for _ in 0..count {
         let record = EncodedRecord::read(&mut rest, base_timestamp).ok_or("a record cut off")?;
@@ -125,7 +147,7 @@ fn batch_records(
         if headers != record.header_count {
             return Err(format!("the record at offset {offset} has headers cut off"));
         }
-        each(found);
+        each(of, found, &record);
     }
     Ok(next)
 }

@@ -7,7 +7,8 @@
 //! ```text
 //!  send(Produce) ──▶ broker 1 ┐                     one task, one connection each,
 //!  send(Produce) ──▶ broker 2 ├──▶ answers          requests pipelined in the order of `send`
-//!  send(Metadata) ─▶ any      ┘    (bootstrap addresses have connections of their own)
+//!  send(Metadata) ─▶ any      ┘    (bootstrap addresses have connections of their own, and so has
+//!                                   what is read back)
 //! ```
 //!
 //! Promises, each with a test:
@@ -35,6 +36,7 @@ mod peer;
 mod primitive;
 mod produce;
 mod sasl;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -46,6 +48,7 @@ pub use fetched::{Found, records};
 pub use group::Committed;
 pub use metadata::{ClusterDescription, Operations, TopicDescription};
 pub use sasl::{Mechanism, Sasl};
+pub use tail::add as add_to_tail;
 pub use tls::{Tls, TlsFiles, TlsFilesError};
 
 pub use dial::{Address, InvalidAddress};
@@ -54,7 +57,7 @@ use crate::relay::kafka::{Answer, BrokerId, Metadata, PartitionBatch, Request, U
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lease::Lease;
 use peer::{Ask, Job, Peer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -192,6 +195,16 @@ impl Kafka {
                     }
                 });
             }
+            Request::Tail { broker, topic, partition, from, to, source } => {
+                let owed = Owed::new(Owes::Tail(Arc::clone(&topic), partition, from), shared);
+                let Some(peer) = shared.broker(broker) else {
+                    let cause = format!("broker {broker} is not among the live brokers");
+                    return owed.unanswered(Unanswered(cause), false);
+                };
+                let deadline = Instant::now() + shared.config.request_timeout;
+                let wanted = tail::Wanted { topic, partition, from, to, source, deadline };
+                shared.read_tail(&peer.address, tail::Job { wanted, owed });
+            }
             Request::Produce { broker, mut batches } => {
                 produce::sort(&mut batches);
                 let batches = Arc::new(batches);
@@ -226,6 +239,8 @@ struct Directory {
     brokers: BTreeMap<BrokerId, Peer>,
     /// The bootstrap addresses, while they are in use.
     bootstrap: Vec<Peer>,
+    /// Who reads back what brokers have, while somebody does.
+    readers: HashMap<String, mpsc::UnboundedSender<tail::Job>>,
     /// Which of the known brokers is asked first, so that not one of them has all the work.
     turn: usize,
 }
@@ -238,6 +253,22 @@ impl Shared {
 
     fn peer(&self, address: Address) -> Peer {
         Peer::new(address, &self.config, &self.answers, &self.lease, &self.runtime)
+    }
+
+    /// Hands the job to whoever reads from this broker.
+    fn read_tail(&self, address: &Address, job: tail::Job) {
+        let mut directory = self.directory();
+        let key = address.to_string();
+        let job = match directory.readers.get(&key) {
+            None => job,
+            Some(reader) => match reader.send(job) {
+                Ok(()) => return,
+                Err(mpsc::error::SendError(job)) => job,
+            },
+        };
+        directory.readers.retain(|_, reader| !reader.is_closed());
+        let reader = tail::read(address, &self.config, &self.answers, &self.runtime, job);
+        directory.readers.insert(key, reader);
     }
 
     fn broker(&self, id: BrokerId) -> Option<Peer> {
@@ -355,6 +386,7 @@ enum Owes {
     Metadata,
     ProducerId,
     Topic(Arc<str>),
+    Tail(Arc<str>, i32, i64),
     Produce(BrokerId, Arc<Vec<PartitionBatch>>),
 }
 
@@ -379,6 +411,9 @@ impl Owed {
             Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
             Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
             Some(Owes::Topic(topic)) => Answer::TopicCreated { topic, answer: Err(cause) },
+            Some(Owes::Tail(topic, partition, from)) => {
+                Answer::Tail { topic, partition, from, answer: Err(cause) }
+            }
             Some(Owes::Produce(broker, batches)) => {
                 let batches = Arc::unwrap_or_clone(batches);
                 Answer::ProduceUnanswered { broker, batches, sent, cause }

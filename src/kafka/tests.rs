@@ -1,6 +1,7 @@
 //! The driver against a scripted broker on a real socket.
 
 mod sasl;
+mod tail;
 
 use super::*;
 use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, INVALID_CONFIG, NOT_ENOUGH_REPLICAS};
@@ -16,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 const PRODUCE: i16 = 0;
+const FETCH: i16 = 1;
+const LIST_OFFSETS: i16 = 2;
 const METADATA: i16 = 3;
 const SASL_HANDSHAKE: i16 = 17;
 const API_VERSIONS: i16 = 18;
@@ -202,6 +205,8 @@ fn versions(produce_max: i16) -> Vec<u8> {
     out.put_i16(0);
     let apis = [
         (PRODUCE, produce_max),
+        (FETCH, 17),
+        (LIST_OFFSETS, 10),
         (METADATA, 13),
         (SASL_HANDSHAKE, 1),
         (API_VERSIONS, 4),

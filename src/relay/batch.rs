@@ -8,6 +8,7 @@ use super::position::{Position, Unit};
 use super::route::{Headers, POSITION};
 use bytes::Bytes;
 use factlib_protocol::Timestamp;
+use sha2::{Digest as _, Sha256};
 use std::borrow::Cow;
 
 /// A batch of several records is never encoded larger than this many bytes. Kafka's default limit
@@ -25,6 +26,19 @@ const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
 const HEADER_LEN: usize = 61;
 /// The checksum covers everything from here to the end.
 const ATTRIBUTES: usize = 21;
+
+/// Stands for a record's key, value and headers: no two that differ have the same. Not for its timestamp, which
+/// may be the time of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    fn of(hash: Sha256) -> Self {
+        let mut fingerprint = [0; 16];
+        fingerprint.iter_mut().zip(hash.finalize()).for_each(|(to, from)| *to = from);
+        Self(fingerprint)
+    }
+}
 
 /// One record as it will be in Kafka.
 #[derive(Debug)]
@@ -44,6 +58,27 @@ impl Record<'_> {
     /// False if no broker with its defaults would read a request with it.
     pub(super) fn fits_a_request(&self) -> bool {
         self.body_len(0, 0) <= RECORD_BYTES_MAX
+    }
+
+    /// What [`EncodedRecord::fingerprint`] gives once it is in a batch.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Sha256::new();
+        let mut number = Vec::with_capacity(10);
+        let lengths = [self.key, self.value];
+        for part in lengths {
+            number.clear();
+            match part {
+                Some(part) => write_len(&mut number, part.len()),
+                None => write_varint(&mut number, -1),
+            }
+            hash.update(&number);
+            hash.update(part.unwrap_or_default());
+        }
+        number.clear();
+        write_varint(&mut number, i64::from(self.headers.count()));
+        hash.update(&number);
+        hash.update(self.headers.encoded());
+        Fingerprint::of(hash)
     }
 
     /// How many bytes more its value could have.
@@ -315,6 +350,29 @@ impl Batch {
         self.committed
     }
 
+    /// The batch without the records that `keep` does not want, unstamped; none if that is all of them.
+    pub(super) fn retain(self, mut keep: impl FnMut(&EncodedRecord<'_>) -> bool) -> Option<Self> {
+        let mut kept =
+            OpenBatch::new(self.first, self.compression).committed_as(self.committed);
+        // What cannot be read is kept as it is.
+        let Some(plain) = self.plain() else { return Some(self) };
+        let mut records = 0;
+        for record in plain.iter() {
+            records += 1;
+            if keep(&record) {
+                if kept.records == 0 {
+                    kept.first = record.position().unwrap_or(self.first);
+                }
+                kept.push_encoded(&record);
+            }
+        }
+        drop(plain);
+        if records != self.records || kept.records == records {
+            return Some(self);
+        }
+        (kept.records > 0).then(|| kept.seal())
+    }
+
     /// The codec, or none where that did not make it smaller.
     pub fn compression(&self) -> Compression {
         self.compression
@@ -406,6 +464,13 @@ impl<'a> EncodedRecord<'a> {
         let header_count = u32::try_from(read_varint(&mut record)?).ok()?;
         let headers = record;
         Some(Self { timestamp_ms, offset_delta, key, value, header_count, headers, encoded })
+    }
+
+    /// What it is, wherever it is.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Sha256::new();
+        hash.update(self.encoded);
+        Fingerprint::of(hash)
     }
 
     /// Names and values of its headers: fewer than `header_count`, if the bytes end too early.
@@ -533,6 +598,58 @@ mod tests {
     }
 
     const PRODUCER: ProducerId = ProducerId { id: 4000, epoch: 3 };
+
+    #[test]
+    fn a_record_is_the_same_wherever_it_is_and_whenever_it_was_published() {
+        let headers = [headers(0), headers(1)];
+        let parts = [None, Some(&b""[..]), Some(&b"a"[..]), Some(&b"ab"[..])];
+        let mut fingerprints = std::collections::HashSet::new();
+        let mut count = 0;
+        for (key, value, headers) in parts
+            .iter()
+            .flat_map(|key| parts.iter().map(move |value| (*key, *value)))
+            .flat_map(|(key, value)| headers.iter().map(move |headers| (key, value, headers)))
+        {
+            let record = |timestamp_ms| Record { timestamp_ms, key, value, headers };
+            let fingerprint = record(0).fingerprint();
+            let mut open = OpenBatch::new(position(0), Compression::None);
+            (0..3).for_each(|times| open.push(&record(1000 * times)));
+            let batch = open.seal();
+            for stored in batch.plain().unwrap().iter() {
+                assert_eq!(stored.fingerprint(), fingerprint);
+            }
+            fingerprints.insert(fingerprint);
+            count += 1;
+        }
+        assert_eq!(fingerprints.len(), count);
+    }
+
+    #[test]
+    fn records_that_are_not_wanted_any_more_leave_a_batch() {
+        for codec in [Compression::None, Compression::Lz4] {
+            let batch = || {
+                let mut open = OpenBatch::new(position(0), codec);
+                for index in 0..6 {
+                    let (headers, timestamp_ms) = (headers(index), 1000 + i64::from(index));
+                    let value = Some(&[b'x'; 100][..]);
+                    open.push(&Record { timestamp_ms, key: None, value, headers: &headers });
+                }
+                open.seal()
+            };
+            let at = |record: &EncodedRecord<'_>| record.position().unwrap();
+            assert!(batch().retain(|_| false).is_none());
+            let whole = batch().retain(|_| true).unwrap();
+            assert_eq!(whole.encoded(), batch().encoded());
+            let mut kept = batch().retain(|record| at(record).index % 2 == 1).unwrap();
+            assert_eq!((kept.records(), kept.first()), (3, position(1)));
+            assert!(kept.plain_len() < batch().plain_len());
+            kept.set_stamp(PRODUCER, 0);
+            let plain = kept.plain().unwrap();
+            let found: Vec<_> = plain.iter().map(|one| (at(&one), one.timestamp_ms)).collect();
+            let expected = [1, 3, 5].map(|index| (position(index), 1000 + i64::from(index)));
+            assert_eq!(found, expected);
+        }
+    }
 
     proptest! {
         /// rskafka's own decoder, which checks the checksum, is the judge.

@@ -164,6 +164,7 @@ impl Relay {
             compression: settings.compression,
             policies: settings.policies.clone(),
             create_topics: settings.create_topics.clone(),
+            skip_stored: settings.skip_stored,
         };
         Self {
             started: None,
@@ -382,6 +383,7 @@ impl Relay {
         self.system = Some(system);
         self.timelines = Timelines::new(timeline, history);
         self.source = Source::new(system, database);
+        self.producer.set_source(self.source.as_str());
         self.link = Link::Starting;
         self.start = start;
         self.outputs.push_back(Output::StartReplication { start });
@@ -545,6 +547,9 @@ impl Relay {
         }
         while let Some(request) = self.producer.poll(now.at, produce, flush) {
             self.outputs.push_back(Output::Kafka(request));
+        }
+        while let Some(event) = self.producer.poll_event() {
+            self.events.push_back(event);
         }
     }
 

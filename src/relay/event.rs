@@ -160,6 +160,35 @@ pub enum Event {
         /// Facts that may be repeated.
         facts: usize,
     },
+    /// What a partition had already when this process began is known, as far as it was looked for.
+    TailRead {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// Facts that are not produced again if they are read again.
+        facts: usize,
+        /// Another `factlib_source` that writes to the partition.
+        other: Option<String>,
+    },
+    /// What a partition had already could not be read, or not to where it was wanted: it goes on without.
+    TailUnread {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// Why.
+        cause: String,
+    },
+    /// Facts were read that the partition had already, and were not produced again. Said when no more can come.
+    AlreadyStored {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// How many.
+        facts: usize,
+    },
     /// Facts were given up as their policy says.
     GivenUp(GivenUp),
     /// A broker asks to be left alone for a while.

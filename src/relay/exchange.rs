@@ -63,6 +63,8 @@ pub struct Settings {
     pub policies: Policies,
     /// What a topic that is missing is created like, if it is at all.
     pub create_topics: Option<NewTopic>,
+    /// What Kafka had of us before this process is read back, and not produced again.
+    pub skip_stored: bool,
     /// Seed of the jitter.
     pub seed: u64,
 }

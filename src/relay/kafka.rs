@@ -3,6 +3,8 @@
 //! The engine decides everything (which broker, which batch, when again); a driver sends a
 //! [`Request`] and reports an [`Answer`], one for each request, in any order.
 
+use super::batch::Fingerprint;
+use super::position::Position;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +135,42 @@ pub enum Request {
         /// The batches. At least one.
         batches: Vec<PartitionBatch>,
     },
+    /// Read back what a partition has between two offsets, by a connection of its own, so that no Produce waits
+    /// for it.
+    Tail {
+        /// The broker to ask, and no other.
+        broker: BrokerId,
+        /// Topic name.
+        topic: Arc<str>,
+        /// Partition index.
+        partition: i32,
+        /// The first offset.
+        from: i64,
+        /// The offset behind the last.
+        to: i64,
+        /// Value of the `factlib_source` header of the records that are looked for.
+        source: Arc<str>,
+    },
+}
+
+/// A record that a partition has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Where the fact stands in delivery order.
+    pub position: Position,
+    /// What it is.
+    pub fingerprint: Fingerprint,
+}
+
+/// What a partition has between two offsets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// The first offset that is there: larger than the one asked for if older records are deleted.
+    pub first: i64,
+    /// The records of the source that was asked for, without those of Kafka's transactions.
+    pub records: Vec<StoredRecord>,
+    /// Another source of which there are records.
+    pub other: Option<String>,
 }
 
 /// What a broker said of one partition of a Produce request.
@@ -184,6 +222,17 @@ pub enum Answer {
         sent: bool,
         /// Why.
         cause: Unanswered,
+    },
+    /// To [`Request::Tail`].
+    Tail {
+        /// Topic name.
+        topic: Arc<str>,
+        /// Partition index.
+        partition: i32,
+        /// The first offset that was asked for.
+        from: i64,
+        /// What is there, or why that is not known.
+        answer: Result<Tail, Unanswered>,
     },
 }
 

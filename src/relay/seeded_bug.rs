@@ -25,6 +25,10 @@ pub enum SeededBug {
     RekeyOnGrowth,
     /// Counts a dead letter as settled when it is given to the producer.
     SettleDeadLetterEarly,
+    /// Reads what a partition has already before Kafka has acknowledged anything behind it.
+    TrustVisible,
+    /// Takes everything up to the last fact that a partition has for stored there.
+    SkipUpToLast,
     /// After a failover asks for what is behind the old timeline's position.
     OldLsnAfterFailover,
     /// Tells the server nothing unless asked.
@@ -39,7 +43,7 @@ pub enum SeededBug {
 
 impl SeededBug {
     /// Each of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::ConfirmNewest,
         Self::WalStartPlusLength,
         Self::ConfirmOnRead,
@@ -50,6 +54,8 @@ impl SeededBug {
         Self::ResendThrottled,
         Self::RekeyOnGrowth,
         Self::SettleDeadLetterEarly,
+        Self::TrustVisible,
+        Self::SkipUpToLast,
         Self::OldLsnAfterFailover,
         Self::NoStatusTimer,
         Self::NoHangUp,
@@ -70,6 +76,8 @@ impl SeededBug {
             Self::ResendThrottled => "resend-throttled",
             Self::RekeyOnGrowth => "rekey-on-growth",
             Self::SettleDeadLetterEarly => "settle-dead-letter-early",
+            Self::TrustVisible => "trust-visible",
+            Self::SkipUpToLast => "skip-up-to-last",
             Self::OldLsnAfterFailover => "old-lsn-after-failover",
             Self::NoStatusTimer => "no-status-timer",
             Self::NoHangUp => "no-hang-up",

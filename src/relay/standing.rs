@@ -62,6 +62,8 @@ pub struct Standing {
     pub window_bytes: u64,
     /// The window.
     pub window_limit: u64,
+    /// Facts that were read again and not produced, because Kafka has them.
+    pub already_stored: u64,
     /// The partition that has been in trouble for longest.
     pub blocked: Option<Blocked>,
     /// How many partitions are in trouble.
@@ -127,6 +129,7 @@ impl Relay {
             window_limit: self.settings.in_flight_bytes_max as u64,
             unsettled_bytes: self.producer.unsettled_bytes(),
             unsettled_facts: self.producer.unsettled_facts(),
+            already_stored: self.producer.already_stored(),
             blocked,
             blocked_count,
             most_blocked,

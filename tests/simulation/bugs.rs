@@ -10,7 +10,7 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// So many seeds at most until a defect must be noticed. The rarest needed up to 239.
+/// So many seeds at most until a defect must be noticed. The rarest needed up to 390.
 const SEEDS: u64 = 1000;
 
 /// What only a real server shows: the slot and the options of the stream are made outside of the engine.

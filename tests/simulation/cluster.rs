@@ -2,8 +2,9 @@
 
 use crate::model::{Dice, Fate, Producers};
 use crate::truth::{Stored, Truth};
+use factlib::kafka::add_to_tail;
 use factlib::relay::error_code::*;
-use factlib::relay::kafka::PartitionBatch;
+use factlib::relay::kafka::{PartitionBatch, Tail};
 use factlib::relay::route;
 use rskafka::protocol::record::{ControlBatchOrRecords, Record, RecordBatch};
 use rskafka::protocol::traits::ReadType;
@@ -25,6 +26,9 @@ struct Appended {
     producer: (i64, i16),
     base: i32,
     records: Vec<Stored>,
+    /// As it is handed out, with the offset of its first record.
+    bytes: Vec<u8>,
+    offset: i64,
 }
 
 /// One partition, as its leader has it.
@@ -41,6 +45,11 @@ impl Log {
     fn highest(&self) -> &str {
         let records = self.batches.iter().flat_map(|batch| &batch.records);
         records.map(|record| record.position.as_str()).max().unwrap_or_default()
+    }
+
+    fn end(&self) -> i64 {
+        let behind = |last: &Appended| last.offset + i64::try_from(last.records.len()).unwrap();
+        self.batches.last().map_or(0, behind)
     }
 
     fn replicate(&mut self, truth: &mut Truth) {
@@ -117,11 +126,21 @@ impl Cluster {
         topic.had(topic.logs.len());
     }
 
-    /// Another replica leads, which may lack what was not acknowledged. True if it does.
+    /// Another replica of some partition leads, which may lack what was not acknowledged. True if it does.
     pub(crate) fn move_leader(&mut self, dice: &mut Dice, name: &str, truth: &mut Truth) -> bool {
-        let logs = &mut self.topics.get_mut(name).unwrap().logs;
-        let at = dice.below(logs.len());
-        let log = &mut logs[at];
+        let at = dice.below(self.topics[name].logs.len());
+        self.move_leader_of(dice, name, at, truth)
+    }
+
+    /// The same of this partition.
+    pub(crate) fn move_leader_of(
+        &mut self,
+        dice: &mut Dice,
+        name: &str,
+        at: usize,
+        truth: &mut Truth,
+    ) -> bool {
+        let log = &mut self.topics.get_mut(name).unwrap().logs[at];
         log.leader = dice.below(BROKERS);
         let kept = log.replicated + dice.below(log.batches.len() - log.replicated + 1);
         let lost = log.batches.split_off(kept);
@@ -157,14 +176,41 @@ impl Cluster {
         }
     }
 
-    /// A batch comes to a broker: the error code that it answers.
+    /// What a partition hands out between two offsets. It shows what not all replicas have, too: as where no
+    /// others are in sync for the moment. What is at the first few of them is deleted.
+    pub(crate) fn tail(
+        &self,
+        broker: usize,
+        (topic, partition): (&str, i32),
+        (from, to): (i64, i64),
+        deleted: i64,
+        source: &str,
+    ) -> Result<Tail, i16> {
+        let topic = &self.topics[topic];
+        if !topic.there {
+            return Err(UNKNOWN_TOPIC_OR_PARTITION);
+        }
+        let log = &topic.logs[usize::try_from(partition).unwrap()];
+        if log.leader != broker {
+            return Err(NOT_LEADER_OR_FOLLOWER);
+        }
+        let first = from + deleted;
+        let mut tail = Tail { first, records: Vec::new(), other: None };
+        for batch in &log.batches {
+            add_to_tail(&mut tail, &batch.bytes, first..to, source).unwrap();
+        }
+        Ok(tail)
+    }
+
+    /// A batch comes to a broker: the error code that it answers, and the offset of its first record.
     pub(crate) fn arrive(
         &mut self,
         broker: usize,
         batch: &PartitionBatch,
         fault: Fault,
         truth: &mut Truth,
-    ) -> i16 {
+    ) -> (i16, i64) {
+        let refused = |error| (error, -1);
         let (name, topic) = self
             .topics
             .iter_mut()
@@ -174,22 +220,22 @@ impl Cluster {
             return UNKNOWN_TOPIC_ID;
         }
         if !topic.there {
-            return UNKNOWN_TOPIC_OR_PARTITION;
+            return refused(UNKNOWN_TOPIC_OR_PARTITION);
         }
         let counts = &topic.counts;
         let log = &mut topic.logs[usize::try_from(batch.partition).unwrap()];
         if log.leader != broker {
-            return NOT_LEADER_OR_FOLLOWER;
+            return refused(NOT_LEADER_OR_FOLLOWER);
         }
         if let Fault::Before(code) = fault {
-            return code;
+            return refused(code);
         }
         let decoded = RecordBatch::read(&mut Cursor::new(&batch.batch)).unwrap();
         let ControlBatchOrRecords::Records(records) = decoded.records else { panic!("control") };
         // A dead letter that cannot be cut shorter fits everywhere.
         let fits = *name == DEAD && records.len() == 1 && batch.batch.len() < RECORD_MAX;
         if batch.batch.len() > topic.bytes_max && !fits && !is_lone(&records, topic.bytes_max) {
-            return MESSAGE_TOO_LARGE;
+            return refused(MESSAGE_TOO_LARGE);
         }
         let count = i32::try_from(records.len()).unwrap();
         let (producer, base) =
@@ -198,11 +244,16 @@ impl Cluster {
             Fate::Appended => {}
             Fate::Repeated => {
                 log.replicate(truth);
-                return NONE;
+                let is_it = |known: &&Appended| (known.producer, known.base) == (producer, base);
+                let known = log.batches.iter().find(is_it);
+                return (NONE, known.expect("a repeat of nothing").offset);
             }
-            Fate::Refused(error) => return error,
+            Fate::Refused(error) => return refused(error),
         }
-        log.batches.push(Appended { producer, base, records: Vec::new() });
+        let offset = log.end();
+        let mut bytes = batch.batch.to_vec();
+        bytes[..8].copy_from_slice(&offset.to_be_bytes());
+        log.batches.push(Appended { producer, base, records: Vec::new(), bytes, offset });
         for record in records {
             let (stored, value) = read(&record);
             let highest = (*name != DEAD).then(|| log.highest().to_owned());
@@ -219,10 +270,10 @@ impl Cluster {
             log.batches.last_mut().unwrap().records.push(stored);
         }
         if let Fault::After(code) = fault {
-            return code;
+            return refused(code);
         }
         log.replicate(truth);
-        NONE
+        (NONE, offset)
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) const WANTED: &[&str] = &[
     "slot advanced by hand",
     "slot in use",
     "split brain: both relays connected",
+    "tail cannot be read",
     "take-over",
     "throttled",
     "topic deleted",
@@ -96,6 +97,7 @@ pub(crate) const WANTED: &[&str] = &[
     "ROLLBACK PREPARED",
     "ROLLBACK TO SAVEPOINT",
     // Events.
+    "event: AlreadyStored",
     "event: Away",
     "event: Foreign",
     "event: GivenUp dead-letter",
@@ -118,6 +120,8 @@ pub(crate) const WANTED: &[&str] = &[
     "event: SlotMoved",
     "event: Stopping",
     "event: Streaming",
+    "event: TailRead",
+    "event: TailUnread",
     "event: Throttled",
     "event: TimelineChanged",
     "event: TopicCreated",
@@ -157,6 +161,7 @@ struct Plan {
     creates: bool,
     /// Brokers are told topics' ids.
     topic_ids: bool,
+    skips: bool,
     compression: Compression,
     act: u64,
 }
@@ -173,6 +178,7 @@ impl Plan {
             grows: (seed / 12).is_multiple_of(2),
             creates: (seed / 24).is_multiple_of(3),
             topic_ids: (seed / 72).is_multiple_of(2),
+            skips: (seed / 8).is_multiple_of(2),
             compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
             act: seed / 4 % 9,
         }
@@ -287,6 +293,7 @@ fn settings(seed: u64, plan: Plan) -> Settings {
         compression: plan.compression,
         policies: Policies { general: plan.policy, by_topic: Vec::new(), dead_letter_topic },
         create_topics: plan.creates.then_some(new),
+        skip_stored: plan.skips,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         startup_timeout: None,
         seed,
@@ -764,6 +771,29 @@ impl World {
                 self.input(at, Input::Kafka(Answer::TopicCreated { topic, answer: Ok(answer) }));
             }
             Request::Produce { broker, batches, .. } => self.produce(at, broker, batches),
+            Request::Tail { broker, topic, partition, from, to, source } => {
+                let deleted = match self.faults && self.dice.percent(10) {
+                    true => i64::try_from(self.dice.below(30)).unwrap(),
+                    false => 0,
+                };
+                let broker = usize::try_from(broker).unwrap();
+                let place = (&*topic, partition);
+                let found = self.cluster.tail(broker, place, (from, to), deleted, &source);
+                let mut answer = found.map_err(|error| Unanswered(name(error).to_owned()));
+                if self.faults && self.dice.percent(10) {
+                    self.fault("tail cannot be read");
+                    answer = Err(Unanswered("silence".to_owned()));
+                } else if self.faults && self.dice.percent(20) {
+                    // Now it is not there any more, unless all replicas had it.
+                    let at = usize::try_from(partition).unwrap();
+                    let (dice, truth) = (&mut self.dice, &mut self.truth);
+                    if self.cluster.move_leader_of(dice, &topic, at, truth) {
+                        self.fault("leader moved behind a tail, and did not have all");
+                    }
+                }
+                let answer = Answer::Tail { topic, partition, from, answer };
+                self.input(at, Input::Kafka(answer));
+            }
         }
     }
 
@@ -865,12 +895,11 @@ impl World {
                 }
                 _ => Fault::None,
             };
-            let error = self.cluster.arrive(to, batch, fault, &mut self.truth);
+            let (error, base_offset) = self.cluster.arrive(to, batch, fault, &mut self.truth);
             if error != NONE {
                 self.fault(name(error));
             }
             let PartitionBatch { topic, partition, base_sequence, .. } = batch.clone();
-            let base_offset = -1;
             partitions.push(PartitionAnswer {
                 topic,
                 partition,
@@ -894,7 +923,12 @@ impl World {
         if let Some((broker, batches)) = self.late.pop_front() {
             self.saw("late arrival");
             for batch in &batches {
-                self.cluster.arrive(broker, batch, Fault::None, &mut self.truth);
+                // Nobody hears whether the replicas have it.
+                let fault = match self.faults && self.dice.percent(50) {
+                    true => Fault::After(REQUEST_TIMED_OUT),
+                    false => Fault::None,
+                };
+                self.cluster.arrive(broker, batch, fault, &mut self.truth);
             }
         }
     }
@@ -1409,6 +1443,9 @@ fn event_name(event: &Event) -> &'static str {
         Event::SequencesLost { .. } => "event: SequencesLost",
         Event::GivenUp(given_up) if given_up.policy == Policy::Skip => "event: GivenUp skip",
         Event::GivenUp(_) => "event: GivenUp dead-letter",
+        Event::AlreadyStored { .. } => "event: AlreadyStored",
+        Event::TailRead { .. } => "event: TailRead",
+        Event::TailUnread { .. } => "event: TailUnread",
         Event::Throttled { .. } => "event: Throttled",
         Event::Settled { .. } => "event: Settled",
         Event::NotStored { .. } => "event: NotStored",

@@ -170,6 +170,7 @@ async fn ours(case: &Case) -> Cost {
         in_flight: case.in_flight,
         policies: Policies::HALT,
         create_topics: None,
+        skip_stored: false,
     };
     let mut ours = Ours {
         producer: Producer::new(settings, Jitter::new(7)),

@@ -6,6 +6,7 @@
 mod create;
 mod partition;
 mod refused;
+mod tail;
 mod topic;
 
 use crate::relay::backoff::Jitter;
@@ -30,6 +31,7 @@ use partition::{Failure, Next, Partition, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tail::{Tail, Tails};
 use topic::{
     Fewer, MISSING_AGE_MAX, MISSING_GRACE, MISSING_MEMORY, MISSING_TOPICS_MAX, Missing, Topic,
     TopicState,
@@ -70,6 +72,8 @@ pub struct Settings {
     /// What a topic that is missing is created like, if it is at all. One that was there before never is:
     /// whoever deleted it knows why.
     pub create_topics: Option<NewTopic>,
+    /// What a partition had of us before this process is read back, and not produced again.
+    pub skip_stored: bool,
 }
 
 /// Index of a topic in [`Producer`].
@@ -183,6 +187,7 @@ pub struct Producer {
     cluster: Option<String>,
     /// Id of another one that answered.
     other_cluster: Option<String>,
+    tails: Tails,
     seeded: Seeded,
 }
 
@@ -210,6 +215,7 @@ impl Producer {
             reached: false,
             cluster: None,
             other_cluster: None,
+            tails: Tails::default(),
             seeded: Seeded::default(),
         }
     }
@@ -359,14 +365,17 @@ impl Producer {
     /// Another number of partitions is used as soon as nothing of the topic is unsettled: a key's facts
     /// before the change are stored then, wherever it goes after it.
     fn resize(&mut self, index: usize) {
-        let Some(Topic { state: TopicState::Known { partitions, used, resize_to, .. }, .. }) =
-            self.topics.get_mut(index)
+        let Some(Topic {
+            name, state: TopicState::Known { partitions, used, resize_to, .. }, ..
+        }) = self.topics.get_mut(index)
         else {
             return;
         };
         let at_once = self.seeded.is(SeededBug::RekeyOnGrowth);
         let idle = |at: &usize| at_once || self.partitions.get(*at).is_some_and(Partition::is_idle);
         let Some(found) = resize_to.take_if(|_| partitions.iter().all(idle)) else { return };
+        let dead_letters = self.settings.policies.dead_letter_topic.as_deref() == Some(&**name);
+        let tail = || Tail::new(self.settings.skip_stored && !dead_letters);
         *used = found.len();
         for (PartitionMetadata { index: partition, leader }, at) in found.into_iter().zip(0..) {
             match partitions.get(at).and_then(|at| self.partitions.get_mut(*at)) {
@@ -374,7 +383,8 @@ impl Producer {
                 None => {
                     partitions.push(self.partitions.len());
                     let compression = self.settings.compression;
-                    self.partitions.push(Partition::new(index, partition, leader, compression));
+                    let partition = Partition::new(index, partition, leader, compression, tail());
+                    self.partitions.push(partition);
                 }
             }
         }
@@ -391,6 +401,9 @@ impl Producer {
         ledger: &mut Ledger,
     ) {
         let Some(&index) = self.partitions_of(topic).get(partition as usize) else { return };
+        if self.is_stored(index, position, record) {
+            return;
+        }
         // Many partitions must not reserve for a full batch each.
         let room = RESERVED_BYTES_MAX / self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
@@ -425,6 +438,7 @@ impl Producer {
     /// The next request to send, until none. `produce` says whether facts may be sent; `flush`,
     /// whether batches that could still grow are.
     pub fn poll(&mut self, now: Instant, produce: bool, flush: bool) -> Option<Request> {
+        self.give_up_tails(now);
         if self.requests.is_empty() {
             if self.metadata_at.is_some_and(|at| at + self.settings.metadata_age_max <= now) {
                 self.metadata.want(now);
@@ -460,7 +474,8 @@ impl Producer {
         let age = self.metadata_at.filter(|_| !asked);
         let age = age.map(|at| at + self.settings.metadata_age_max);
         let singles = [self.init.deadline(), self.metadata.deadline(), age];
-        waiting.chain(singles.into_iter().flatten()).chain(self.create_at()).min()
+        let others = singles.into_iter().flatten().chain(self.create_at());
+        waiting.chain(others).chain(self.tails_until()).min()
     }
 
     /// An answer has come.
@@ -525,7 +540,9 @@ impl Producer {
                     self.throttled.insert(broker, now + throttle);
                     events.push_back(Event::Throttled { broker, throttle });
                 }
-                for PartitionAnswer { topic, partition, base_sequence, error, .. } in partitions {
+                for answer in partitions {
+                    let PartitionAnswer { topic, partition, base_sequence, error, base_offset } =
+                        answer;
                     let Some(at) = self.find(&topic, partition) else { continue };
                     let mut verdict = policy::produce(error);
                     if verdict == Verdict::Retry && self.seeded.is(SeededBug::DropOnError) {
@@ -535,7 +552,7 @@ impl Producer {
                         verdict = Verdict::NewEpoch;
                     }
                     let answer = match verdict {
-                        Verdict::Stored => Ok(()),
+                        Verdict::Stored => Ok(base_offset),
                         verdict => {
                             let reason = error_code::name(error).to_owned();
                             Err(Failure { verdict, code: error, reason })
@@ -552,6 +569,11 @@ impl Producer {
                     let Some(at) = self.find(&batch.topic, batch.partition) else { continue };
                     let failure = failure.clone();
                     self.answered(now, at, batch.base_sequence, Err(failure), ledger, events);
+                }
+            }
+            Answer::Tail { topic, partition, from, answer } => {
+                if let Some(at) = self.find(&topic, partition) {
+                    self.tail_answered(now, at, from, answer, ledger);
                 }
             }
         }
@@ -650,13 +672,17 @@ impl Producer {
         now: Instant,
         at: usize,
         base_sequence: i32,
-        answer: Result<(), Failure>,
+        answer: Result<i64, Failure>,
         ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) {
         let Some(partition) = self.partitions.get_mut(at) else { return };
-        if !partition.answered(now, base_sequence, answer) {
+        let offset = answer.as_ref().ok().copied();
+        if !partition.answered(now, base_sequence, answer.map(|_| ())) {
             return;
+        }
+        if let Some(offset) = offset {
+            self.probed(now, at, offset);
         }
         self.settle(now, at, ledger, events);
         let Some(partition) = self.partitions.get_mut(at) else { return };
@@ -1004,6 +1030,8 @@ impl Producer {
             let Some(partition) = self.partitions.get_mut(at) else { continue };
             partition.leader = None;
             partition.forget_broker();
+            self.wait(at);
+            let Some(partition) = self.partitions.get_mut(at) else { continue };
             if !partition.is_idle() {
                 partition.attempts = partition.attempts.saturating_add(1);
                 partition.seal(self.generation);

@@ -12,6 +12,7 @@
 //! older run. The failures of batches behind it were its consequence (a gap in the sequences), and are
 //! forgotten.
 
+use super::tail::Tail;
 use crate::relay::batch::{Batch, OpenBatch, Record, sequence_after};
 use crate::relay::compression::Compression;
 use crate::relay::kafka::{BrokerId, ProducerId};
@@ -118,6 +119,8 @@ pub(super) struct Partition {
     pub(super) unled_since: Option<Instant>,
     /// It is in [`super::Producer::waiting`].
     pub(super) waiting: bool,
+    /// What it had of us when this process began.
+    pub(super) tail: Tail,
     compression: Compression,
     open: Option<Open>,
     /// What was sent is at the front.
@@ -143,8 +146,10 @@ impl Partition {
         index: i32,
         leader: Option<BrokerId>,
         compression: Compression,
+        tail: Tail,
     ) -> Self {
         Self {
+            tail,
             compression,
             topic,
             index,
@@ -218,8 +223,11 @@ impl Partition {
 
     /// True if the open batch should be closed rather than grow.
     pub(super) fn is_full(&self, bytes: usize, records: usize) -> bool {
+        // The smallest batch proves as much as a large one.
+        let probes = self.tail.is_probing() && self.queue.is_empty();
         self.open.as_ref().is_some_and(|open| {
-            open.batch.encoded_len() >= bytes.min(self.bytes_max)
+            probes
+                || open.batch.encoded_len() >= bytes.min(self.bytes_max)
                 || usize::try_from(open.batch.records()).is_ok_and(|count| count >= records)
         })
     }
@@ -242,7 +250,7 @@ impl Partition {
         flush: bool,
         generation: u32,
     ) -> Next {
-        if self.failed {
+        if self.failed || self.tail.holds_back(self.in_flight > 0) {
             return Next::Nothing;
         }
         let is_ready = |queued: &Queued| matches!(queued.state, State::Ready);
@@ -288,6 +296,42 @@ impl Partition {
     /// The partition is not there any more: whoever leads it next has nothing of us.
     pub(super) fn forget_broker(&mut self) {
         self.proven = None;
+        self.tail = Tail::Off;
+    }
+
+    /// What was sent last, if it is answered and not settled yet: where it was sent, and the position of its
+    /// first fact.
+    pub(super) fn probe(&self) -> Option<(BrokerId, Position)> {
+        Some((self.sent_to?, self.first()?))
+    }
+
+    /// Takes the facts out of what was not sent yet that are there already: how many, and how many encoded bytes
+    /// less that makes.
+    pub(super) fn take_already_stored(&mut self, now: u32, ledger: &mut Ledger) -> (usize, usize) {
+        self.seal(now);
+        let (mut facts, mut less) = (0, 0);
+        let queue = std::mem::take(&mut self.queue);
+        for Queued { batch, place, generation, state, ambiguous } in queue {
+            if !matches!(state, State::Ready) || batch.stamp().is_some() {
+                self.queue.push_back(Queued { batch, place, generation, state, ambiguous });
+                continue;
+            }
+            let (bytes, records) = (batch.plain_len(), batch.records());
+            let kept = batch.retain(|record| {
+                let position = record.position();
+                !position.is_some_and(|at| self.tail.has(at, || record.fingerprint()))
+            });
+            let kept_records = kept.as_ref().map_or(0, Batch::records);
+            facts += usize::try_from(records - kept_records).unwrap_or(0);
+            less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
+            // What is left keeps its place, if its first fact went, too: it may only hold more back.
+            match kept {
+                Some(batch) => self.queue.push_back(Queued::new(batch, place, generation)),
+                None if generation == now => ledger.batch_settled(place),
+                None => {}
+            }
+        }
+        (facts, less)
     }
 
     fn is_proven(&self, now: Instant, log: Option<Log>) -> bool {
