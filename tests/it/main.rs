@@ -28,5 +28,6 @@ mod refusals;
 mod security;
 mod sequences;
 mod support;
+mod tail;
 mod takeover;
 mod topics;
