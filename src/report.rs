@@ -1,6 +1,7 @@
 //! Puts the engine's events and standing into words and numbers: log lines, the health board, metrics.
 
 mod news;
+mod repeats;
 
 use crate::exit::ExitCode;
 use crate::http::{self, Health, Snapshot};
@@ -12,6 +13,7 @@ use crate::relay::poison::Policy;
 use crate::relay::producer::Blocked;
 use crate::relay::{Standing, State};
 use factlib_protocol::{Lsn, Timestamp};
+use repeats::Repeats;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, error, info, warn};
@@ -30,6 +32,7 @@ pub(crate) struct Report {
     /// How far the server's clock is ahead of ours, in microseconds.
     server_ahead: i64,
     halted_since: Option<(Halted, SystemTime)>,
+    repeats: Repeats,
     due: bool,
 }
 
@@ -42,6 +45,7 @@ impl Report {
             counted: None,
             server_ahead: 0,
             halted_since: None,
+            repeats: Repeats::default(),
             due: true,
         }
     }
@@ -87,8 +91,11 @@ impl Report {
         if let Some((level, sentence)) = news::sentence(event) {
             self.health.tell(level, sentence);
         }
-        let slot = self.slot.as_str();
         self.due |= !matches!(event, Event::Settled { .. } | Event::NotStored { .. });
+        if !self.repeats.admit(event, monotonic()) {
+            return;
+        }
+        let slot = self.slot.as_str();
         match event {
             Event::Settled { .. } | Event::NotStored { .. } => {}
             Event::Streaming { start, timeline } => {
@@ -229,6 +236,9 @@ impl Report {
     /// Shows where the relay stands, and what was counted.
     pub(crate) fn standing(&mut self, standing: &Standing, now: Instant) {
         self.due = false;
+        for (what, topic, lines) in self.repeats.withheld(now) {
+            info!(topic = topic.as_deref(), lines, "so many lines were not written: {what}");
+        }
         self.server_ahead = standing.server_ahead;
         let (state, reason) = match &standing.state {
             State::Connecting(cause) => (http::State::Connecting, cause.clone()),
@@ -310,4 +320,12 @@ impl Report {
 #[expect(clippy::disallowed_methods, reason = "what people read is in wall-clock time")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how often lines are written is no decision of the engine's"
+)]
+fn monotonic() -> Instant {
+    Instant::now()
 }

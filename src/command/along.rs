@@ -16,7 +16,7 @@ use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind};
 use crate::relay::kafka::{
     Answer, Broker, Metadata, PartitionAnswer, PartitionMetadata, ProducerId, Request,
-    TopicMetadata,
+    TopicMetadata, Unanswered,
 };
 use crate::relay::poison::{Policies, Policy};
 use crate::relay::position::Position;
@@ -84,6 +84,7 @@ pub(super) async fn read(
             dead_letter_topic: Some(Arc::from(NOWHERE)),
         },
         create_topics: None,
+        skip_stored: false,
         value_is_payload: false,
         timestamp_is_publish: false,
         compression: Compression::None,
@@ -189,6 +190,10 @@ impl<E: FnMut(&str, &Record) -> More, A: FnMut(&str)> Surroundings for Along<E, 
                     });
                 }
                 Answer::Produced { broker, partitions, throttle: Duration::ZERO }
+            }
+            Request::Tail { topic, partition, from, .. } => {
+                let answer = Err(Unanswered("this Kafka remembers nothing".to_owned()));
+                Answer::Tail { topic, partition, from, answer }
             }
         };
         // Nobody listens: the engine has ended.

@@ -92,6 +92,8 @@ impl Requests {
             Request::Metadata { .. } => self.metadata_at = Some(at),
             Request::InitProducerId => self.init_at = Some(at),
             Request::CreateTopic { topic, .. } => self.creates.push((Arc::clone(topic), at)),
+            // Several of Kafka's requests, and none of those that facts wait for in the long run.
+            Request::Tail { .. } => {}
             Request::Produce { broker, batches } => {
                 self.sent_bytes +=
                     batches.iter().map(|batch| batch.batch.len() as u64).sum::<u64>();
@@ -111,6 +113,7 @@ impl Requests {
     pub(crate) fn answered(&mut self, now: Instant, answer: &Answer, topics: &mut Topics) {
         let seconds = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
         let (served, at, is_answered) = match answer {
+            Answer::Tail { .. } => return,
             Answer::Metadata(answer) => {
                 (&mut self.metadata, self.metadata_at.take(), answer.is_ok())
             }

@@ -352,8 +352,7 @@ impl Batch {
 
     /// The batch without the records that `keep` does not want, unstamped; none if that is all of them.
     pub(super) fn retain(self, mut keep: impl FnMut(&EncodedRecord<'_>) -> bool) -> Option<Self> {
-        let mut kept =
-            OpenBatch::new(self.first, self.compression).committed_as(self.committed);
+        let mut kept = OpenBatch::new(self.first, self.compression).committed_as(self.committed);
         // What cannot be read is kept as it is.
         let Some(plain) = self.plain() else { return Some(self) };
         let mut records = 0;

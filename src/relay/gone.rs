@@ -250,9 +250,11 @@ mod tests {
             (
                 "28000",
                 "pg_hba.conf rejects connection for host \"::1\", user \"owl\", database \"app\", SSL encryption",
-                "; let pg_hba.conf have a line for us",
+                "must let this role in",
             ),
-            ("28000", "role \"owl\" is not permitted to log in", ""),
+            ("28000", "role \"owl\" is not permitted to log in", "LOGIN"),
+            ("3D000", "database \"app\" does not exist", "database in MASTER_DATABASE_URL"),
+            ("57P03", "the database system is starting up", ""),
         ] {
             let error = ServerError {
                 severity: "FATAL".to_owned(),

@@ -73,6 +73,21 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
         Event::TopicCreated { topic } => {
             (Level::INFO, format!("Topic {topic} was missing and is created."))
         }
+        Event::TailRead { facts: 0, other: None, .. } => return None,
+        Event::TailRead { topic, partition, facts, .. } => (
+            Level::INFO,
+            format!(
+                "{topic}, partition {partition}, has {facts} facts that need not be published again."
+            ),
+        ),
+        Event::TailUnread { topic, partition, cause } => (
+            Level::WARN,
+            format!("What {topic}, partition {partition}, has already is not known: {cause}"),
+        ),
+        Event::AlreadyStored { topic, partition, facts } => (
+            Level::INFO,
+            format!("{facts} facts of {topic}, partition {partition}, were there already."),
+        ),
         Event::TopicMadeAnew { topic } => {
             (Level::WARN, format!("Topic {topic} was deleted and made anew."))
         }

@@ -205,7 +205,7 @@ fn what_cannot_be_published_halts_and_is_kept_unless_a_policy_says_otherwise() {
         };
         assert!(reason.contains(word), "{cause}: {reason}");
         assert!(!relay.is_ready());
-        assert!(relay.log_text().contains("halted"), "{}", relay.log_text());
+        relay.wait_for_log("halted", PATIENCE);
         assert_eq!(confirmed(&scene.postgres), before, "{cause}");
         // Only Kafka knows of these, so that the other topics go on.
         let goes_on = matches!(cause, "not-authorized" | "too-large" | "rejected");

@@ -217,7 +217,7 @@ impl Cluster {
             .find(|(name, _)| ***name == *batch.topic)
             .expect("a batch for a topic that nobody has");
         if batch.topic_id.is_some_and(|id| Some(id) != topic.id) {
-            return UNKNOWN_TOPIC_ID;
+            return (UNKNOWN_TOPIC_ID, -1);
         }
         if !topic.there {
             return refused(UNKNOWN_TOPIC_OR_PARTITION);

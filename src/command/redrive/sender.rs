@@ -54,6 +54,7 @@ impl Sender {
             compression: settings.compression,
             policies: Policies { general: Policy::Skip, ..Policies::HALT },
             create_topics: None,
+            skip_stored: false,
         };
         Self {
             producer: Producer::new(producer, Jitter::new(settings.seed)),

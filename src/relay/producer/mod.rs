@@ -965,6 +965,16 @@ impl Producer {
                 let topic = Arc::clone(&topic.name);
                 events.push_back(Event::TopicMadeAnew { topic });
             }
+            // What the one before had is not in this one.
+            if let TopicState::Known { partitions, .. } = &topic.state {
+                for at in partitions {
+                    let Some(partition) = self.partitions.get_mut(*at) else { continue };
+                    partition.forget_broker();
+                    if !std::mem::replace(&mut partition.waiting, true) {
+                        self.waiting.push(*at);
+                    }
+                }
+            }
         }
         let count = found.partitions.len();
         let mut gone = Vec::new();

@@ -302,7 +302,7 @@ impl Partition {
     /// What was sent last, if it is answered and not settled yet: where it was sent, and the position of its
     /// first fact.
     pub(super) fn probe(&self) -> Option<(BrokerId, Position)> {
-        Some((self.sent_to?, self.first()?))
+        Some((self.sent_to?.broker, self.first()?))
     }
 
     /// Takes the facts out of what was not sent yet that are there already: how many, and how many encoded bytes

@@ -374,7 +374,7 @@ mod tests {
     use crate::relay::poison::{Policies, Policy};
     use crate::relay::position::Unit;
     use crate::relay::route::{Headers, Source};
-    use factlib_protocol::Lsn;
+    use factlib_protocol::{Lsn, Timestamp};
 
     const TOPIC: &str = "orders.order";
     const DEAD: &str = "dead";
@@ -431,6 +431,7 @@ mod tests {
             let partitions = vec![PartitionMetadata { index: 0, leader: Some(1) }];
             let topic = |name: &str| TopicMetadata {
                 name: name.to_owned(),
+                id: None,
                 error,
                 partitions: if error == 0 { partitions.clone() } else { Vec::new() },
             };
@@ -450,7 +451,7 @@ mod tests {
             let (key, value) = (Some(&b"key"[..]), Some(value.as_bytes()));
             let record = Record { timestamp_ms: 0, key, value, headers: &headers };
             self.ledger.begin(at.unit);
-            self.producer.push(topic, 0, at, &record, &mut self.ledger);
+            self.producer.push(topic, 0, at, Timestamp(0), &record, &mut self.ledger);
             self.ledger.end(at.unit, Lsn(10 * number + 5));
         }
 
