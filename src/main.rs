@@ -43,7 +43,7 @@ fn main() -> std::process::ExitCode {
 
 async fn act(config: &Config, action: &Command) -> ExitCode {
     match action {
-        Command::Run => relay(config).await,
+        Command::Run => Box::pin(relay(config)).await,
         Command::Init { accept_gap: true, json, .. } => init_with_gap(config, *json).await,
         Command::Init { audit, json, .. } => init(config, *audit, *json).await,
         Command::Check(arguments) => check(config, arguments).await,
