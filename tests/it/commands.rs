@@ -158,6 +158,7 @@ fn every_command_line_that_the_help_shows_can_be_run() {
         command.env("POISON_POLICY", "dead-letter").env("DEAD_LETTER_TOPIC", "shown.dead").spawn();
     relay.wait_ready();
     running.set(Some(relay.health_port()));
+    run("owlpost check");
     run("owlpost emit");
     run("echo ");
     run("owlpost wait");
@@ -288,19 +289,19 @@ fn a_wait_ends_once_everything_is_confirmed_and_says_if_it_is_not() {
 #[test]
 fn a_drain_publishes_up_to_its_position_confirms_that_and_stops() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
-    kafka.create_topic("drained.order", 2, &[]);
-    let command = relay("drained", &postgres, kafka);
-    let shell = Shell::new("drained", &postgres, kafka);
+    kafka.create_topic("drainage.order", 2, &[]);
+    let command = relay("drainage", &postgres, kafka);
+    let shell = Shell::new("drainage", &postgres, kafka);
     let said = shell.run("owlpost drain --until now").ended(4);
     assert!(said.err.contains("`owlpost init` makes them"), "{said:?}");
     assert_eq!(postgres.ask("SELECT count(*) FROM pg_publication"), "0", "it makes nothing");
 
     init(&command);
-    let written = Workload { facts: 500, ..Workload::new("drained", 1) }.start(&postgres).wait();
+    let written = Workload { facts: 500, ..Workload::new("drainage", 1) }.start(&postgres).wait();
     let end = insert_lsn(&postgres);
     let said = shell.run("owlpost drain --until now --timeout 60s").ended(0);
     assert!(said.out.contains("published and confirmed up to"), "{said:?}");
-    assert_eq!(count(kafka, "drained.order"), written.facts);
+    assert_eq!(count(kafka, "drainage.order"), written.facts);
     assert!(confirmed(&postgres) >= end);
 
     // With no fact behind the position, and with nothing new at all.
@@ -318,7 +319,7 @@ fn a_drain_publishes_up_to_its_position_confirms_that_and_stops() {
     assert_eq!(said.json()["reached"], false);
     assert!(relay.is_ready());
     stop(&relay);
-    emit(&postgres, true, "drained", fact("1").as_bytes());
+    emit(&postgres, true, "drainage", fact("1").as_bytes());
     let nowhere = shell.env("KAFKA_BROKERS", "127.0.0.1:1").env("STARTUP_TIMEOUT", "1s");
     nowhere.run("owlpost drain --until now").ended(3);
 }

@@ -324,8 +324,8 @@ fn postgresql_misconfigured() {
             at("no_slot"),
             4,
             "publication no_slot is there, but slot no_slot is not: it was dropped or never came along with a \
-             failover or a restore, and facts committed since are not in Kafka; to accept that gap, drop the \
-             publication and run `owlpost init`",
+             failover or a restore, and facts committed since are not in Kafka; to accept that gap, run \
+             `owlpost init --accept-gap`",
         ),
         same(
             "publication of another cluster",
