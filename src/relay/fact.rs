@@ -13,6 +13,7 @@
 //! Wire format: <https://protobuf.dev/programming-guides/encoding/>.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -155,7 +156,7 @@ impl<'a> Fact<'a> {
 
     fn from_json(content: &'a [u8]) -> Result<Self, FactError> {
         let json: Json<'a> =
-            serde_json::from_slice(content).map_err(|error| FactError::Json(error.to_string()))?;
+            serde_json::from_slice(content).map_err(|error| FactError::Json(fault(&error)))?;
         let payload = match (json.payload, json.payload_base64) {
             (Some(_), Some(_)) => {
                 let both = "both payload and payload_base64 are given";
@@ -392,6 +393,16 @@ fn pairs<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Pairs<'a>
     deserializer.deserialize_any(Object(std::marker::PhantomData))
 }
 
+/// Where and what, in words of our own: those of serde quote the value, whatever it is and however long.
+fn fault(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        Category::Data => "a member is there twice, or of another type than it may be",
+        Category::Eof => "it ends too early",
+        Category::Syntax | Category::Io => "this is not JSON",
+    };
+    format!("{what}, in line {}, column {}", error.line(), error.column())
+}
+
 /// PostgreSQL's own `encode(..., 'base64')` breaks lines, as MIME wants it.
 fn base64(text: &str) -> Result<Vec<u8>, String> {
     use base64::Engine as _;
@@ -509,8 +520,25 @@ mod tests {
         for (content, sentence) in cases {
             assert_eq!(Fact::decode(content).unwrap_err().to_string(), sentence, "{content:?}");
         }
-        let error = Fact::decode(br#"{"aggregate_type":7}"#).unwrap_err().to_string();
-        assert!(error.starts_with("not a JSON envelope: invalid type"), "{error}");
+    }
+
+    /// Symptom: an envelope of the wrong shape stood in log, health and page, with all that was in it.
+    #[test]
+    fn what_stands_in_an_envelope_is_not_said_when_it_cannot_be_read() {
+        let long =
+            format!(r#"{{"aggregate_type":"order","metadata":"{}"}}"#, "s3cret".repeat(1000));
+        let cases = [
+            (long.as_str(), "another type"),
+            (r#"{"aggregate_type":"s3cret","payload_base64":4711}"#, "another type"),
+            (r#"{"aggregate_type":"a","aggregate_type":"s3cret"}"#, "twice"),
+            (r#"{"aggregate_type":"s3cret"#, "too early"),
+            (r#"{"aggregate_type":"s3cret" s3cret"#, "not JSON"),
+        ];
+        for (content, what) in cases {
+            let error = Fact::decode(content.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("in line 1, column"), "{error}");
+            assert!(!error.contains("s3cret") && !error.contains("4711"), "{error}");
+        }
     }
 
     proptest! {

@@ -214,12 +214,7 @@ impl Relay {
         self.headers.fill_unreadable(&self.source, &fact.position, lsn);
         let sha256 = fact.sha256.clone().finalize();
         poison::describe_cut(&mut self.headers, fact.length, &sha256);
-        let poison = Poison {
-            cause: Cause::TooLarge,
-            reason: fact.reason.clone(),
-            topic: None,
-            attempts: 0,
-        };
+        let poison = Poison::new(Cause::TooLarge, fact.reason.clone(), None, 0);
         let letter = Letter {
             position: fact.position,
             lsn,

@@ -142,7 +142,26 @@ pub struct Poison {
     pub attempts: u32,
 }
 
+/// Longest reason and topic of a fact that is given up, in bytes: names in them come from whoever emitted it, and
+/// they go to log, health and headers.
+const WORDS_MAX: usize = 1024;
+
+/// The beginning, if it is too long.
+pub(super) fn in_short(mut text: String) -> String {
+    if text.len() > WORDS_MAX {
+        let end = (0..=WORDS_MAX).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
+}
+
 impl Poison {
+    pub(super) fn new(cause: Cause, reason: String, topic: Option<String>, attempts: u32) -> Self {
+        Self { cause, reason: in_short(reason), topic: topic.map(in_short), attempts }
+    }
+
     /// Adds what a dead letter says of itself.
     pub(super) fn describe(&self, headers: &mut Headers) {
         headers.push("factlib_cause", self.cause.as_str().as_bytes());

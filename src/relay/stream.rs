@@ -1,13 +1,15 @@
 //! The way of a fact: from the receive buffer through pgoutput and the envelope to the producer.
 
 use super::batch::Record;
-use super::engine::{BEHIND_MICROS, FOREIGN_NAMED_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE};
+use super::engine::{
+    BEHIND_MICROS, FOREIGN_NAMED_MAX, FOREIGN_SHOWN_MAX, Flow, Link, Relay, Stuck, UNTOLD_SHARE,
+};
 use super::error_code;
 use super::event::{End, Event, GivenUp, Halted};
 use super::exchange::{Now, Output};
 use super::fact::Fact;
 use super::gone::{self, Gone};
-use super::poison::{Cause, Poison, Policy};
+use super::poison::{self, Cause, Poison, Policy};
 use super::position::{Position, Unit};
 use super::producer::Route;
 use super::route;
@@ -271,6 +273,8 @@ impl Relay {
     /// A prefix that was meant to be ours and is not passes facts over for good: whoever mistyped it can
     /// see so in the log.
     pub(super) fn name_foreign(&mut self, prefix: &[u8]) {
+        // Any length, by whoever may connect to the database.
+        let prefix = prefix.get(..FOREIGN_SHOWN_MAX).unwrap_or(prefix);
         let named = &mut self.foreign;
         if named.len() < FOREIGN_NAMED_MAX && !named.iter().any(|known| **known == *prefix) {
             named.push(prefix.into());
@@ -298,7 +302,7 @@ impl Relay {
                 );
                 self.headers.fill_unreadable(&self.source, &position, lsn);
                 let cause = Cause::UnreadableEnvelope;
-                let poison = Poison { cause, reason, topic: None, attempts: 0 };
+                let poison = Poison::new(cause, reason, None, 0);
                 let value = message.content;
                 let letter = Letter { position, lsn, timestamp, committed, key: None, value };
                 return self.poisoned(now, &letter, poison);
@@ -361,23 +365,22 @@ impl Relay {
         // The aggregate's id is in the envelope, in the key and in a header.
         let timestamp_ms = 0;
         let fits = Record { timestamp_ms, key, value, headers: &self.headers }.fits_a_request();
-        let (topic, partitions) = match routed
-            .and_then(|to| fits.then_some(to).ok_or_else(too_large))
-        {
-            Ok(to) => to,
-            Err((cause, reason)) => {
-                let poison = Poison { cause, reason, topic: Some(self.topic.clone()), attempts: 0 };
-                let value = message.content;
-                let key = key.map(<[u8]>::to_vec);
-                let key = key.as_deref();
-                let letter = Letter { position, lsn, timestamp, committed, key, value };
-                let flow = self.poisoned(now, &letter, poison);
-                if matches!(flow, Flow::Taken) {
-                    self.tally.gave_up(&fact);
+        let (topic, partitions) =
+            match routed.and_then(|to| fits.then_some(to).ok_or_else(too_large)) {
+                Ok(to) => to,
+                Err((cause, reason)) => {
+                    let poison = Poison::new(cause, reason, Some(self.topic.clone()), 0);
+                    let value = message.content;
+                    let key = key.map(<[u8]>::to_vec);
+                    let key = key.as_deref();
+                    let letter = Letter { position, lsn, timestamp, committed, key, value };
+                    let flow = self.poisoned(now, &letter, poison);
+                    if matches!(flow, Flow::Taken) {
+                        self.tally.gave_up(&fact);
+                    }
+                    return flow;
                 }
-                return flow;
-            }
-        };
+            };
         let record =
             Record { timestamp_ms: timestamp.unix_millis(), key, value, headers: &self.headers };
         let partition = route::partition(key.unwrap_or_default(), partitions);
@@ -455,6 +458,7 @@ impl Relay {
         topic: Option<String>,
         reason: String,
     ) -> Flow {
+        let (topic, reason) = (topic.map(poison::in_short), poison::in_short(reason));
         let halted = Halted { position, lsn, topic, reason };
         if self.halted.as_ref() != Some(&halted) {
             self.events.push_back(Event::Halted(halted.clone()));

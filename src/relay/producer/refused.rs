@@ -114,7 +114,7 @@ impl Producer {
             Policy::Skip => None,
             Policy::DeadLetter => Some(self.dead_letters(now)?),
         };
-        let poison = Poison { cause, reason: reason.to_owned(), topic: Some(topic), attempts };
+        let poison = Poison::new(cause, reason.to_owned(), Some(topic), attempts);
         let Some(partition) = self.partitions.get_mut(at) else { return Ok(()) };
         let letters = match (&dead_letters, partition.head()) {
             (Some(partitions), Some(batch)) => {
