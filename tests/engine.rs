@@ -1134,10 +1134,19 @@ fn a_slot_ahead_of_the_servers_log_is_told_and_is_no_history_that_went_back() {
     rig.events.clear();
     // The server takes the slot's place for what it has sent.
     rig.keepalive(150, false);
+    let standing = rig.standing();
+    assert!(matches!(&standing.state, State::Stalled(reason) if reason.contains("0/96")));
+    assert_eq!((standing.confirmed, standing.is_caught_up), (Lsn(100), false));
     rig.input(Input::PostgresGone(Gone::Lost("restart".to_owned())));
     rig.pass(SECOND);
     rig.input(Input::Identified(ahead));
     assert!(rig.exit.is_none() && !rig.events.contains(&told), "{:?}", rig.events);
+    // Once the log has passed it, all is well.
+    let asked_at = rig.now.at;
+    rig.input(Input::Streaming { asked_at });
+    rig.keepalive(160, false);
+    let standing = rig.standing();
+    assert_eq!((standing.state, standing.confirmed), (State::Streaming, Lsn(160)));
 }
 
 #[test]

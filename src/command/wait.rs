@@ -5,7 +5,7 @@ use super::{ANSWER_MAX, print, refused, say, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::postgres::Queries;
-use crate::relay::gone::Gone;
+use crate::relay::gone::{ExitKind, Gone};
 use clap::Args;
 use factlib_protocol::Lsn;
 use std::time::Duration;
@@ -100,6 +100,17 @@ async fn waited(config: &Config, arguments: &Wait) -> Result<Outcome, Gone> {
     let deadline = Instant::now() + arguments.timeout;
     let mut queries = Queries::connect(&config.postgres, ANSWER_MAX).await?;
     let log = Log::ask(&mut queries).await?;
+    let ahead = confirmed(&mut queries, &config.slot).await?;
+    if ahead > log.insert {
+        return Err(Gone::Terminal(
+            ExitKind::Slot,
+            format!(
+                "slot {} is confirmed up to {ahead}, and this server's log ends at {}: facts committed before that \
+                 place are lost; stop what emits them, and make the log pass it",
+                config.slot, log.insert
+            ),
+        ));
+    }
     let wanted = log.wanted(arguments.lsn);
     let lsn = match arguments.lsn {
         Barrier::At(lsn) => lsn,

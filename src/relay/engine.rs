@@ -65,6 +65,9 @@ pub(super) enum Stuck {
 /// So many prefixes of others are named in the log. A database has a handful of services.
 pub(super) const FOREIGN_NAMED_MAX: usize = 16;
 
+/// Of those so many bytes are kept and told.
+pub(super) const FOREIGN_SHOWN_MAX: usize = 200;
+
 /// What became of a frame.
 pub(super) enum Flow {
     Taken,
@@ -120,7 +123,7 @@ pub struct Relay {
     pub(super) read_to: Lsn,
     /// Where the slot stood at the first contact, if the server's log had not reached it: nothing that is committed
     /// before it is ever sent, but the server's keepalives speak of it.
-    ahead: Lsn,
+    pub(super) ahead: Lsn,
     /// Where the server's WAL ended when it was asked last: who has not read so far is behind.
     pub(super) wal_flushed: Lsn,
     /// When the unit was committed that was begun and not read to its end.
@@ -356,6 +359,7 @@ impl Relay {
             self.producer.timeline_changed();
             self.enqueued = None;
             (self.read_to, self.ahead) = (Lsn::INVALID, Lsn::INVALID);
+            self.look_ahead(confirmed_flush, wal_flushed);
             if !self.seeded.is(SeededBug::OldLsnAfterFailover) {
                 start = Lsn::INVALID;
             }
@@ -369,10 +373,8 @@ impl Relay {
             return self.exit(ExitKind::OtherCluster, reason);
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
             self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
-        } else if self.system.is_none() && confirmed_flush > wal_flushed {
-            let wal_end = wal_flushed;
-            self.ahead = confirmed_flush;
-            self.events.push_back(Event::SlotAhead { confirmed: confirmed_flush, wal_end });
+        } else if self.system.is_none() {
+            self.look_ahead(confirmed_flush, wal_flushed);
         }
         if self.ledger.flush() == Lsn::INVALID {
             // A server that crashes forgets what it was told since the last checkpoint, also what another
@@ -387,6 +389,20 @@ impl Relay {
         self.link = Link::Starting;
         self.start = start;
         self.outputs.push_back(Output::StartReplication { start });
+    }
+
+    /// Notes and tells that the slot stands where the log is not yet.
+    fn look_ahead(&mut self, confirmed: Lsn, wal_end: Lsn) {
+        if confirmed > wal_end {
+            self.ahead = confirmed;
+            self.events.push_back(Event::SlotAhead { confirmed, wal_end });
+        }
+    }
+
+    /// True until the server has sent, or passed over, more than the place where the slot stood ahead of the log:
+    /// what is committed before it is lost.
+    pub(super) fn is_ahead(&self, received: Lsn) -> bool {
+        self.ahead != Lsn::INVALID && received.max(self.read_to) <= self.ahead
     }
 
     pub(super) fn streaming(&mut self, now: Now, asked_at: Instant) {

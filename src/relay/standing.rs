@@ -79,6 +79,13 @@ impl Relay {
     pub fn standing(&self, now: Instant) -> Standing {
         let (blocked_count, most_blocked) = self.producer.most_blocked(BLOCKED_LISTED_MAX);
         let blocked = most_blocked.first().cloned();
+        let (received, told) = match &self.link {
+            Link::Streaming(session) => {
+                (session.feedback.received(), session.feedback.told().max(self.told))
+            }
+            _ => (Lsn::INVALID, self.told),
+        };
+        let is_ahead = self.is_ahead(received);
         let state = if self.stopping.is_some() {
             State::Stopping
         } else if let Some(halted) = &self.halted {
@@ -96,6 +103,11 @@ impl Relay {
                 _ if self.stalled.is_some() => {
                     State::Stalled(self.stalled.clone().unwrap_or_default())
                 }
+                (Link::Streaming(_), _) if is_ahead => State::Stalled(format!(
+                    "the slot stands at {}, which the server's log has not reached yet: facts committed before \
+                     that are lost; stop what emits them, and make the log pass it",
+                    self.ahead
+                )),
                 (Link::Streaming(_), _) => match &blocked {
                     // A retry or two is nothing to report; longer than a stall may last is.
                     Some(blocked) if now >= blocked.since + self.settings.stall_timeout => {
@@ -106,19 +118,16 @@ impl Relay {
                 _ => State::Connecting(self.away_cause.clone()),
             }
         };
-        let (received, told) = match &self.link {
-            Link::Streaming(session) => {
-                (session.feedback.received(), session.feedback.told().max(self.told))
-            }
-            _ => (Lsn::INVALID, self.told),
-        };
+        // Of a place that the log has not reached nothing can be said to be in Kafka.
+        let flush = self.ledger.flush();
+        let confirmed = if is_ahead { flush.min(self.wal_flushed) } else { flush };
         Standing {
             state,
             received,
-            confirmed: self.ledger.flush(),
+            confirmed,
             told,
             wal_end: self.wal_flushed.max(received).max(self.read_to),
-            is_caught_up: self.is_caught_up(),
+            is_caught_up: !is_ahead && self.is_caught_up(),
             oldest_commit: self.producer.oldest_commit().into_iter().chain(self.open_since).min(),
             server_ahead: self.server_ahead,
             timeline: self.timelines.current(),

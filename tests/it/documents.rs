@@ -92,7 +92,7 @@ fn a_slot_that_another_relay_left_ahead_of_the_log_is_told_with_the_size_of_the_
     drop(old);
 
     let relay = relay("hole", &postgres, kafka).spawn();
-    relay.wait_ready();
+    wait_state(&relay, "stalled");
     let log = relay.log_text();
     let line = log.lines().find(|line| line.contains("has not reached yet")).unwrap();
     assert!(line.contains(&confirmed.to_string()), "{line}");
@@ -101,13 +101,14 @@ fn a_slot_that_another_relay_left_ahead_of_the_log_is_told_with_the_size_of_the_
     let _ =
         postgres.ask("SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots");
     relay.wait_for_log("not connected", PATIENCE);
-    wait_state(&relay, "streaming");
+    wait_state(&relay, "stalled");
 
     let fill = statement(MIGRATING, "'filler'");
     for _ in 0..4 {
         postgres.client().batch_execute(&fill).unwrap();
     }
     assert_eq!(bytes_ahead(), 0);
+    wait_state(&relay, "streaming");
     emit(&postgres, true, "hole", br#"{"id":"behind","aggregate_type":"order","event_type":"e"}"#);
     assert_eq!(read(&relay, kafka, "hole.order", 1)[0].header("event_id"), Some("behind"));
     stop(&relay);
