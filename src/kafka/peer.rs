@@ -154,6 +154,7 @@ async fn run(
         }
         let limit = job.deadline.min(Instant::now() + config.connect_timeout);
         let ended = match dial(&address, &config, limit).await {
+            Ok(_) if answers.is_closed() => return,
             Ok(connection) => {
                 tracing::debug!(broker = %address, "connected");
                 connected.store(true, Ordering::Relaxed);
@@ -357,6 +358,10 @@ async fn serve(
             Event::Ended => {
                 tracing::debug!(broker = %address, "closed by the broker while idle");
                 return Ok(());
+            }
+            // Half a request would be written to its end all the same, by nobody's leave.
+            Event::Released if traffic.requests() < started => {
+                break format!("{address}: nobody waits for an answer any more");
             }
             Event::Released => return Ok(()),
             Event::Renew => {

@@ -621,6 +621,25 @@ async fn a_produce_that_is_half_written_when_the_lease_ends_is_not_written_to_it
     broker.has_open(0).await;
 }
 
+/// Symptom: a relay that had ended and still showed why wrote on what it had begun to send.
+#[tokio::test]
+async fn half_a_produce_is_not_written_to_its_end_once_nobody_waits_for_it() {
+    let broker = lone(|i| match i.connection {
+        1 => Reaction::ReadSlowly,
+        _ => stored(i),
+    })
+    .await;
+    let mut driver = Driver::connected(&broker).await;
+    driver.kafka.lease_until(later());
+    driver.send(1, 0, b"read, then hardly any more");
+    let large = vec![batch_for("t", 1, Bytes::from(vec![0; 256 << 20]))];
+    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    until(|| !broker.seen(PRODUCE).is_empty()).await;
+    driver.silent();
+    drop(driver.answers);
+    broker.has_open(0).await;
+}
+
 #[tokio::test]
 async fn every_partition_of_a_produce_has_its_own_answer() {
     let broker = lone(|_| {
