@@ -205,6 +205,7 @@ pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
         return Plan::Refuse(ExitKind::OtherCluster, reason);
     }
     let initialising = ours.is_some_and(|ours| ours.starts_with(INITIALISING));
+    let open_gap = ours.filter(|_| initialising).and_then(|ours| field(ours, GAP));
     if found.in_recovery && found.slot.as_ref().is_none_or(|slot| slot.synced) {
         // On its way to be the primary, or the wrong address: nothing is lost either way.
         let reason = format!(
@@ -236,6 +237,14 @@ pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
             Plan::Refuse(ExitKind::Slot, reason)
         }
         (None, None) => Plan::Create,
+        (Some(_), _) if open_gap.is_some() => {
+            let from = open_gap.unwrap_or_default();
+            let reason = format!(
+                "facts committed after {from} may not be in Kafka: the gap was accepted, and making slot \
+                 {slot_name} anew was interrupted; to go on, run `owlpost init --accept-gap` again"
+            );
+            Plan::Refuse(ExitKind::Slot, reason)
+        }
         (Some(_), None) if initialising => Plan::CreateSlot,
         (Some(_), Some(_)) if initialising => Plan::Finish,
         (Some(_), Some(_)) => match ours.and_then(|ours| field(ours, PREFIXES)) {
@@ -402,6 +411,8 @@ pub struct Gap {
     pub exact: bool,
     /// Something is left of the slot, to be dropped.
     pub drop: bool,
+    /// An interrupted call has made the slot, which begins there.
+    pub made: Option<Lsn>,
 }
 
 /// Whether a gap can be accepted: the slot is lost or gone, and the publication says that it was ours. Pure.
@@ -447,7 +458,7 @@ pub(super) fn gap(found: &Found, names: Names<'_>) -> Result<Gap, (ExitKind, Str
     let remembered: Option<Lsn> = known(GAP).or_else(|| known(CONSISTENT_POINT));
     match &found.slot {
         None => match remembered {
-            Some(from) => Ok(Gap { from, exact: false, drop: false }),
+            Some(from) => Ok(Gap { from, exact: false, drop: false, made: None }),
             None => refuse(
                 ExitKind::Publication,
                 format!(
@@ -456,6 +467,11 @@ pub(super) fn gap(found: &Found, names: Names<'_>) -> Result<Gap, (ExitKind, Str
                 ),
             ),
         },
+        Some(FoundSlot { wal_status, confirmed_flush: made @ Some(_), .. })
+            if wal_status.as_deref() != Some("lost") && known(GAP).is_some() =>
+        {
+            Ok(Gap { from: known(GAP).unwrap_or_default(), exact: false, drop: false, made: *made })
+        }
         Some(slot) if slot.wal_status.as_deref() != Some("lost") => {
             let confirmed = slot.confirmed_flush.unwrap_or_default();
             let reason = format!(
@@ -474,7 +490,7 @@ pub(super) fn gap(found: &Found, names: Names<'_>) -> Result<Gap, (ExitKind, Str
                 return refuse(ExitKind::Slot, reason);
             }
             let from = slot.confirmed_flush.or(remembered).unwrap_or_default();
-            Ok(Gap { from, exact: slot.confirmed_flush.is_some(), drop: true })
+            Ok(Gap { from, exact: slot.confirmed_flush.is_some(), drop: true, made: None })
         }
     }
 }
@@ -500,9 +516,17 @@ pub(super) async fn leave_gap(
     connection.query(&format!("COMMENT ON PUBLICATION {publication} IS {comment}")).await?;
     if gap.drop {
         let slot = quote_literal(names.slot);
-        connection.query(&format!("SELECT pg_drop_replication_slot({slot})")).await?;
+        // Somebody else may have made it anew meanwhile.
+        let drop = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = {slot} AND wal_status = 'lost'"
+        );
+        connection.query(&drop).await?;
     }
-    let point = create(connection, found, names).await?;
+    let point = match gap.made {
+        Some(point) => point,
+        None => create(connection, found, names).await?,
+    };
     describe(connection, found, names, point).await?;
     Ok(point)
 }
@@ -671,7 +695,8 @@ mod tests {
     #[test]
     fn a_gap_is_accepted_only_where_a_slot_of_ours_is_lost_or_gone() {
         let lost = FoundSlot { wal_status: Some("lost".to_owned()), ..found().slot.unwrap() };
-        let accepted = |from, exact, drop| Ok(Gap { from: Lsn(from), exact, drop });
+        let made = None;
+        let accepted = |from, exact, drop| Ok(Gap { from: Lsn(from), exact, drop, made });
         let with_lost = Found { slot: Some(lost.clone()), ..found() };
         assert_eq!(gap(&with_lost, NAMES), accepted(1, true, true));
         let gone = Found { slot: None, ..found() };
@@ -680,6 +705,20 @@ mod tests {
             "owlpost: initialising, slot factlib_slot, system 7, gap from 0/2A".to_owned();
         let interrupted = Found { publication: commented(Some(&interrupted)), ..gone.clone() };
         assert_eq!(gap(&interrupted, NAMES), accepted(0x2a, false, false));
+        // A relay that is started meanwhile must not take it for a set-up of its own, and forget the gap.
+        let slot = found().slot;
+        let made = slot.as_ref().unwrap().confirmed_flush;
+        let finished = Found { slot, ..interrupted.clone() };
+        assert_eq!(
+            gap(&finished, NAMES),
+            Ok(Gap { from: Lsn(0x2a), exact: false, drop: false, made })
+        );
+        for found in [&interrupted, &finished] {
+            let Plan::Refuse(ExitKind::Slot, reason) = plan(found, NAMES) else {
+                panic!("{found:?}")
+            };
+            assert!(reason.contains("after 0/2A") && reason.contains("--accept-gap"), "{reason}");
+        }
 
         let refused = |found: &Found, names: Names<'_>| gap(found, names).unwrap_err();
         let foreign = FoundSlot { plugin: Some("test_decoding".to_owned()), ..lost };
