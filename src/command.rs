@@ -32,7 +32,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// One sentence to standard error. If nobody reads it, there is nobody to tell.
 pub fn say(sentence: &str) {
-    let _ = writeln!(io::stderr(), "{sentence}");
+    // A server's words may be in it, and a stranger's before TLS.
+    let lines: Vec<_> =
+        sentence.lines().map(|line| printable::printable(line.as_bytes())).collect();
+    let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
 }
 
 /// Says why the process ends, unless it was asked to, and with which number.

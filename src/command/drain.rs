@@ -74,6 +74,7 @@ pub async fn drain(config: &Config, arguments: &Drain) -> ExitCode {
         }
     };
     let (exit, reached) = run::drain(config, tls, until, stop).await;
+    let reached = reached && exit.kind == ExitKind::Stopped;
     drop(log);
     let printed = match arguments.json {
         true => print(

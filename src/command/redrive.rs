@@ -243,23 +243,26 @@ impl Redriving<'_> {
             let mut letters = Vec::new();
             let mut each = |found: crate::kafka::Found<'_>| letters.push(Record::of(&found));
             next = self.consumer.read_some(&topic, partition, next..end, &mut each).await?;
-            self.letters(partition, letters, &mut seen).await?;
+            let rest = self.letters(partition, letters, &mut seen).await?;
+            next = rest.unwrap_or(next);
         }
         Ok(())
     }
 
-    /// The letters of one fetch.
+    /// The letters of one fetch; where those begin that the limit left for later.
     async fn letters(
         &mut self,
         partition: i32,
         letters: Vec<Record>,
         seen: &mut Seen,
-    ) -> Result<(), Ended> {
+    ) -> Result<Option<i64>, Ended> {
         let mut sent = Vec::new();
         let mut judged = Vec::new();
+        let mut rest = None;
         for letter in letters {
             let redriven = self.numbers.redriven + sent.len() as u64;
             if self.arguments.limit.is_some_and(|limit| redriven >= limit) {
+                rest = Some(letter.offset);
                 break;
             }
             if seen.has(letter.offset) && !self.arguments.again {
@@ -294,7 +297,7 @@ impl Redriving<'_> {
             let verdict = verdict.as_ref().map_err(String::as_str).copied();
             print(&self.line(partition, &letter, verdict)).map_err(Ended::Output)?;
         }
-        Ok(())
+        Ok(rest)
     }
 
     /// Sends those that can go back, and has it remembered.

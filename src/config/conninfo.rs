@@ -34,7 +34,7 @@ pub(super) fn redact(text: &str) -> String {
             match pair.split_once('=') {
                 // Also catches keywords spelt with percent-encoded letters. What follows may be the
                 // rest of a password with an unescaped `&`.
-                Some((key, _)) if key.contains("pass") || key.contains('%') => {
+                Some((key, _)) if is_secret(key) => {
                     shown.push(format!("{key}=***"));
                     break;
                 }
@@ -230,4 +230,9 @@ fn parse_keywords(text: &str) -> Result<Pairs, String> {
         after_password = keyword.contains("password");
         pairs.push((keyword, value));
     }
+}
+
+/// Keywords whose values are not shown; one that is spelt with percent-encoded letters may be any of them.
+fn is_secret(key: &str) -> bool {
+    ["pass", "secret", "_key", "%"].iter().any(|part| key.contains(part))
 }

@@ -171,8 +171,10 @@ impl Drop for Group {
 
 async fn run(command: &str) -> Result<Vec<u8>, PasswordFailure> {
     let mut child = Command::new("/bin/sh")
+        // Not as an argument, which everybody on the machine can read.
         .arg("-c")
-        .arg(command)
+        .arg(r#"eval "$OWLPOST_PASSWORD_COMMAND""#)
+        .env("OWLPOST_PASSWORD_COMMAND", command)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
