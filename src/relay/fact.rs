@@ -155,8 +155,8 @@ impl<'a> Fact<'a> {
     }
 
     fn from_json(content: &'a [u8]) -> Result<Self, FactError> {
-        let json: Json<'a> =
-            serde_json::from_slice(content).map_err(|error| FactError::Json(fault(&error)))?;
+        let json: Json<'a> = serde_json::from_slice(content)
+            .map_err(|error| FactError::Json(fault(content, &error)))?;
         let payload = match (json.payload, json.payload_base64) {
             (Some(_), Some(_)) => {
                 let both = "both payload and payload_base64 are given";
@@ -394,7 +394,10 @@ fn pairs<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Pairs<'a>
 }
 
 /// Where and what, in words of our own: those of serde quote the value, whatever it is and however long.
-fn fault(error: &serde_json::Error) -> String {
+fn fault(content: &[u8], error: &serde_json::Error) -> String {
+    if let Err(error) = std::str::from_utf8(content) {
+        return format!("it is not UTF-8, from byte {} on", error.valid_up_to());
+    }
     let what = match error.classify() {
         Category::Data => "a member is there twice, or of another type than it may be",
         Category::Eof => "it ends too early",
@@ -534,6 +537,8 @@ mod tests {
             (r#"{"aggregate_type":"s3cret"#, "too early"),
             (r#"{"aggregate_type":"s3cret" s3cret"#, "not JSON"),
         ];
+        let error = Fact::decode(b"{\"aggregate_type\":\"s3cret\xff\"}").unwrap_err().to_string();
+        assert_eq!(error, "not a JSON envelope: it is not UTF-8, from byte 25 on");
         for (content, what) in cases {
             let error = Fact::decode(content.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("in line 1, column"), "{error}");

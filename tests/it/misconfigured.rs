@@ -391,7 +391,7 @@ fn postgresql_misconfigured() {
             ),
             run: Run::Stays(
                 "halted",
-                "unreadable envelope: not a JSON envelope: invalid unicode code point at line 1 column 43: it was \
+                "unreadable envelope: not a JSON envelope: it is not UTF-8, from byte 42 on: it was \
                  emitted in another format, or with a prefix that is another's; correct the emitter, and see \
                  POISON_POLICY"
                     .to_owned(),
@@ -716,7 +716,7 @@ fn kafka_misconfigured() {
             ),
             run: Run::Stays(
                 "halted",
-                "unreadable envelope: not a JSON envelope: key must be a string at line 1 column 3: it was emitted \
+                "unreadable envelope: not a JSON envelope: this is not JSON, in line 1, column 3: it was emitted \
                  in another format, or with a prefix that is another's; correct the emitter, and see POISON_POLICY; \
                  the dead-letter topic undelivered.dead cannot be \
                  used (UNKNOWN_TOPIC_OR_PARTITION); create it, or allow this client to write to it"
