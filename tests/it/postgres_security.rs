@@ -21,7 +21,7 @@ use testkit::{Kafka, Postgres};
 const PASSWORD: &str = "correct horse battery";
 
 /// What the server's certificate is for.
-const HERE: &[&str] = &["127.0.0.1", "localhost"];
+pub(crate) const HERE: &[&str] = &["127.0.0.1", "localhost"];
 
 /// A role for each method, named after it; what has no line of its own is trusted on loopback.
 const HBA: &[&str] = &[
@@ -39,7 +39,7 @@ const HBA: &[&str] = &[
     "host all nobody 127.0.0.1/32 reject",
 ];
 
-fn server(builder: postgres::Builder) -> Postgres {
+pub(crate) fn server(builder: postgres::Builder) -> Postgres {
     let postgres = builder.hba(HBA).start();
     let mut client = postgres.client();
     for role in

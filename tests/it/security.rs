@@ -1,5 +1,6 @@
 //! TLS and SASL to a real broker: every combination connects, and what is wrong is said in one sentence.
 
+use crate::postgres_security::{HERE, server};
 use crate::support::{PATIENCE, count, emit, relay, stop, wait_confirmed, wait_state};
 use std::sync::OnceLock;
 use testkit::certificates::{Authority, Certificate};
@@ -153,6 +154,45 @@ fn refused(command: owlpost::Command, words: &[&str]) {
     for secret in ["battery", "wrong password"] {
         assert!(!text.contains(secret), "{text}");
     }
+}
+
+#[test]
+fn what_is_secure_on_both_sides_passes_the_check_and_publishes_what_it_reads() {
+    let secure = secure();
+    let certificate = secure.authority.issue("database", HERE);
+    let postgres = server(Postgres::builder().tls(&certificate, &secure.authority));
+    secure.kafka.create_topic("both.order", 2, &[]);
+    let url = format!(
+        "postgres://scram:correct%20horse%20battery@localhost:{}/app?sslmode=verify-full&\
+         channel_binding=require&require_auth=scram-sha-256&sslrootcert={}",
+        postgres.port(),
+        secure.authority.file().display()
+    );
+    let command = || {
+        sasl(secure.tls(secure.relay("both", &postgres, "SASLTLS")), "SCRAM-SHA-512")
+            .env("MASTER_DATABASE_URL", &url)
+    };
+    let check = || {
+        let check = command().arg("check").spawn();
+        let code = check.wait_exit(PATIENCE).code();
+        assert_eq!(code, Some(0), "{}", check.log_text());
+    };
+    check();
+    let relay = command().env("LOG_LEVEL", "debug").spawn();
+    relay.wait_ready();
+    check();
+    assert!(relay.log_text().contains(r#""channel_bound":true"#), "{}", relay.log_text());
+    let load = Workload { facts: 2000, ..Workload::new("both", 1) };
+    load.run(&postgres);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    let (status, metrics) = relay.get("/metrics").unwrap();
+    assert_eq!(status, 200);
+    assert!(!metrics.contains("battery") && metrics.contains("owlpost_"), "{metrics}");
+    stop(&relay);
+    assert!(!relay.log_text().contains("battery"), "{}", relay.log_text());
+    let truth = crate::support::truth(&postgres);
+    let records = secure.kafka.read_topic("both.order");
+    Checker::new(&truth).check(&records).assert_clean();
 }
 
 #[test]
