@@ -40,18 +40,10 @@ pub fn say(sentence: &str) {
 
 /// Says why the process ends, unless it was asked to, and with which number.
 pub fn ended(exit: &Exit) -> ExitCode {
-    let code = match exit.kind {
-        ExitKind::Stopped => return ExitCode::Stopped,
-        ExitKind::Deadline => ExitCode::Unconfirmed,
-        ExitKind::Unreachable => ExitCode::Unreachable,
-        ExitKind::Slot => ExitCode::Slot,
-        ExitKind::OtherCluster => ExitCode::History,
-        ExitKind::OtherKafka => ExitCode::KafkaCluster,
-        ExitKind::Publication => ExitCode::Publication,
-        ExitKind::Unsuitable => ExitCode::Server,
-    };
-    say(&format!("owlpost: {}", exit.reason));
-    code
+    if exit.kind != ExitKind::Stopped {
+        say(&format!("owlpost: {}", exit.reason));
+    }
+    exit.kind.into()
 }
 
 /// The same for what PostgreSQL said.

@@ -3,7 +3,7 @@
 //!
 //! <https://kafka.apache.org/protocol#The_Messages_DescribeConfigs>
 
-use super::primitive::{int16, int32, read_body, version};
+use super::primitive::{int32, put_string, read_body, version};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{
@@ -49,12 +49,10 @@ impl WriteVersionedType<Vec<u8>> for DescribeConfigsRequest {
         out.extend(int32(self.topics.len())?);
         for topic in &self.topics {
             out.push(TOPIC);
-            out.extend(int16(topic.len())?);
-            out.extend(topic.as_bytes());
+            put_string(out, topic)?;
             out.extend(int32(self.names.len())?);
             for name in self.names {
-                out.extend(int16(name.len())?);
-                out.extend(name.as_bytes());
+                put_string(out, name)?;
             }
         }
         // Not where a value comes from, nor what it is for.

@@ -2,7 +2,7 @@
 //!
 //! One partition each, so that the answer is that partition's or none.
 
-use super::primitive::{Body, int16, int32, malformed, millis, read_body, version};
+use super::primitive::{Body, int32, malformed, millis, put_string, read_body, version};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{
@@ -138,8 +138,7 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<Fetched> {
 /// One topic, one partition.
 fn put_partition(out: &mut Vec<u8>, topic: &str, index: i32) -> Result<(), WriteVersionedError> {
     out.extend(1_i32.to_be_bytes());
-    out.extend(int16(topic.len())?);
-    out.extend_from_slice(topic.as_bytes());
+    put_string(out, topic)?;
     out.extend(int32(1)?);
     out.extend(index.to_be_bytes());
     Ok(())

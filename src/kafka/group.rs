@@ -1,13 +1,13 @@
 //! What a consumer group remembers of partitions: FindCoordinator, OffsetFetch and OffsetCommit, as somebody who is
 //! no member of it asks.
 
-use super::primitive::{Body, int16, int32, malformed, read_body, version};
+use super::primitive::{Body, int32, malformed, put_string, read_body, version};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{
     ReadVersionedError, ReadVersionedType, RequestBody, WriteVersionedError, WriteVersionedType,
 };
-use rskafka::protocol::traits::{ReadError, WriteError};
+use rskafka::protocol::traits::ReadError;
 use std::io::Cursor;
 use std::sync::Arc;
 
@@ -201,11 +201,5 @@ fn one_topic(
     for _ in 0..r.count()? {
         each(r)?;
     }
-    Ok(())
-}
-
-fn put_string(out: &mut Vec<u8>, text: &str) -> Result<(), WriteError> {
-    out.extend(int16(text.len())?);
-    out.extend_from_slice(text.as_bytes());
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! <https://kafka.apache.org/protocol#protocol_messages>
 
-use super::primitive::{int16, int32, malformed, millis, read_body, version};
+use super::primitive::{int32, malformed, millis, put_string, read_body, version};
 use crate::relay::kafka::{CreateRefusal, NewTopic, ProducerId};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
@@ -10,7 +10,6 @@ use rskafka::protocol::messages::{
     ReadVersionedError, ReadVersionedType, RequestBody, SaslAuthenticateResponse,
     WriteVersionedError, WriteVersionedType,
 };
-use rskafka::protocol::traits::WriteError;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,22 +80,17 @@ impl RequestBody for CreateTopicRequest {
 
 impl WriteVersionedType<Vec<u8>> for CreateTopicRequest {
     fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
-        fn string(out: &mut Vec<u8>, text: &str) -> Result<(), WriteError> {
-            out.extend(int16(text.len())?);
-            out.extend_from_slice(text.as_bytes());
-            Ok(())
-        }
         let NewTopic { partitions, replication_factor, configs } = &*self.new;
         out.extend(int32(1)?);
-        string(out, &self.topic)?;
+        put_string(out, &self.topic)?;
         out.extend(partitions.unwrap_or(-1).to_be_bytes());
         out.extend(replication_factor.unwrap_or(-1).to_be_bytes());
         // No assignment of replicas to brokers.
         out.extend(int32(0)?);
         out.extend(int32(configs.len())?);
         for (name, value) in configs {
-            string(out, name)?;
-            string(out, value)?;
+            put_string(out, name)?;
+            put_string(out, value)?;
         }
         out.extend(millis(self.timeout).to_be_bytes());
         out.push(u8::from(self.validate_only));

@@ -29,6 +29,13 @@ pub(super) fn int32(n: usize) -> Result<[u8; 4], WriteError> {
 /// The length of a compact array or text that is not there.
 pub(super) const COMPACT_NULL: u8 = 0;
 
+/// STRING.
+pub(super) fn put_string(out: &mut Vec<u8>, text: &str) -> Result<(), WriteError> {
+    out.extend(int16(text.len())?);
+    out.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
 /// No tagged field.
 pub(super) const NO_TAGS: u8 = 0;
 

@@ -8,7 +8,8 @@
 //! (KIP-516; Apache Kafka from 4.1 on).
 
 use super::primitive::{
-    Body, NO_TAGS, compact_len_len, int16, int32, millis, put_compact_len, read_version, version,
+    Body, NO_TAGS, compact_len_len, int32, millis, put_compact_len, put_string, read_version,
+    version,
 };
 use crate::relay::kafka::{PartitionAnswer, PartitionBatch};
 use rskafka::protocol::api_key::ApiKey;
@@ -142,8 +143,7 @@ impl WriteVersionedType<Vec<u8>> for ProduceRequest {
         out.extend(int32(by_topic(&self.batches).count())?);
         for topic in by_topic(&self.batches) {
             let name = topic.first().map_or("", |batch| &*batch.topic);
-            out.extend(int16(name.len())?);
-            out.extend_from_slice(name.as_bytes());
+            put_string(out, name)?;
             out.extend(int32(topic.len())?);
             for batch in topic {
                 out.extend(batch.partition.to_be_bytes());

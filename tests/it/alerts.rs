@@ -1,7 +1,7 @@
 //! The alert rules of `ops/`, judged by Prometheus' own tools and fired by real faults, where they are installed; and the
 //! dashboard, whose every metric must be one that there is.
 
-use crate::support::{PATIENCE, ask, emit, relay, skipped, wait_confirmed};
+use crate::support::{PATIENCE, ask, drop_slots, emit, relay, skipped, wait_confirmed};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -232,17 +232,7 @@ fn real_faults_fire_the_alerts_that_are_meant_for_them() {
     postgres.start_again();
     wait::until("readiness", PATIENCE, || !prometheus.firing().contains("OwlpostNotReady"));
 
-    postgres
-        .client()
-        .batch_execute(
-            "DO $$ BEGIN
-                 WHILE EXISTS (SELECT FROM pg_replication_slots) LOOP
-                     PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;
-                     PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active;
-                 END LOOP;
-             END $$",
-        )
-        .unwrap();
+    drop_slots(&postgres);
     prometheus.wait_firing("OwlpostFailed");
     relay.kill9();
     prometheus.wait_firing("OwlpostDown");

@@ -1,7 +1,7 @@
 //! The page in a real browser, where there is one: a headless Chromium, by the name of Debian's package or by
 //! `CHROMIUM`. Its pictures are left in `target/page`, for people to look at.
 
-use crate::support::{PATIENCE, emit, relay, skipped, wait_confirmed, wait_state};
+use crate::support::{PATIENCE, drop_slots, emit, relay, skipped, wait_confirmed, wait_state};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -175,17 +175,7 @@ fn a_browser_shows_each_state_and_keeps_up_with_it() {
     assert!(dom.contains("class=\"bad\"") && dom.contains("blocked partition"), "{dom}");
     chromium.picture(&url, "stalled");
 
-    postgres
-        .client()
-        .batch_execute(
-            "DO $$ BEGIN
-                 WHILE EXISTS (SELECT FROM pg_replication_slots) LOOP
-                     PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;
-                     PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active;
-                 END LOOP;
-             END $$",
-        )
-        .unwrap();
+    drop_slots(&postgres);
     wait_state(&relay, "failed");
     let dom = chromium.dom(&url, 2000);
     assert!(dom.contains("exit code 4"), "{dom}");

@@ -118,3 +118,18 @@ pub(crate) fn skipped(why: &str) {
     // Nobody reads it: that is no reason to fail.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
+
+/// Drops every slot, also one that a relay has and takes again.
+pub(crate) fn drop_slots(postgres: &Postgres) {
+    postgres
+        .client()
+        .batch_execute(
+            "DO $$ BEGIN
+                 WHILE EXISTS (SELECT FROM pg_replication_slots) LOOP
+                     PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;
+                     PERFORM pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active;
+                 END LOOP;
+             END $$",
+        )
+        .unwrap();
+}
