@@ -4,6 +4,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
 #![expect(clippy::disallowed_methods, reason = "the start of a clock that then stands still")]
 
+mod recorded;
+#[path = "recorded/replayed.rs"]
+mod replayed;
+
 use bytes::BytesMut;
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::{NONE, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION};

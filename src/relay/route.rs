@@ -117,8 +117,14 @@ impl Headers {
         self.push(POSITION, &position.text());
         self.push(SOURCE, source.as_str().as_bytes());
         if let Some(trace) = &fact.trace {
-            self.push("trace_id", trace.trace_id.as_bytes());
-            self.push("span_id", trace.span_id.as_bytes());
+            // Emitters that have no trace write an empty one (factlib's do): a consumer that looks whether there
+            // is a trace_id must not find one.
+            if !trace.trace_id.is_empty() {
+                self.push("trace_id", trace.trace_id.as_bytes());
+            }
+            if !trace.trace_id.is_empty() || !trace.span_id.is_empty() {
+                self.push("span_id", trace.span_id.as_bytes());
+            }
             trace.metadata(|key, value| self.push_foreign(key, value));
         }
         if event_metadata {

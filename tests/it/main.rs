@@ -18,12 +18,16 @@ mod examples;
 mod failover;
 mod heal;
 mod idle;
+mod interop;
 mod metrics;
 mod misconfigured;
 mod oracle;
 mod page;
 mod poison;
 mod postgres_security;
+#[path = "../recorded/mod.rs"]
+#[expect(dead_code, reason = "the engine's tests use the rest")]
+mod recorded;
 mod refusals;
 mod security;
 mod sequences;
