@@ -10,11 +10,13 @@
 
 mod conninfo;
 mod create_topics;
+mod former;
 mod postgres;
 mod raw;
 mod secret;
 mod ssl;
 
+pub use former::{DOTENV, dotenv};
 pub(crate) use postgres::SOCKET_DIR;
 pub use postgres::{Host, Keepalives, PasswordSource, PostgresConfig, TargetSessionAttrs};
 pub use raw::{RawConfig, VARIABLES};
@@ -90,6 +92,8 @@ pub struct Config {
     pub failure_linger: Duration,
     /// Logs.
     pub log: LogConfig,
+    /// What is set and does nothing, or not what it did: no reason to stop.
+    pub remarks: Vec<Problem>,
 }
 
 /// How to reach Kafka.
@@ -342,7 +346,7 @@ impl Config {
             tcp_user_timeout,
         };
         let postgres = match needs.postgres || url.is_some() || env("PGHOST").is_some() {
-            true => postgres::read(own, env, p),
+            true => postgres::read(own, &env, p),
             false => postgres::nowhere(own),
         };
         let slot = slot(raw, p);
@@ -356,6 +360,7 @@ impl Config {
         let slot_poll = slot_poll(raw, p);
         let failure_linger =
             duration(p, "FAILURE_LINGER", &raw.failure_linger, ms(10_000), ms(0)..=MINUTE * 60);
+        let mut remarks = former::without_meaning(&env);
         let log = LogConfig {
             format: choice(
                 p,
@@ -364,7 +369,7 @@ impl Config {
                 ("auto", LogFormat::Auto),
                 &[("human", LogFormat::Human), ("json", LogFormat::Json)],
             ),
-            level: log_level(raw, p),
+            level: log_level(raw, &mut remarks, p),
         };
 
         match postgres {
@@ -388,6 +393,7 @@ impl Config {
                 slot_poll,
                 failure_linger,
                 log,
+                remarks,
             }),
             _ => {
                 problems.0.sort_by_key(|problem| position(problem.setting));
@@ -803,8 +809,13 @@ fn switched_on(p: &mut Problems, setting: &'static str, raw: &Option<String>) ->
     set(raw).is_none() || boolean(p, setting, raw)
 }
 
-fn log_level(raw: &RawConfig, p: &mut Problems) -> String {
+fn log_level(raw: &RawConfig, remarks: &mut Vec<Problem>, p: &mut Problems) -> String {
     let level = set(&raw.log_level).unwrap_or("info");
+    if former::is_log_level(level) {
+        let sentence = format!("{level:?} is above what there is here; error is used");
+        remarks.push(Problem { setting: "LOG_LEVEL", sentence });
+        return "error".to_owned();
+    }
     // A word that is no level would otherwise be taken for the name of a target.
     let is_level = level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
     let is_filter = level.contains('=') && tracing_subscriber::EnvFilter::try_new(level).is_ok();
@@ -935,8 +946,8 @@ fn choice<T: Copy>(
 
 fn boolean(p: &mut Problems, setting: &'static str, raw: &Option<String>) -> bool {
     match set(raw).map(str::to_ascii_lowercase).as_deref() {
-        None | Some("false" | "0" | "no" | "off") => false,
-        Some("true" | "1" | "yes" | "on") => true,
+        None | Some("false" | "f" | "0" | "no" | "off") => false,
+        Some("true" | "t" | "1" | "yes" | "on") => true,
         Some(text) => {
             p.add(setting, format!("{text:?} is neither true nor false"));
             false

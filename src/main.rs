@@ -4,7 +4,7 @@ use factlib::audit::{self, Accepted, Audited};
 use factlib::check::{self, CheckArgs, Verdict};
 use factlib::cli::{Cli, Command};
 use factlib::command::{asked_to_stop, ended, say, tls};
-use factlib::config::Config;
+use factlib::config::{self, Config};
 use factlib::exit::ExitCode;
 use factlib::http::{self, Health, Port};
 use factlib::postgres::audit_slot::audit_slot;
@@ -13,6 +13,7 @@ use factlib::relay::gone::ExitKind;
 use factlib::relay::seeded_bug::Seeded;
 use factlib::{command, run, slot_watch, telemetry};
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 
 /// glibc's allocator costs two to three times as much on the way to Kafka (measured).
@@ -23,13 +24,16 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::from_args();
     let action = cli.action();
     let env = |name: &str| std::env::var(name).ok();
-    let config = match Config::for_command(&cli.config, action.needs(), env) {
+    let unread = Path::new(config::DOTENV).is_file().then(config::dotenv);
+    let mut config = match Config::for_command(&cli.config, action.needs(), env) {
         Ok(config) => config,
         Err(problems) => {
-            say(&format!("owlpost: the configuration has problems\n{problems}"));
+            let unread = unread.map_or_else(String::new, |unread| format!("\n{unread}"));
+            say(&format!("owlpost: the configuration has problems\n{problems}{unread}"));
             return ExitCode::Configuration.into();
         }
     };
+    config.remarks.extend(unread);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -68,6 +72,9 @@ async fn relay(config: &Config) -> ExitCode {
         Ok(tls) => tls,
         Err(code) => return code,
     };
+    for remark in &config.remarks {
+        tracing::warn!("{remark}");
+    }
     if config.kafka.tls.as_ref().is_some_and(|tls| !tls.verify) {
         tracing::warn!("KAFKA_SSL_VERIFICATION=false: anybody may pass for a broker");
     }

@@ -54,7 +54,9 @@ pub struct CheckArgs {
 ///
 /// Dropping the future closes all connections. A canary may have been emitted.
 pub async fn check(config: &Config, tls: Option<Tls>, args: &CheckArgs) -> Report {
-    let mut checks = Vec::new();
+    let remarks = config.remarks.iter();
+    let mut checks: Vec<Check> =
+        remarks.map(|remark| Check::warning(remark.setting, &remark.sentence)).collect();
     let running = health::look(config, &mut checks).await;
     let survey = postgres(config, running.as_ref(), &mut checks).await;
     let canary = args.canary.as_deref().map(|aggregate_type| Canary::new(config, aggregate_type));

@@ -8,8 +8,8 @@ use super::report::{Check, Verdict};
 use crate::config::Config;
 use crate::postgres::survey::{HostState, OpenTransaction, SlotState, Survey};
 use crate::postgres::{
-    Ask, Names, Plan, dropped_words, not_logical, outdated, plan_of_objects, synchronous, too_old,
-    without_failover,
+    Ask, Names, Plan, computed, dropped_words, not_logical, outdated, plan_of_objects, synchronous,
+    too_old, without_failover,
 };
 use crate::relay::gone::Gone;
 use bytesize::ByteSize;
@@ -75,6 +75,7 @@ pub(super) fn judge(
     checks.push(walsenders(survey));
     if let Some(slot) = &survey.slot {
         checks.push(reader(ask, survey, slot, running));
+        checks.extend(slot_position(ask, survey, slot));
         checks.extend(slot_state(config, survey, slot));
     }
     checks.push(wal_keep(survey));
@@ -244,6 +245,22 @@ fn reader(ask: &Ask, survey: &Survey, slot: &SlotState, running: Option<&Running
             ),
         ),
     }
+}
+
+/// Where the slot stands, if that is no place where a relay leaves one that confirms what it was sent.
+fn slot_position(ask: &Ask, survey: &Survey, slot: &SlotState) -> Option<Check> {
+    const NAME: &str = "position of the slot";
+    let (name, confirmed) = (&ask.slot, survey.identity.confirmed_flush);
+    if let Some(ahead) = slot.ahead.filter(|ahead| *ahead > 0) {
+        let sentence = format!(
+            "slot {name} stands at {confirmed}, {ahead} bytes past the end of the log: whoever had it computed that \
+             place, as factlib's relay does; what is committed within these bytes is not sent to whoever takes the slot \
+             next; while nobody emits facts, let the log pass it (SELECT pg_switch_wal(), or messages of a prefix that is \
+             nobody's)"
+        );
+        return Some(Check::failure(NAME, &sentence));
+    }
+    computed(name, confirmed).map(|sentence| Check::warning(NAME, &sentence))
 }
 
 fn slot_state(config: &Config, survey: &Survey, slot: &SlotState) -> Vec<Check> {

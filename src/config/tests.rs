@@ -111,7 +111,52 @@ fn three_settings_are_enough() {
             slot_poll: Some(ms(10_000)),
             failure_linger: ms(10_000),
             log: LogConfig { format: LogFormat::Auto, level: "info".into() },
+            remarks: Vec::new(),
         }
+    );
+}
+
+/// Everything that factlib's relay in Go reads, as a deployment of it may have it.
+#[test]
+fn factlibs_variables_are_taken_as_they_are_and_what_means_nothing_is_named() {
+    let url = "postgres://postgres:postgres@localhost:5432/westeros";
+    let raw = RawConfig {
+        app_name: Some("owlpost".into()),
+        src_service_name: Some("westeros".into()),
+        wal_prefix: Some("westeros".into()),
+        master_database_url: Some(url.into()),
+        kafka_brokers: Some("localhost:9093,localhost:9094".into()),
+        kafka_username: Some("u".into()),
+        kafka_password: Some("p".into()),
+        // Whatever Go's strconv.ParseBool takes.
+        kafka_ssl: Some("T".into()),
+        wal_health_port: Some("3001".into()),
+        replication_slot_name: Some("factlib_slot".into()),
+        publication_name: Some("facts".into()),
+        metrics_port: Some("2112".into()),
+        log_level: Some("DPANIC".into()),
+        ..RawConfig::default()
+    };
+    let env = |name: &str| match name {
+        "DGN" => Some("local".to_owned()),
+        "GOMEMLIMIT" => Some("64MiB".to_owned()),
+        "GOGC" => Some(" ".to_owned()),
+        _ => None,
+    };
+    let config = Config::from_raw(&raw, env).unwrap();
+    assert_eq!(config.prefixes, ["westeros"]);
+    assert_eq!(config.kafka.brokers.len(), 2);
+    assert!(config.kafka.tls.is_some() && config.kafka.sasl.is_some());
+    assert_eq!((config.slot.as_str(), config.publication.as_str()), ("factlib_slot", "facts"));
+    assert_eq!(config.log.level, "error");
+    let remarks: Vec<String> = config.remarks.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        remarks,
+        [
+            "DGN: chose the format of factlib's log lines, and does nothing here; use LOG_FORMAT (human or json)",
+            "GOMEMLIMIT: is for programs in Go, and does nothing here; use IN_FLIGHT_BYTES, which bounds memory",
+            "LOG_LEVEL: \"DPANIC\" is above what there is here; error is used",
+        ]
     );
 }
 

@@ -121,6 +121,9 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
             Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
                 if first {
                     remark(ask, &plan);
+                    if let Some(words) = setup::computed(&ask.slot, identity.confirmed_flush) {
+                        tracing::warn!(slot = ask.slot, lsn = %identity.confirmed_flush, "{words}");
+                    }
                     if let Some(words) = setup::outdated(found.version) {
                         tracing::warn!(slot = ask.slot, "{words}");
                     }

@@ -28,7 +28,7 @@ pub use password::PasswordFailure;
 pub use queries::{Queries, Row};
 pub use setup::{Found, FoundPublication, FoundSlot, Gap, Names, Plan, plan, set_up};
 pub(crate) use setup::{
-    not_logical, outdated, plan_of_objects, synchronous, too_old, without_failover,
+    computed, not_logical, outdated, plan_of_objects, synchronous, too_old, without_failover,
 };
 pub use slot_poll::SlotPoll;
 pub use tls::TlsFailure;

@@ -135,6 +135,21 @@ pub(crate) fn outdated(version: u32) -> Option<String> {
     ))
 }
 
+/// Every record of the log ends at a multiple of this (MAXALIGN), and so does every position that a server names.
+const ALIGNMENT: u64 = 8;
+
+/// What is known of a slot that stands where no record ends. This stays visible when the log has passed the place.
+pub(crate) fn computed(slot: &str, confirmed: Lsn) -> Option<String> {
+    (!confirmed.0.is_multiple_of(ALIGNMENT)).then(|| {
+        format!(
+            "slot {slot} stands at {confirmed}, where no record of the log ends: whoever had it computed that place, \
+             as factlib's relay does, which adds the length of the last fact that it published to where that ends; \
+             what was committed within that length before {confirmed} may not be in Kafka, and is not sent any more; \
+             docs/migrating.md says how to find it"
+        )
+    })
+}
+
 /// Decides. Pure.
 pub fn plan(found: &Found, names: Names<'_>) -> Plan {
     let unsuitable =

@@ -73,6 +73,9 @@ pub struct SlotState {
     pub columns: Value,
     /// Bytes of write-ahead log that it holds back.
     pub retained: Option<i64>,
+    /// Bytes from the end of the log to where it is confirmed; below 0 where that lies behind, as it ought to. None on
+    /// a standby.
+    pub ahead: Option<i64>,
     /// Who reads it: process, application, address.
     pub reader: Option<String>,
 }
@@ -165,6 +168,8 @@ async fn examine(
         "SELECT to_jsonb(s), \
                 pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                                      ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, \
+                CASE WHEN NOT pg_is_in_recovery() \
+                     THEN pg_wal_lsn_diff(confirmed_flush_lsn, pg_current_wal_insert_lsn()) END::bigint, \
                 'process ' || s.active_pid || coalesce(' (' || a.application_name || ')', '') \
                     || coalesce(' at ' || host(a.client_addr), '') \
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid \
@@ -173,7 +178,8 @@ async fn examine(
     let slot = connection.query(&state).await?.into_iter().next().map(|row| SlotState {
         columns: text(&row, 0).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
         retained: text(&row, 1).and_then(|bytes| bytes.parse().ok()),
-        reader: text(&row, 2).map(str::to_owned),
+        ahead: text(&row, 2).and_then(|bytes| bytes.parse().ok()),
+        reader: text(&row, 3).map(str::to_owned),
     });
 
     let open = "SELECT DISTINCT ON (kind) kind, extract(epoch FROM clock_timestamp() - since), whose \

@@ -33,7 +33,8 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
         Event::SlotAhead { confirmed, wal_end } => (
             Level::ERROR,
             format!(
-                "The slot stands at {confirmed}, which the server's log has not reached ({wal_end}): facts committed before it will not be published."
+                "The slot stands at {confirmed}, {} bytes past the end of the server's log ({wal_end}): facts committed before it will not be published.",
+                confirmed.0.saturating_sub(wal_end.0)
             ),
         ),
         Event::TimelineChanged { from, to } => {

@@ -14,8 +14,8 @@ const DOCUMENTS: [&str; 5] = [
     MIGRATING,
     include_str!("../../docs/performance.md"),
 ];
-const OPERATING: &str = include_str!("../../docs/operating.md");
-const MIGRATING: &str = include_str!("../../docs/migrating.md");
+pub(crate) const OPERATING: &str = include_str!("../../docs/operating.md");
+pub(crate) const MIGRATING: &str = include_str!("../../docs/migrating.md");
 
 /// The blocks of SQL in a document, and the version that each needs, if it needs one.
 fn statements(document: &str) -> Vec<(Option<u32>, String)> {
@@ -26,7 +26,7 @@ fn statements(document: &str) -> Vec<(Option<u32>, String)> {
 
 /// The one block of SQL that has this in it.
 #[track_caller]
-fn statement(document: &str, with: &str) -> String {
+pub(crate) fn statement(document: &str, with: &str) -> String {
     let mut found = statements(document).into_iter().filter(|(_, sql)| sql.contains(with));
     let (_, sql) = found.next().unwrap_or_else(|| panic!("no statement has {with}"));
     assert!(found.next().is_none(), "several statements have {with}");
@@ -34,7 +34,7 @@ fn statement(document: &str, with: &str) -> String {
 }
 
 /// What factlib's relay makes at its start.
-fn by_hand(postgres: &Postgres) {
+pub(crate) fn by_hand(postgres: &Postgres) {
     let mut client = postgres.client();
     client.batch_execute("CREATE PUBLICATION facts").unwrap();
     let slot = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
@@ -96,6 +96,9 @@ fn a_slot_that_another_relay_left_ahead_of_the_log_is_told_with_the_size_of_the_
     let log = relay.log_text();
     let line = log.lines().find(|line| line.contains("has not reached yet")).unwrap();
     assert!(line.contains(&confirmed.to_string()), "{line}");
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let end: Lsn = line["wal_end"].as_str().unwrap().parse().unwrap();
+    assert_eq!(line["bytes"], confirmed.0 - end.0, "{line}");
 
     // A reconnect while it is still so does not end it.
     let _ =

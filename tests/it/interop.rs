@@ -1,8 +1,9 @@
 //! Beside what exists: the facts of factlib's emitters, and a consumer that shares no line with the relay.
 
+use crate::documents::{MIGRATING, OPERATING, by_hand, statement};
 use crate::recorded::{EMITTERS, PARTITIONS, PREFIX, Recording};
 use crate::support::{
-    PATIENCE, SLOT, count, emit, read, relay, skipped, stop, truth, wait_confirmed,
+    PATIENCE, SLOT, confirmed, count, emit, read, relay, skipped, stop, truth, wait_confirmed,
 };
 use base64::Engine as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,7 +12,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use testkit::envelope::OutboxEvent;
 use testkit::workload::Workload;
-use testkit::{Kafka, Owlpost, Postgres, Record};
+use testkit::{Kafka, Lsn, Owlpost, Postgres, Record, Stream, provision, wait};
 
 /// The Go consumer, built once; none where Go is not installed, which is said loudly, and fails where `CI` is set.
 fn consumer() -> Option<&'static Path> {
@@ -199,4 +200,137 @@ fn the_go_module_passes_its_own_tests() {
         go(&["vet", "./..."]);
         go(&["test", "./..."]);
     }
+}
+
+/// What `pg_waldump` prints of a message's content.
+fn hex(content: &[u8]) -> String {
+    content.iter().map(|byte| format!(" {byte:02X}")).collect()
+}
+
+/// Symptom: nothing said that the slot had been left where facts are passed over, once the log had passed that place.
+#[test]
+fn a_hole_that_factlibs_relay_left_is_told_and_what_was_lost_in_it_is_found() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("holed.order", 1, &[]);
+    by_hand(&postgres);
+    let fact = |id: &str, payload: &str| {
+        let json = format!(
+            r#"{{"id":"{id}","aggregate_type":"order","aggregate_id":"1","payload":"{payload}"}}"#
+        );
+        json.into_bytes()
+    };
+    let command = relay("holed", &postgres, kafka);
+    // The last fact that factlib's relay published, and what it confirmed then.
+    let last = fact("last", &"x".repeat(20_003));
+    let ends = emit(&postgres, true, "holed", &last);
+    let length = 15 + "holed".len() + last.len();
+    let computed = Lsn(ends.0 + u64::try_from(length).unwrap());
+    assert_ne!(computed.0 % 8, 0);
+    let options = [("proto_version", "1"), ("publication_names", "facts")];
+    let mut old = Stream::start(&postgres, SLOT, &options).unwrap();
+    old.confirm(computed).unwrap();
+    wait::until("the server to know", PATIENCE, || confirmed(&postgres) == computed);
+    drop(old);
+    wait::until("the slot to be free", PATIENCE, || {
+        postgres.ask("SELECT count(*) FROM pg_replication_slots WHERE active") == "0"
+    });
+    let ahead = || {
+        let end: Lsn = postgres.ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+        computed.0.saturating_sub(end.0)
+    };
+
+    let check = |code| {
+        let check = command.clone().arg("check").spawn();
+        assert_eq!(check.wait_exit(PATIENCE).code(), Some(code), "{}", check.log_text());
+        check.stdout()
+    };
+    let said = check(11);
+    let bytes = ahead();
+    assert!(said.contains(&format!("{computed}, {bytes} bytes past the end of the log")), "{said}");
+
+    let lost = [fact("lost 1", ""), fact("lost 2", "")];
+    for content in &lost {
+        emit(&postgres, true, "holed", content);
+    }
+    while ahead() > 0 {
+        emit(&postgres, false, "filler", &[b' '; 4096]);
+    }
+    let told = format!("{computed}, where no record of the log ends");
+    let said = check(0);
+    assert!(said.contains(&told) && said.contains("not made by owlpost"), "{said}");
+
+    let relay = command.clone().spawn();
+    relay.wait_for_log(&told, PATIENCE);
+    relay.wait_for_log("adopted", PATIENCE);
+    emit(&postgres, true, "holed", &fact("next", ""));
+    let records = read(&relay, kafka, "holed.order", 1);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let ids: Vec<_> = records.iter().map(|record| record.header("event_id")).collect();
+    assert_eq!(ids, [Some("next")], "what was committed in the hole is published by nobody");
+    assert_eq!(kafka.read_topic("holed.order").len(), 1);
+    // Where the relay confirms, records end.
+    let said = check(0);
+    assert!(!said.contains("where no record of the log ends"), "{said}");
+
+    // As the documents say.
+    let begins = statement(MIGRATING, "hole_begins")
+        .replace("0/1A44E8F", &computed.to_string())
+        .replace("'orders'", "'holed'")
+        .replace("300037", &last.len().to_string());
+    let begins =
+        format!("SELECT hole_begins::text FROM ({}) q", begins.trim().trim_end_matches(';'));
+    assert_eq!(postgres.ask(&begins), ends.to_string());
+    let line = OPERATING.lines().find(|line| line.starts_with("pg_waldump ")).unwrap();
+    let program = provision::postgres(postgres.major()).unwrap().bin.join("pg_waldump");
+    if !program.exists() {
+        return skipped("this PostgreSQL comes without pg_waldump");
+    }
+    let folder = postgres.data_dir().join("pg_wal");
+    let line = line
+        .replace("/var/lib/postgresql/15/main/pg_wal", folder.to_str().unwrap())
+        .replace("0/16B3748", &ends.to_string())
+        .replace("0/16B9000", &computed.to_string());
+    let arguments = line.split(' ').skip(1);
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    for content in &lost {
+        assert!(printed.contains(&hex(content)), "{printed}");
+    }
+    assert!(!printed.contains(&hex(&last)), "what was published is no part of the hole");
+}
+
+#[test]
+fn variables_of_factlibs_relay_that_mean_nothing_are_named() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let command = relay("westeros", &postgres, kafka)
+        .env("APP_NAME", "owlpost")
+        .env("KAFKA_SSL", "F")
+        .env("DGN", "local")
+        .env("GOMEMLIMIT", "64MiB");
+    let check = command.clone().arg("check").spawn();
+    assert_eq!(check.wait_exit(PATIENCE).code(), Some(0), "{}", check.log_text());
+    let relay = command.spawn();
+    relay.wait_ready();
+    for said in [check.stdout(), relay.log_text()] {
+        assert!(said.contains("DGN") && said.contains("use LOG_FORMAT"), "{said}");
+        assert!(said.contains("GOMEMLIMIT") && said.contains("use IN_FLIGHT_BYTES"), "{said}");
+    }
+    stop(&relay);
+}
+
+#[test]
+fn a_file_of_variables_that_factlibs_relay_read_is_said_to_be_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_owlpost"));
+        let output = command.env_clear().current_dir(folder.path()).arg("check").output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!run().contains(".env"));
+    std::fs::write(folder.path().join(".env"), "SRC_SERVICE_NAME=orders\n").unwrap();
+    let said = run();
+    assert!(said.contains("SRC_SERVICE_NAME: not set"), "{said}");
+    assert!(said.contains(".env: a file of that name is here, and is not read"), "{said}");
 }

@@ -42,7 +42,7 @@ fn survey() -> Survey {
             database: Some("app".to_owned()),
             wal_status: Some("reserved".to_owned()),
             two_phase: false,
-            confirmed_flush: Some(Lsn(1)),
+            confirmed_flush: Some(Lsn(8)),
             synced: false,
         }),
     };
@@ -61,10 +61,10 @@ fn survey() -> Survey {
         identity: Identity {
             system: 7,
             timeline: 1,
-            wal_flushed: Lsn(2),
+            wal_flushed: Lsn(16),
             history: Vec::new(),
             database: 5,
-            confirmed_flush: Lsn(1),
+            confirmed_flush: Lsn(8),
         },
         found,
         settings: settings.into(),
@@ -77,6 +77,7 @@ fn survey() -> Survey {
         slot: Some(SlotState {
             columns: json!({"active_pid": null, "wal_status": "reserved", "safe_wal_size": null}),
             retained: Some(4096),
+            ahead: Some(-8),
             reader: None,
         }),
         slots: 1,
@@ -130,7 +131,11 @@ fn a_sound_server_has_no_fault_before_and_after_the_first_start() {
 #[test]
 fn what_somebody_may_be_sorry_for_is_a_warning() {
     type Change = fn(&mut Survey);
-    let table: [(Change, &str); 12] = [
+    let table: [(Change, &str); 13] = [
+        (
+            |s| s.identity.confirmed_flush = Lsn(0x1A4_4E8F),
+            "slot factlib_slot stands at 0/1A44E8F, where no record of the log ends",
+        ),
         (|s| s.found.version = 150_013, "15.13 has defects"),
         (|s| s.found.publication.as_mut().unwrap().has_tables = true, "has tables"),
         (|s| s.walsenders = 10, "9 of 10 walsenders run: one is left"),
@@ -160,7 +165,11 @@ fn what_somebody_may_be_sorry_for_is_a_warning() {
 #[test]
 fn what_keeps_the_relay_from_starting_is_a_failure() {
     type Change = fn(&mut Survey);
-    let table: [(Change, &str); 7] = [
+    let table: [(Change, &str); 8] = [
+        (
+            |s| s.slot.as_mut().unwrap().ahead = Some(299_959),
+            "slot factlib_slot stands at 0/8, 299959 bytes past the end of the log",
+        ),
         (|s| s.found.version = 130_010, "PostgreSQL 13 cannot stream logical messages"),
         (|s| s.found.wal_level = "replica".to_owned(), "set wal_level = logical"),
         (|s| s.found.synchronous_standby_names = "*".to_owned(), "for which every COMMIT waits"),
