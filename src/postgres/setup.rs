@@ -135,7 +135,8 @@ pub(crate) fn outdated(version: u32) -> Option<String> {
     ))
 }
 
-/// Every record of the log ends at a multiple of this (MAXALIGN), and so does every position that a server names.
+/// Every record of the log ends at a multiple of this, and so does every position that a server names: MAXALIGN of all
+/// platforms but i386, where it is half.
 const ALIGNMENT: u64 = 8;
 
 /// What is known of a slot that stands where no record ends. This stays visible when the log has passed the place.

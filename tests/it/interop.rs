@@ -197,6 +197,9 @@ fn a_consumer_in_go_works_on_each_fact_once_whatever_was_repeated() {
 #[test]
 fn the_go_module_passes_its_own_tests() {
     if consumer().is_some() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/go");
+        let unformatted = Command::new("gofmt").args(["-l", "."]).current_dir(folder).output();
+        assert_eq!(String::from_utf8(unformatted.unwrap().stdout).unwrap(), "");
         go(&["vet", "./..."]);
         go(&["test", "./..."]);
     }
