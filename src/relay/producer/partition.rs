@@ -136,8 +136,9 @@ pub(super) struct Partition {
     next_sequence: i32,
     /// Batches are not made larger, because the topic refused it.
     bytes_max: usize,
-    /// Length of the batch that was settled last: about what the next one will need.
-    last_len: usize,
+    /// About what the next batch will need: the length of the last one, or half of what it was for the one before,
+    /// because large ones are followed by large ones even when a small one was sent in between.
+    expected_len: usize,
 }
 
 impl Partition {
@@ -168,7 +169,7 @@ impl Partition {
             proven: None,
             next_sequence: 0,
             bytes_max: usize::MAX,
-            last_len: 0,
+            expected_len: 0,
         }
     }
 
@@ -211,8 +212,8 @@ impl Partition {
             }
             none => {
                 let place = ledger.batch_opened(position.unit);
-                let batch =
-                    OpenBatch::with_capacity(position, self.compression, self.last_len.min(room));
+                let expected = self.expected_len.min(room);
+                let batch = OpenBatch::with_capacity(position, self.compression, expected);
                 (none.insert(Open { batch, place }), 0)
             }
         };
@@ -371,7 +372,7 @@ impl Partition {
         self.queue.front().filter(|queued| matches!(queued.state, State::Stored))?;
         let queued = self.queue.pop_front()?;
         self.attempts = 0;
-        self.last_len = queued.batch.plain_len();
+        self.expected_len = queued.batch.plain_len().max(self.expected_len / 2);
         Some(queued)
     }
 
