@@ -1,12 +1,15 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint footprint deb simulate fuzz bench bench-drain bench-producer mutants torture capture clean
+.PHONY: help setup demo test lint footprint deb simulate fuzz bench bench-drain bench-producer instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
 	@echo 'make test    lint, then every test, on real servers'
 	@echo 'make lint    formatting, clippy, documentation'
-	@echo 'make bench   how fast the protocol crate decodes, beside its rivals'
+	@echo 'make bench   how fast the protocol crate decodes, beside its rivals, and what each part of'
+	@echo '             a fact'"'"'s way through the relay takes'
+	@echo 'make instructions   the same in instructions, beside an earlier commit; ARGS=--prove slows'
+	@echo '             a copy down, which must be found'
 	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
 	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
@@ -36,6 +39,10 @@ fuzz:
 bench:
 	rm -rf benches/protocol/target/criterion
 	cd benches/protocol && cargo bench --bench rivals -- $(ARGS) && cargo run --quiet --release --bin table
+	cd benches/hot-path && cargo bench --bench parts -- $(ARGS) && cargo run --quiet --release -- table
+
+instructions:
+	@scripts/instructions $(ARGS)
 
 capture:
 	cargo run --quiet --package testkit -- capture protocol/tests/fixtures
