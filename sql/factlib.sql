@@ -7,14 +7,16 @@
 --   SELECT factlib.emit('order', '42', 'paid', '{"by": "card"}', prefix => 'orders');
 --   COMMIT;
 --
--- PostgreSQL 14 to 18; no extension. Run it again at any time, also over an older version: what is
--- there is replaced in place, grants and the guard's state stay. It needs CREATE on the database the
--- first time, and to be run by the schema's owner later. remove.sql removes it.
+-- PostgreSQL 14 to 18, no extension. Run it again at any time, also over an older version: functions are
+-- replaced in place, and grants and the guard stay as they are. The first time it needs CREATE on the
+-- database, later the role that owns the schema. remove.sql takes everything away again.
 --
--- How it is written. The functions that do something are PL/pgSQL, in which every name is qualified, so
--- that no search_path of a caller can put another in its place. What computes is SQL with a body
--- (RETURN ...), whose names are bound here, under the search_path of the next lines, and which the
--- planner puts into the expression that calls it: it costs no call.
+-- How it is written. What acts is PL/pgSQL in which every name is qualified and no operator stands, or which
+-- has a search_path of its own, so that no caller's can put something else in its place. What computes is
+-- SQL with a RETURN: its names are bound here and now, under the search_path below, and the planner puts it
+-- into the expression that calls it, so that it costs no call. (It must then be no less volatile than what is
+-- in it, and no parameter that it uses twice may be an expensive or volatile expression.) Names that begin
+-- with an underscore are for these functions only.
 
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
@@ -22,242 +24,329 @@ SET LOCAL client_min_messages = warning;
 
 DO $$
 DECLARE
-  owner name := (SELECT nspowner::regrole FROM pg_namespace WHERE nspname = 'factlib');
+  owner CONSTANT name := (SELECT rolname FROM pg_namespace JOIN pg_roles ON pg_roles.oid = nspowner WHERE nspname = 'factlib');
 BEGIN
   IF current_setting('server_version_num')::int < 140000 THEN
     RAISE EXCEPTION 'factlib needs PostgreSQL 14 or later' USING ERRCODE = 'feature_not_supported';
   ELSIF owner IS NULL THEN
     CREATE SCHEMA factlib;
-    -- Later runs leave grants alone.
-    GRANT USAGE ON SCHEMA factlib TO PUBLIC;
+    PERFORM set_config('factlib.is_new', 'true', true);
   ELSIF owner <> current_user THEN
-    RAISE EXCEPTION 'schema factlib belongs to role %, and only that role may install factlib into it', owner
-      USING ERRCODE = 'insufficient_privilege', HINT = format('SET ROLE %s', owner);
+    -- Functions of somebody else may stand in it.
+    RAISE EXCEPTION 'schema factlib belongs to role "%", and only that role may install into it', owner
+      USING ERRCODE = 'insufficient_privilege', HINT = format('SET ROLE %I; and then again', owner);
   END IF;
 END $$;
+COMMENT ON SCHEMA factlib IS 'Facts for OwlPost, emitted from SQL: \df+ factlib.emit';
 
-COMMENT ON SCHEMA factlib IS 'Facts for OwlPost, emitted from SQL: see factlib.emit';
+CREATE OR REPLACE FUNCTION factlib.version() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN '1.0.0';
+COMMENT ON FUNCTION factlib.version() IS 'The version of these functions';
 
 ---------------------------------------------------------------------------------------------------
--- The envelope: protobuf's wire format, https://protobuf.dev/programming-guides/encoding/
+-- The envelope, in protobuf's wire format: https://protobuf.dev/programming-guides/encoding/
+--
+--   OutboxEvent { string id=1; string aggregate_type=2; string aggregate_id=3; string event_type=4;
+--                 bytes payload=5; int64 created_at=6; map<string,string> metadata=7;
+--                 optional TraceInfo trace_info=8 }
+--   TraceInfo   { string trace_id=1; string span_id=2; map<string,string> metadata=3 }
 
-CREATE OR REPLACE FUNCTION factlib.varint(n int) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE
-  WHEN n < 1 << 7 THEN set_byte('\x00', 0, n)
-  WHEN n < 1 << 14 THEN set_byte(set_byte('\x0000', 0, n & 127 | 128), 1, n >> 7)
-  WHEN n < 1 << 21 THEN
-    set_byte(set_byte(set_byte('\x000000', 0, n & 127 | 128), 1, (n >> 7) & 127 | 128), 2, n >> 14)
-  WHEN n < 1 << 28 THEN
-    set_byte(set_byte(set_byte(set_byte('\x00000000', 0, n & 127 | 128), 1, (n >> 7) & 127 | 128),
-                      2, (n >> 14) & 127 | 128), 3, n >> 21)
-  ELSE
-    set_byte(set_byte(set_byte(set_byte(set_byte('\x0000000000', 0, n & 127 | 128), 1, (n >> 7) & 127 | 128),
-                               2, (n >> 14) & 127 | 128), 3, (n >> 21) & 127 | 128), 4, n >> 28)
-END;
-COMMENT ON FUNCTION factlib.varint(int) IS 'A number from 0 to 2^31 - 1 in base 128, least significant group first';
-
--- Times of this century have 50 to 56 bits, so eight bytes, which are computed at once.
-CREATE OR REPLACE FUNCTION factlib.varint8(n bigint) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN int8send(
-  (((n & 127) | 128) << 56) | ((((n >> 7) & 127) | 128) << 48) | ((((n >> 14) & 127) | 128) << 40)
-  | ((((n >> 21) & 127) | 128) << 32) | ((((n >> 28) & 127) | 128) << 24) | ((((n >> 35) & 127) | 128) << 16)
-  | ((((n >> 42) & 127) | 128) << 8) | (n >> 49));
-COMMENT ON FUNCTION factlib.varint8 IS 'A number from 2^49 to 2^56 - 1 in base 128';
-
-CREATE OR REPLACE FUNCTION factlib.varint(n bigint) RETURNS bytea LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION factlib._varint(n bigint) RETURNS bytea LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  -- A negative number is its two's complement of 64 bits: ten bytes.
   bytes bytea := '';
   rest bigint := n;
 BEGIN
-  LOOP
-    -- A shift keeps the sign; the mask takes it away.
-    IF rest & ~127::bigint = 0 THEN
-      RETURN bytes || set_byte('\x00', 0, rest::int);
-    END IF;
-    bytes := bytes || set_byte('\x00', 0, (rest & 127)::int | 128);
-    rest := (rest >> 7) & 144115188075855871;
+  WHILE rest NOT BETWEEN 0 AND 127 LOOP
+    bytes := bytes || set_byte('\x00', 0, ((rest & 127) | 128)::int);
+    rest := (rest >> 7) & ((1::bigint << 57) - 1);  -- a shift alone would keep the sign
   END LOOP;
+  RETURN bytes || set_byte('\x00', 0, rest::int);
 END $$;
-COMMENT ON FUNCTION factlib.varint(bigint) IS 'Any number in base 128, as protobuf has an int64';
+COMMENT ON FUNCTION factlib._varint(bigint) IS 'A number in base 128, as protobuf writes an int64';
 
-CREATE OR REPLACE FUNCTION factlib.field(tag bytea, value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN octet_length(value) > 0 THEN tag || factlib.varint(octet_length(value)) || value ELSE '' END;
-COMMENT ON FUNCTION factlib.field IS 'A field of bytes or text; nothing where the value is empty or null';
-
-CREATE OR REPLACE FUNCTION factlib.created_at(t timestamptz) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION factlib._length(n int) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-  WHEN t >= '1990-01-01 00:00:00+00' AND t < '4000-01-01 00:00:00+00' THEN
-    '\x30' || factlib.varint8((extract(epoch FROM t) * 1000000)::bigint)
-  WHEN t <> '1970-01-01 00:00:00+00' THEN
-    '\x30' || factlib.varint((extract(epoch FROM t) * 1000000)::bigint)
+  WHEN n < 128 THEN set_byte('\x00', 0, n)
+  WHEN n < 16384 THEN set_byte(set_byte('\x0000', 0, (n & 127) | 128), 1, n >> 7)
+  ELSE factlib._varint(n)
+END;
+COMMENT ON FUNCTION factlib._length(int) IS 'The same, fast where the number is small';
+
+CREATE OR REPLACE FUNCTION factlib._field(tag bytea, value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN octet_length(value) > 0 THEN tag || factlib._length(octet_length(value)) || value ELSE '' END;
+COMMENT ON FUNCTION factlib._field(bytea, bytea) IS 'A field of text or bytes; nothing where the value is empty or null';
+
+-- Fields 1 to 4 in UTF-8. In the usual case each is as long as it is in the server's encoding and its
+-- length is one ASCII character, so that all of it is one text.
+CREATE OR REPLACE FUNCTION factlib._is_short(id text, aggregate_type text, aggregate_id text, event_type text) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN octet_length(id) < 128 AND octet_length(aggregate_type) < 128 AND octet_length(aggregate_id) < 128
+  AND octet_length(event_type) < 128 AND getdatabaseencoding() = 'UTF8';
+
+CREATE OR REPLACE FUNCTION factlib._short_names(id text, aggregate_type text, aggregate_id text, event_type text) RETURNS bytea
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN convert_to(
+  chr(10) || chr(octet_length(id)) || id || chr(18) || chr(octet_length(aggregate_type)) || aggregate_type
+  || chr(26) || chr(octet_length(aggregate_id)) || aggregate_id || chr(34) || chr(octet_length(event_type)) || event_type, 'UTF8');
+
+CREATE OR REPLACE FUNCTION factlib._long_names(id text, aggregate_type text, aggregate_id text, event_type text) RETURNS bytea
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  bytes bytea := '';
+  value bytea;
+BEGIN
+  value := convert_to(id, 'UTF8');
+  bytes := bytes || factlib._field('\x0a', value);
+  value := convert_to(aggregate_type, 'UTF8');
+  bytes := bytes || factlib._field('\x12', value);
+  value := convert_to(aggregate_id, 'UTF8');
+  bytes := bytes || factlib._field('\x1a', value);
+  value := convert_to(event_type, 'UTF8');
+  RETURN bytes || factlib._field('\x22', value);
+END $$;
+
+CREATE OR REPLACE FUNCTION factlib._micros(t timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (extract(epoch FROM t) * 1000000)::bigint;
+COMMENT ON FUNCTION factlib._micros(timestamptz) IS 'Microseconds since 1970';
+
+-- Of today's microseconds there are eight groups of seven bits: they go into eight bytes at once.
+CREATE OR REPLACE FUNCTION factlib._created_at(micros bigint) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+  WHEN micros >> 49 BETWEEN 1 AND 127 THEN
+    '\x30' || int8send(x'8080808080808000'::bigint
+      | ((micros & (127::bigint      )) << 56) | ((micros & (127::bigint <<  7)) << 41)
+      | ((micros & (127::bigint << 14)) << 26) | ((micros & (127::bigint << 21)) << 11)
+      | ((micros & (127::bigint << 28)) >>  4) | ((micros & (127::bigint << 35)) >> 19)
+      | ((micros & (127::bigint << 42)) >> 34) | (micros >> 49))
+  WHEN micros <> 0 THEN '\x30' || factlib._varint(micros)
   ELSE ''
 END;
-COMMENT ON FUNCTION factlib.created_at IS 'Field 6: microseconds since 1970';
+COMMENT ON FUNCTION factlib._created_at(bigint) IS 'Field 6';
 
-CREATE OR REPLACE FUNCTION factlib.map(tag bytea, entries jsonb) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION factlib._entries(metadata jsonb) RETURNS TABLE (key bytea, value bytea, kind text)
+LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT coalesce(string_agg(
-      tag || factlib.varint(octet_length(pair)) || pair, ''::bytea ORDER BY key), '')
-    FROM (SELECT convert_to(key, 'UTF8') AS key,
-                 factlib.field('\x0a', convert_to(key, 'UTF8')) || factlib.field('\x12', convert_to(value, 'UTF8')) AS pair
-            FROM jsonb_each_text(entries)) AS entry;
+  SELECT convert_to(key, 'UTF8'), convert_to(value #>> '{}', 'UTF8'), jsonb_typeof(value)
+    FROM jsonb_each(metadata) ORDER BY 1;
 END;
-COMMENT ON FUNCTION factlib.map IS 'A map of strings, sorted by the bytes of its keys';
 
-CREATE OR REPLACE FUNCTION factlib.trace(traceparent text, tracestate text) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE
-  WHEN traceparent ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
-    factlib.field('\x42',
-      factlib.field('\x0a', convert_to(substr(traceparent, 4, 32), 'UTF8'))
-      || factlib.field('\x12', convert_to(substr(traceparent, 37, 16), 'UTF8'))
-      || factlib.map('\x1a', CASE WHEN tracestate <> ''
-           THEN jsonb_build_object('traceparent', traceparent, 'tracestate', tracestate)
-           ELSE jsonb_build_object('traceparent', traceparent) END))
-  ELSE ''
-END;
-COMMENT ON FUNCTION factlib.trace IS 'Field 8, of W3C trace context; nothing where that is malformed, as W3C says';
+CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans: ';
+  bytes bytea := '';
+  entry bytea;
+  key bytea;
+  value bytea;
+  kind text := jsonb_typeof(metadata);
+BEGIN
+  IF kind <> 'object' THEN
+    PERFORM factlib._refuse(wanted || 'it is ' || factlib._article(kind));
+  END IF;
+  FOR key, value, kind IN SELECT e.key, e.value, e.kind FROM factlib._entries(metadata) AS e LOOP
+    IF kind IN ('null', 'object', 'array') THEN
+      PERFORM factlib._refuse(wanted
+        || format('key "%s" is %s', left(convert_from(key, 'UTF8'), 100), factlib._article(kind)));
+    END IF;
+    entry := factlib._field('\x0a', key) || factlib._field('\x12', value);
+    bytes := bytes || '\x3a' || factlib._length(octet_length(entry)) || entry;
+  END LOOP;
+  RETURN bytes;
+END $$;
+COMMENT ON FUNCTION factlib._metadata(jsonb) IS 'Field 7, sorted by the bytes of its keys';
 
-CREATE OR REPLACE FUNCTION factlib.envelope(
-  id text, aggregate_type text, aggregate_id text, event_type text, payload bytea, created_at timestamptz,
-  metadata jsonb, traceparent text, tracestate text
-) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE
-RETURN factlib.field('\x0a', convert_to(id, 'UTF8'))
-  || factlib.field('\x12', convert_to(aggregate_type, 'UTF8'))
-  || factlib.field('\x1a', convert_to(aggregate_id, 'UTF8'))
-  || factlib.field('\x22', convert_to(event_type, 'UTF8'))
-  || factlib.field('\x2a', payload)
-  || (factlib.created_at(created_at)
-      || CASE WHEN metadata <> '{}' THEN factlib.map('\x3a', metadata) ELSE '' END
-      || CASE WHEN traceparent <> '' THEN factlib.trace(traceparent, tracestate) ELSE '' END);
-COMMENT ON FUNCTION factlib.envelope IS 'The protobuf message OutboxEvent, fields in order, empty ones left out';
+CREATE OR REPLACE FUNCTION factlib._has_trace() RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE
+RETURN octet_length(current_setting('factlib.traceparent', true)) > 0;
+
+CREATE OR REPLACE FUNCTION factlib._trace() RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  -- 00 - trace id - span id - flags; https://www.w3.org/TR/trace-context/#traceparent-header
+  traceparent CONSTANT text COLLATE "C" := current_setting('factlib.traceparent', true);
+  tracestate CONSTANT bytea := convert_to(current_setting('factlib.tracestate', true), 'UTF8');
+  entry bytea;
+  bytes bytea;
+BEGIN
+  IF traceparent !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+    RETURN '';
+  END IF;
+  entry := factlib._field('\x0a', 'traceparent') || factlib._field('\x12', convert_to(traceparent, 'UTF8'));
+  bytes := factlib._field('\x0a', convert_to(substr(traceparent, 4, 32), 'UTF8'))
+    || factlib._field('\x12', convert_to(substr(traceparent, 37, 16), 'UTF8')) || factlib._field('\x1a', entry);
+  IF octet_length(tracestate) > 0 THEN
+    entry := factlib._field('\x0a', 'tracestate') || factlib._field('\x12', tracestate);
+    bytes := bytes || factlib._field('\x1a', entry);
+  END IF;
+  RETURN factlib._field('\x42', bytes);
+END $$;
+COMMENT ON FUNCTION factlib._trace() IS 'Field 8; nothing where the settings are no trace context';
+
+CREATE OR REPLACE FUNCTION factlib._is_empty(metadata jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN metadata IS NULL OR metadata = '{}';
+
+CREATE OR REPLACE FUNCTION factlib._is_empty(envelope bytea) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(octet_length(envelope), 0) = 0;
+
+CREATE OR REPLACE FUNCTION factlib._envelope(names bytea, payload bytea, micros bigint, metadata bytea, trace bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN names || factlib._field('\x2a', payload) || (factlib._created_at(micros) || metadata || trace);
 
 ---------------------------------------------------------------------------------------------------
 -- Ids: UUIDs of version 7, https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7
+--
+-- Sixty bits of time: milliseconds, and behind the version 1/4096 of them. The rest is random.
 
-CREATE OR REPLACE FUNCTION factlib.uuid_v7(t timestamptz) RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN encode(
-  overlay(overlay(uuid_send(gen_random_uuid())
-    PLACING substring(int8send((extract(epoch FROM t) * 1000)::bigint) FROM 3) FROM 1 FOR 6)
-    PLACING '\x70' FROM 7 FOR 1), 'hex')::uuid;
-COMMENT ON FUNCTION factlib.uuid_v7 IS 'A new UUID of version 7';
+CREATE OR REPLACE FUNCTION factlib._uuid7(digits text) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN substr(digits, 2, 8) || '-' || substr(digits, 10, 4) || '-7' || substr(digits, 14, 3) || substr(gen_random_uuid()::text, 19);
+COMMENT ON FUNCTION factlib._uuid7(text) IS 'A UUID of version 7 at this time, fifteen hexadecimal digits behind one more';
+
+CREATE OR REPLACE FUNCTION factlib._id(id text, micros bigint) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN CASE WHEN octet_length(id) > 0 THEN id
+  -- micros * 4096 / 1000; the added bit keeps leading zeros.
+  ELSE factlib._uuid7(to_hex((1::bigint << 60) | (micros * 512 / 125))) END;
+COMMENT ON FUNCTION factlib._id(text, bigint) IS 'The id, or a new one';
 
 ---------------------------------------------------------------------------------------------------
--- What is refused
+-- Checks: one expression says whether all is well; which sentence it is, is found out only if not.
 
-CREATE OR REPLACE FUNCTION factlib.setting(name text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN nullif(current_setting('factlib.' || name, true), '');
-COMMENT ON FUNCTION factlib.setting IS 'The setting factlib.<name>; null where it is not set';
+CREATE OR REPLACE FUNCTION factlib._refuse(message text, errcode text DEFAULT 'invalid_parameter_value') RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION USING MESSAGE = message, ERRCODE = errcode;
+END $$;
 
-CREATE OR REPLACE FUNCTION factlib.cut(value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN left(value, 100) || CASE WHEN length(value) > 100 THEN '…' ELSE '' END;
+CREATE OR REPLACE FUNCTION factlib._article(kind text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE kind WHEN 'null' THEN 'null' WHEN 'object' THEN 'an object' WHEN 'array' THEN 'an array' ELSE 'a ' || kind END;
 
-CREATE OR REPLACE FUNCTION factlib.is_valid(
-  prefix text, aggregate_type text, aggregate_id text, event_type text, metadata jsonb, created_at timestamptz
+-- Bytes are counted and collations are named, because under some of those an empty text equals others.
+CREATE OR REPLACE FUNCTION factlib._is_valid(
+  prefix text, aggregate_type text, aggregate_id text, event_type text, created_at timestamptz
 ) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN coalesce(
-  prefix ~ '^[A-Za-z0-9._-]+$' AND aggregate_type ~ '^[A-Za-z0-9._-]+$'
-  AND aggregate_id <> '' AND event_type <> ''
-  AND length(prefix) + length(aggregate_type) < 249
-  AND (metadata IS NULL OR metadata = '{}'
-       OR jsonb_typeof(metadata) = 'object'
-          AND NOT jsonb_path_exists(metadata, 'strict $.* ? (@.type() == "null" || @.type() == "object" || @.type() == "array")'))
-  AND (created_at IS NULL OR isfinite(created_at)), false);
+  prefix COLLATE "C" ~ '^[A-Za-z0-9._-]+$' AND aggregate_type COLLATE "C" ~ '^[A-Za-z0-9._-]+$'
+  AND octet_length(aggregate_id) > 0 AND octet_length(event_type) > 0
+  AND octet_length(prefix) + octet_length(aggregate_type) < 249
+  AND (created_at IS NULL OR created_at < '294247-01-01 00:00:00+00' AND isfinite(created_at)), false);
 
-CREATE OR REPLACE FUNCTION factlib.refuse(
-  prefix text, aggregate_type text, aggregate_id text, event_type text, metadata jsonb, created_at timestamptz
+CREATE OR REPLACE FUNCTION factlib._say_why(
+  prefix text, aggregate_type text, aggregate_id text, event_type text, created_at timestamptz
 ) RETURNS void LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  letters CONSTANT text := '%s "%s" cannot be part of a topic''s name: only letters, digits, ''.'', ''_'' and ''-'' can';
   topic CONSTANT text := concat(prefix, '.', aggregate_type);
-  wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans';
-  reason text;
 BEGIN
-  reason := CASE
-    WHEN prefix IS NULL OR prefix = '' THEN 'prefix is empty: pass it, or set factlib.prefix'
-    WHEN prefix !~ '^[A-Za-z0-9._-]+$' THEN
-      format('prefix "%s" cannot be part of a topic''s name: only letters, digits, ''.'', ''_'' and ''-'' can', factlib.cut(prefix))
-    WHEN aggregate_type !~ '^[A-Za-z0-9._-]*$' THEN
-      format('aggregate_type "%s" cannot be part of a topic''s name: only letters, digits, ''.'', ''_'' and ''-'' can', factlib.cut(aggregate_type))
-    WHEN coalesce(aggregate_type, '') = '' THEN 'aggregate_type is empty'
-    WHEN coalesce(aggregate_id, '') = '' THEN 'aggregate_id is empty'
-    WHEN coalesce(event_type, '') = '' THEN 'event_type is empty'
+  PERFORM factlib._refuse(CASE
+    WHEN coalesce(octet_length(prefix), 0) = 0 THEN
+      'prefix is empty: pass it, or set factlib.prefix'
+    WHEN prefix COLLATE "C" !~ '^[A-Za-z0-9._-]+$' THEN
+      format(letters, 'prefix', left(prefix, 100))
+    WHEN aggregate_type COLLATE "C" !~ '^[A-Za-z0-9._-]*$' THEN
+      format(letters, 'aggregate_type', left(aggregate_type, 100))
+    WHEN coalesce(octet_length(aggregate_type), 0) = 0 THEN
+      'aggregate_type is empty'
+    WHEN coalesce(octet_length(aggregate_id), 0) = 0 THEN
+      'aggregate_id is empty'
+    WHEN coalesce(octet_length(event_type), 0) = 0 THEN
+      'event_type is empty'
     WHEN length(topic) > 249 THEN
-      format('topic "%s" has %s characters, and Kafka takes at most 249', factlib.cut(topic), length(topic))
-    WHEN jsonb_typeof(metadata) <> 'object' THEN
-      wanted || ': it is ' || factlib.kind(metadata)
-    WHEN created_at IN ('infinity', '-infinity') THEN
-      format('created_at is %s, which is no time', created_at)
-    ELSE (
-      SELECT format('%s: key "%s" is %s', wanted, factlib.cut(key), factlib.kind(value))
-        FROM jsonb_each(metadata) WHERE jsonb_typeof(value) IN ('null', 'object', 'array')
-        ORDER BY convert_to(key, 'UTF8') LIMIT 1)
-  END;
-  RAISE EXCEPTION USING MESSAGE = reason, ERRCODE = 'invalid_parameter_value';
+      format('topic "%s" has %s characters, and Kafka takes at most 249', left(topic, 100), length(topic))
+    ELSE
+      format('created_at is %s: a time before the year 294247 is wanted', created_at)
+  END);
 END $$;
 
-CREATE OR REPLACE FUNCTION factlib.kind(value jsonb) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE jsonb_typeof(value)
-  WHEN 'null' THEN 'null' WHEN 'object' THEN 'an object' WHEN 'array' THEN 'an array'
-  ELSE 'a ' || jsonb_typeof(value) END;
+CREATE OR REPLACE FUNCTION factlib._prefix(prefix text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN octet_length(prefix) > 0 THEN prefix ELSE current_setting('factlib.prefix', true) END;
 
-CREATE OR REPLACE FUNCTION factlib.max_record_bytes() RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce(nullif(current_setting('factlib.max_record_bytes', true), '')::bigint, 1048576);
-
-CREATE OR REPLACE FUNCTION factlib.refuse_size(bytes bigint) RETURNS void LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION factlib._set_max_record_bytes() RETURNS bigint LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  setting CONSTANT text COLLATE "C" := current_setting('factlib.max_record_bytes', true);
 BEGIN
-  RAISE EXCEPTION 'fact of % bytes as a Kafka record, more than factlib.max_record_bytes (%)', bytes, factlib.max_record_bytes()
-    USING ERRCODE = 'program_limit_exceeded';
+  IF setting !~ '^[0-9]{1,18}$' THEN
+    PERFORM factlib._refuse(format('factlib.max_record_bytes is "%s": a number of bytes is wanted', left(setting, 100)));
+  END IF;
+  RETURN setting;
 END $$;
 
-CREATE OR REPLACE FUNCTION factlib.refuse_role(prefix text) RETURNS void LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION factlib._max_record_bytes() RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN octet_length(current_setting('factlib.max_record_bytes', true)) > 0
+  THEN factlib._set_max_record_bytes()
+  -- Kafka's max.message.bytes is 1048588 unless said.
+  ELSE 1048576 END;
+
+-- Key and headers repeat what is in the envelope, but for the payload; names and lengths take the rest.
+CREATE OR REPLACE FUNCTION factlib._record_bytes(envelope bytea, payload bytea) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 2 * octet_length(envelope)::bigint - coalesce(octet_length(payload), 0) + 1024;
+COMMENT ON FUNCTION factlib._record_bytes(bytea, bytea) IS 'So many bytes at most has the record in Kafka';
+
+CREATE OR REPLACE FUNCTION factlib._is_too_large(envelope bytea, payload bytea) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN factlib._record_bytes(envelope, payload) > factlib._max_record_bytes();
+
+CREATE OR REPLACE FUNCTION factlib._say_size(envelope bytea, payload bytea) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RAISE EXCEPTION 'role "%" may not emit with prefix "%"', session_user, factlib.cut(prefix)
-    USING ERRCODE = 'insufficient_privilege';
+  PERFORM factlib._refuse(
+    format('fact of %s bytes as a Kafka record, more than factlib.max_record_bytes (%s)',
+           factlib._record_bytes(envelope, payload), factlib._max_record_bytes()),
+    'program_limit_exceeded');
 END $$;
 
 ---------------------------------------------------------------------------------------------------
--- The guard: which role may emit with which prefix
+-- The guard: which role may emit with which prefix. Off unless factlib.guard(true) is called.
 
 CREATE TABLE IF NOT EXISTS factlib.prefix_grant (
   role name NOT NULL,
-  prefix text NOT NULL,
+  prefix text COLLATE "C" NOT NULL,
   PRIMARY KEY (role, prefix)
 );
-COMMENT ON TABLE factlib.prefix_grant IS 'Who may emit with which prefix, while factlib.guard is on: the role, and its members';
+COMMENT ON TABLE factlib.prefix_grant IS 'Who may emit with which prefix while factlib.guard is on: the role and its members';
 
--- Is it SECURITY DEFINER, the guard is on: a later run of this file finds it so, and keeps it.
+-- guard() replaces it: here it is only made, so that a later run of this file leaves the guard on.
 DO $$
 BEGIN
-  IF to_regprocedure('factlib.may_emit(text)') IS NULL THEN
-    CREATE FUNCTION factlib.may_emit(prefix text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
+  IF to_regprocedure('factlib._may_emit(text)') IS NULL THEN
+    CREATE FUNCTION factlib._may_emit(prefix text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
   END IF;
 END $$;
 
-CREATE OR REPLACE FUNCTION factlib.guarded() RETURNS boolean LANGUAGE sql STABLE
-RETURN (SELECT prosecdef FROM pg_proc WHERE oid = 'factlib.may_emit(text)'::regprocedure);
-COMMENT ON FUNCTION factlib.guarded IS 'Whether factlib.guard is on';
+CREATE OR REPLACE FUNCTION factlib.guard() RETURNS boolean LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT prosecdef FROM pg_proc WHERE oid = 'factlib._may_emit(text)'::regprocedure;
+END;
+COMMENT ON FUNCTION factlib.guard() IS 'Whether only roles in factlib.prefix_grant may emit, each with its prefixes';
 
+-- SECURITY DEFINER, so that those who emit need no right to call pg_logical_emit_message.
 CREATE OR REPLACE FUNCTION factlib.guard("on" boolean) RETURNS void LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $do$
+SET search_path = pg_catalog, pg_temp AS $guard$
 BEGIN
   IF "on" THEN
-    CREATE OR REPLACE FUNCTION factlib.may_emit(prefix text) RETURNS boolean
-      LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    CREATE OR REPLACE FUNCTION factlib._may_emit(prefix text) RETURNS boolean LANGUAGE plpgsql STABLE
+    SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
       RETURN EXISTS (
         SELECT FROM factlib.prefix_grant AS g JOIN pg_roles AS r ON r.rolname = g.role
-         WHERE g.prefix = may_emit.prefix AND pg_has_role(session_user, r.oid, 'MEMBER'));
+         WHERE g.prefix = _may_emit.prefix AND pg_has_role(session_user, r.oid, 'MEMBER'));
     END $$;
     ALTER FUNCTION factlib.emit(text, text, text, bytea, jsonb, text, text, timestamptz) SECURITY DEFINER;
     ALTER FUNCTION factlib.emit_envelope(text, bytea) SECURITY DEFINER;
   ELSE
-    CREATE OR REPLACE FUNCTION factlib.may_emit(prefix text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
+    CREATE OR REPLACE FUNCTION factlib._may_emit(prefix text) RETURNS boolean LANGUAGE sql STABLE RETURN true;
     ALTER FUNCTION factlib.emit(text, text, text, bytea, jsonb, text, text, timestamptz) SECURITY INVOKER;
     ALTER FUNCTION factlib.emit_envelope(text, bytea) SECURITY INVOKER;
   END IF;
-END $do$;
-COMMENT ON FUNCTION factlib.guard IS 'Turns on or off that only roles of factlib.prefix_grant may emit, by their prefixes';
+END $guard$;
+COMMENT ON FUNCTION factlib.guard(boolean) IS 'From now on only roles in factlib.prefix_grant may emit, each with its prefixes; or all roles again';
+
+CREATE OR REPLACE FUNCTION factlib._say_role(prefix text) RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM factlib._refuse(format('role "%s" may not emit with prefix "%s"', session_user, left(prefix, 100)),
+    'insufficient_privilege');
+END $$;
 
 ---------------------------------------------------------------------------------------------------
 -- Emitting
@@ -268,83 +357,97 @@ BEGIN
     CREATE TYPE factlib.emitted AS (id text, lsn pg_lsn);
   END IF;
 END $$;
-COMMENT ON TYPE factlib.emitted IS 'What factlib.emit returns: the id of the fact, and the LSN of its message, for tracing';
-
-CREATE OR REPLACE FUNCTION factlib.record_bytes(envelope bytea, payload bytea) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN 2 * octet_length(envelope)::bigint - coalesce(octet_length(payload), 0) + 1024;
-
-CREATE OR REPLACE FUNCTION factlib.exceeds(bytes bigint, most bigint) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN bytes > most;
-
-CREATE OR REPLACE FUNCTION factlib.or_setting(value text, name text) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE WHEN value <> '' THEN value ELSE nullif(current_setting('factlib.' || name, true), '') END;
-
-CREATE OR REPLACE FUNCTION factlib.or_new_id(value text) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN CASE WHEN value <> '' THEN value ELSE factlib.uuid_v7(clock_timestamp())::text END;
+COMMENT ON TYPE factlib.emitted IS 'The id of the fact, and where its message lies in the write-ahead log, for tracing';
 
 CREATE OR REPLACE FUNCTION factlib.emit(
   aggregate_type text, aggregate_id text, event_type text, payload bytea,
   metadata jsonb DEFAULT '{}', prefix text DEFAULT NULL, id text DEFAULT NULL, created_at timestamptz DEFAULT NULL
 ) RETURNS factlib.emitted LANGUAGE plpgsql AS $$
 DECLARE
-  content pg_catalog.bytea;
-  bytes pg_catalog.int8;
+  now CONSTANT pg_catalog.int8 := factlib._micros(pg_catalog.clock_timestamp());
+  created pg_catalog.int8 := now;
+  entries pg_catalog.bytea := '';
+  envelope pg_catalog.bytea;
 BEGIN
-  prefix := factlib.or_setting(prefix, 'prefix');
-  IF NOT factlib.is_valid(prefix, aggregate_type, aggregate_id, event_type, metadata, created_at) THEN
-    PERFORM factlib.refuse(prefix, aggregate_type, aggregate_id, event_type, metadata, created_at);
-  ELSIF NOT factlib.may_emit(prefix) THEN
-    PERFORM factlib.refuse_role(prefix);
+  prefix := factlib._prefix(prefix);
+  IF NOT factlib._is_valid(prefix, aggregate_type, aggregate_id, event_type, created_at) THEN
+    PERFORM factlib._say_why(prefix, aggregate_type, aggregate_id, event_type, created_at);
   END IF;
-  created_at := coalesce(created_at, pg_catalog.clock_timestamp());
-  id := factlib.or_new_id(id);
-  content := factlib.envelope(id, aggregate_type, aggregate_id, event_type, payload, created_at, metadata,
-    factlib.setting('traceparent'), factlib.setting('tracestate'));
-  bytes := factlib.record_bytes(content, payload);
-  IF factlib.exceeds(bytes, factlib.max_record_bytes()) THEN
-    PERFORM factlib.refuse_size(bytes);
+  IF NOT factlib._is_empty(metadata) THEN
+    entries := factlib._metadata(metadata);
   END IF;
-  RETURN ROW(id, pg_catalog.pg_logical_emit_message(true, prefix, content))::factlib.emitted;
+  IF NOT factlib._may_emit(prefix) THEN
+    PERFORM factlib._say_role(prefix);
+  END IF;
+  IF created_at IS NOT NULL THEN
+    created := factlib._micros(created_at);
+  END IF;
+  id := factlib._id(id, now);
+  envelope := factlib._envelope(
+    CASE WHEN factlib._is_short(id, aggregate_type, aggregate_id, event_type)
+      THEN factlib._short_names(id, aggregate_type, aggregate_id, event_type)
+      ELSE factlib._long_names(id, aggregate_type, aggregate_id, event_type) END,
+    payload, created, entries,
+    CASE WHEN factlib._has_trace() THEN factlib._trace() ELSE '' END);
+  IF factlib._is_too_large(envelope, payload) THEN
+    PERFORM factlib._say_size(envelope, payload);
+  END IF;
+  RETURN ROW(id, pg_catalog.pg_logical_emit_message(true, prefix, envelope))::factlib.emitted;
 END $$;
-COMMENT ON FUNCTION factlib.emit(text, text, text, bytea, jsonb, text, text, timestamptz) IS
-  'Emits a fact in this transaction. id, lsn: SELECT id, lsn FROM factlib.emit(...). Settings: factlib.prefix, factlib.traceparent, factlib.tracestate, factlib.max_record_bytes';
 
 CREATE OR REPLACE FUNCTION factlib.emit(
   aggregate_type text, aggregate_id text, event_type text, payload text,
   metadata jsonb DEFAULT '{}', prefix text DEFAULT NULL, id text DEFAULT NULL, created_at timestamptz DEFAULT NULL
 ) RETURNS factlib.emitted LANGUAGE sql
 RETURN factlib.emit(aggregate_type, aggregate_id, event_type, convert_to(payload, 'UTF8'), metadata, prefix, id, created_at);
-COMMENT ON FUNCTION factlib.emit(text, text, text, text, jsonb, text, text, timestamptz) IS
-  'Emits a fact whose payload is this text, in UTF-8';
 
 CREATE OR REPLACE FUNCTION factlib.emit(
   aggregate_type text, aggregate_id text, event_type text, payload jsonb,
   metadata jsonb DEFAULT '{}', prefix text DEFAULT NULL, id text DEFAULT NULL, created_at timestamptz DEFAULT NULL
 ) RETURNS factlib.emitted LANGUAGE sql
 RETURN factlib.emit(aggregate_type, aggregate_id, event_type, convert_to(payload::text, 'UTF8'), metadata, prefix, id, created_at);
-COMMENT ON FUNCTION factlib.emit(text, text, text, jsonb, jsonb, text, text, timestamptz) IS
-  'Emits a fact whose payload is this JSON, as its text in UTF-8';
 
-CREATE OR REPLACE FUNCTION factlib.is_valid_prefix(prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN coalesce(prefix ~ '^[A-Za-z0-9._-]+$' AND length(prefix) < 248, false);
+CREATE OR REPLACE FUNCTION factlib.emit(
+  aggregate_type text, aggregate_id text, event_type text, payload json,
+  metadata jsonb DEFAULT '{}', prefix text DEFAULT NULL, id text DEFAULT NULL, created_at timestamptz DEFAULT NULL
+) RETURNS factlib.emitted LANGUAGE sql
+RETURN factlib.emit(aggregate_type, aggregate_id, event_type, convert_to(payload::text, 'UTF8'), metadata, prefix, id, created_at);
 
 CREATE OR REPLACE FUNCTION factlib.emit_envelope(prefix text, envelope bytea) RETURNS pg_lsn LANGUAGE plpgsql AS $$
-DECLARE
-  bytes CONSTANT pg_catalog.int8 := factlib.record_bytes(envelope, envelope);
 BEGIN
-  prefix := factlib.or_setting(prefix, 'prefix');
-  IF NOT factlib.is_valid_prefix(prefix) THEN
-    PERFORM factlib.refuse(prefix, 'x', 'x', 'x', '{}', NULL);
-  ELSIF NOT factlib.may_emit(prefix) THEN
-    PERFORM factlib.refuse_role(prefix);
-  ELSIF factlib.exceeds(bytes, factlib.max_record_bytes()) THEN
-    PERFORM factlib.refuse_size(bytes);
+  prefix := factlib._prefix(prefix);
+  IF NOT factlib._is_valid(prefix, '-', '-', '-', NULL) THEN
+    PERFORM factlib._say_why(prefix, '-', '-', '-', NULL);
+  ELSIF factlib._is_empty(envelope) THEN
+    PERFORM factlib._refuse('envelope is empty');
+  ELSIF NOT factlib._may_emit(prefix) THEN
+    PERFORM factlib._say_role(prefix);
+  ELSIF factlib._is_too_large(envelope, envelope) THEN
+    PERFORM factlib._say_size(envelope, envelope);
   END IF;
   RETURN pg_catalog.pg_logical_emit_message(true, prefix, envelope);
 END $$;
-COMMENT ON FUNCTION factlib.emit_envelope IS 'Emits an envelope that was encoded elsewhere, in this transaction; it is not looked into';
+COMMENT ON FUNCTION factlib.emit_envelope(text, bytea) IS
+  'Emits an envelope that the caller has encoded, in this transaction, without looking into it; its LSN, for tracing';
+
+DO $$
+DECLARE
+  emit regprocedure;
+BEGIN
+  FOR emit IN SELECT oid FROM pg_proc WHERE pronamespace = 'factlib'::regnamespace AND proname = 'emit' LOOP
+    EXECUTE format('COMMENT ON FUNCTION %s IS %L', emit, $c$Emits a fact in this transaction: SELECT id, lsn FROM factlib.emit(...)
+
+payload     bytes as they are; text, json and jsonb as text in UTF-8; null: none
+metadata    an object of strings, numbers and booleans
+prefix      none: the setting factlib.prefix
+id          none: a UUID of version 7
+created_at  none: now
+trace       the settings factlib.traceparent and factlib.tracestate, of this transaction's span
+
+What no relay could publish is refused: empty fields, what cannot be a topic's name, and a fact
+that may be larger in Kafka than factlib.max_record_bytes (1048576).$c$);
+  END LOOP;
+END $$;
 
 ---------------------------------------------------------------------------------------------------
 -- And then
@@ -352,21 +455,33 @@ COMMENT ON FUNCTION factlib.emit_envelope IS 'Emits an envelope that was encoded
 CREATE OR REPLACE FUNCTION factlib.published(lsn pg_lsn, slot text DEFAULT 'factlib_slot') RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  confirmed pg_lsn := (SELECT confirmed_flush_lsn FROM pg_replication_slots
-                        WHERE slot_name = slot AND database = current_database());
+  confirmed CONSTANT pg_lsn := (
+    SELECT s.confirmed_flush_lsn FROM pg_replication_slots AS s
+     WHERE s.slot_name = slot AND s.database = current_database());
 BEGIN
   IF confirmed IS NULL THEN
-    RAISE EXCEPTION 'this database has no logical replication slot "%"', factlib.cut(slot)
-      USING ERRCODE = 'undefined_object';
+    PERFORM factlib._refuse(format('this database has no logical replication slot "%s"', left(slot, 100)), 'undefined_object');
   END IF;
   RETURN confirmed >= lsn;
 END $$;
-COMMENT ON FUNCTION factlib.published IS
-  'Whether everything committed before lsn is in Kafka: give it pg_current_wal_insert_lsn(), read after COMMIT';
+COMMENT ON FUNCTION factlib.published(pg_lsn, text) IS
+  'Is everything that was committed before lsn in Kafka? Give it pg_current_wal_insert_lsn(), read after COMMIT';
 
-CREATE OR REPLACE FUNCTION factlib.version() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '1.0';
-COMMENT ON FUNCTION factlib.version IS 'The version of these functions';
-
-SELECT factlib.guard(factlib.guarded());
+-- Later runs leave alone what was granted and revoked since; what is only for these functions has no rights to give.
+DO $$
+DECLARE
+  name regprocedure;
+BEGIN
+  IF current_setting('factlib.is_new', true) = 'true' THEN
+    GRANT USAGE ON SCHEMA factlib TO PUBLIC;
+    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA factlib TO PUBLIC;
+    REVOKE EXECUTE ON FUNCTION factlib.guard(boolean) FROM PUBLIC;
+  END IF;
+  FOR name IN SELECT oid FROM pg_proc WHERE pronamespace = 'factlib'::regnamespace AND proname LIKE '\_%' LOOP
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', name);
+  END LOOP;
+  -- The functions were made anew, without what it changes in them.
+  PERFORM factlib.guard(factlib.guard());
+END $$;
 
 COMMIT;
