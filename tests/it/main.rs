@@ -14,6 +14,8 @@ mod compression;
 mod crash;
 mod delivery;
 mod documents;
+mod emit_sql;
+mod envelopes;
 mod examples;
 mod failover;
 mod heal;
