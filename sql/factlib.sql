@@ -37,7 +37,8 @@ BEGIN
       USING ERRCODE = 'insufficient_privilege', HINT = format('SET ROLE %I; and then again', owner);
   END IF;
 END $$;
-COMMENT ON SCHEMA factlib IS 'Facts for OwlPost, emitted from SQL: \df+ factlib.emit';
+-- owlpost reads the version here, so as to run no function that it does not know.
+COMMENT ON SCHEMA factlib IS 'factlib 1.0.0: facts for OwlPost, emitted from SQL; see \df+ factlib.emit';
 
 CREATE OR REPLACE FUNCTION factlib.version() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN '1.0.0';
@@ -73,9 +74,23 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION factlib._length(int) IS 'The same, fast where the number is small';
 
+CREATE OR REPLACE FUNCTION factlib._delimited(tag bytea, value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN tag || factlib._length(octet_length(value)) || value;
+COMMENT ON FUNCTION factlib._delimited(bytea, bytea) IS 'A field of text or bytes';
+
 CREATE OR REPLACE FUNCTION factlib._field(tag bytea, value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN octet_length(value) > 0 THEN tag || factlib._length(octet_length(value)) || value ELSE '' END;
+RETURN CASE WHEN octet_length(value) > 0 THEN factlib._delimited(tag, value) ELSE '' END;
 COMMENT ON FUNCTION factlib._field(bytea, bytea) IS 'A field of text or bytes; nothing where the value is empty or null';
+
+-- Not inlined: what makes the pair would stand in it for each use of its length.
+CREATE OR REPLACE FUNCTION factlib._entry(tag bytea, key bytea, value bytea) RETURNS bytea
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+  pair CONSTANT pg_catalog.bytea := pg_catalog.byteacat(factlib._field('\x0a', key), factlib._field('\x12', value));
+BEGIN
+  RETURN factlib._delimited(tag, pair);
+END $$;
+COMMENT ON FUNCTION factlib._entry(bytea, bytea, bytea) IS 'An entry of a map of strings';
 
 -- Fields 1 to 4 in UTF-8. In the usual case each is as long as it is in the server's encoding and its
 -- length is one ASCII character, so that all of it is one text.
@@ -124,10 +139,11 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION factlib._created_at(bigint) IS 'Field 6';
 
-CREATE OR REPLACE FUNCTION factlib._entries(metadata jsonb) RETURNS TABLE (key bytea, value bytea, kind text)
+CREATE OR REPLACE FUNCTION factlib._entries(metadata jsonb) RETURNS TABLE (key bytea, value bytea, kind text, is_valid boolean)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT convert_to(key, 'UTF8'), convert_to(value #>> '{}', 'UTF8'), jsonb_typeof(value)
+  SELECT convert_to(key, 'UTF8'), convert_to(value #>> '{}', 'UTF8'), jsonb_typeof(value),
+         jsonb_typeof(value) IN ('string', 'number', 'boolean')
     FROM jsonb_each(metadata) ORDER BY 1;
 END;
 
@@ -135,23 +151,18 @@ CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGU
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans: ';
-  bytes bytea := '';
-  entry bytea;
-  key bytea;
-  value bytea;
-  kind text := jsonb_typeof(metadata);
+  bytes bytea;
+  is_valid boolean;
 BEGIN
-  IF kind <> 'object' THEN
-    PERFORM factlib._refuse(wanted || 'it is ' || factlib._article(kind));
+  IF jsonb_typeof(metadata) <> 'object' THEN
+    PERFORM factlib._refuse(wanted || 'it is ' || factlib._article(jsonb_typeof(metadata)));
   END IF;
-  FOR key, value, kind IN SELECT e.key, e.value, e.kind FROM factlib._entries(metadata) AS e LOOP
-    IF kind IN ('null', 'object', 'array') THEN
-      PERFORM factlib._refuse(wanted
-        || format('key "%s" is %s', left(convert_from(key, 'UTF8'), 100), factlib._article(kind)));
-    END IF;
-    entry := factlib._field('\x0a', key) || factlib._field('\x12', value);
-    bytes := bytes || '\x3a' || factlib._length(octet_length(entry)) || entry;
-  END LOOP;
+  SELECT coalesce(string_agg(factlib._entry('\x3a', e.key, e.value), ''), ''), bool_and(e.is_valid)
+    INTO bytes, is_valid FROM factlib._entries(metadata) AS e;
+  IF NOT is_valid THEN
+    PERFORM factlib._refuse(wanted || format('key "%s" is %s', left(convert_from(e.key, 'UTF8'), 100), factlib._article(e.kind)))
+       FROM factlib._entries(metadata) AS e WHERE NOT e.is_valid LIMIT 1;
+  END IF;
   RETURN bytes;
 END $$;
 COMMENT ON FUNCTION factlib._metadata(jsonb) IS 'Field 7, sorted by the bytes of its keys';
@@ -165,20 +176,18 @@ DECLARE
   -- 00 - trace id - span id - flags; https://www.w3.org/TR/trace-context/#traceparent-header
   traceparent CONSTANT text COLLATE "C" := current_setting('factlib.traceparent', true);
   tracestate CONSTANT bytea := convert_to(current_setting('factlib.tracestate', true), 'UTF8');
-  entry bytea;
   bytes bytea;
 BEGIN
   IF traceparent !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
     RETURN '';
   END IF;
-  entry := factlib._field('\x0a', 'traceparent') || factlib._field('\x12', convert_to(traceparent, 'UTF8'));
   bytes := factlib._field('\x0a', convert_to(substr(traceparent, 4, 32), 'UTF8'))
-    || factlib._field('\x12', convert_to(substr(traceparent, 37, 16), 'UTF8')) || factlib._field('\x1a', entry);
+    || factlib._field('\x12', convert_to(substr(traceparent, 37, 16), 'UTF8'))
+    || factlib._entry('\x1a', 'traceparent', convert_to(traceparent, 'UTF8'));
   IF octet_length(tracestate) > 0 THEN
-    entry := factlib._field('\x0a', 'tracestate') || factlib._field('\x12', tracestate);
-    bytes := bytes || factlib._field('\x1a', entry);
+    bytes := bytes || factlib._entry('\x1a', 'tracestate', tracestate);
   END IF;
-  RETURN factlib._field('\x42', bytes);
+  RETURN factlib._delimited('\x42', bytes);
 END $$;
 COMMENT ON FUNCTION factlib._trace() IS 'Field 8; nothing where the settings are no trace context';
 
@@ -282,9 +291,10 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 2 * octet_length(envelope)::bigint - coalesce(octet_length(payload), 0) + 1024;
 COMMENT ON FUNCTION factlib._record_bytes(bytea, bytea) IS 'So many bytes at most has the record in Kafka';
 
-CREATE OR REPLACE FUNCTION factlib._is_too_large(envelope bytea, payload bytea) RETURNS boolean
+-- Nothing at all does not fit either: pg_logical_emit_message would pass it over without a word.
+CREATE OR REPLACE FUNCTION factlib._fits(envelope bytea, payload bytea) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN factlib._record_bytes(envelope, payload) > factlib._max_record_bytes();
+RETURN coalesce(factlib._record_bytes(envelope, payload) <= factlib._max_record_bytes(), false);
 
 CREATE OR REPLACE FUNCTION factlib._say_size(envelope bytea, payload bytea) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -389,7 +399,7 @@ BEGIN
       ELSE factlib._long_names(id, aggregate_type, aggregate_id, event_type) END,
     payload, created, entries,
     CASE WHEN factlib._has_trace() THEN factlib._trace() ELSE '' END);
-  IF factlib._is_too_large(envelope, payload) THEN
+  IF NOT factlib._fits(envelope, payload) THEN
     PERFORM factlib._say_size(envelope, payload);
   END IF;
   RETURN ROW(id, pg_catalog.pg_logical_emit_message(true, prefix, envelope))::factlib.emitted;
@@ -422,7 +432,7 @@ BEGIN
     PERFORM factlib._refuse('envelope is empty');
   ELSIF NOT factlib._may_emit(prefix) THEN
     PERFORM factlib._say_role(prefix);
-  ELSIF factlib._is_too_large(envelope, envelope) THEN
+  ELSIF NOT factlib._fits(envelope, envelope) THEN
     PERFORM factlib._say_size(envelope, envelope);
   END IF;
   RETURN pg_catalog.pg_logical_emit_message(true, prefix, envelope);

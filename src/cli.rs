@@ -4,6 +4,7 @@ use crate::check::CheckArgs;
 use crate::command::completions::Completions;
 use crate::command::drain::Drain;
 use crate::command::emit::Emit;
+use crate::command::functions::Functions;
 use crate::command::man::Man;
 use crate::command::redrive::Redrive;
 use crate::command::status::Status;
@@ -69,6 +70,9 @@ pub enum Command {
         /// audit_slot and its lsn after --audit
         #[arg(long)]
         json: bool,
+        /// The SQL functions.
+        #[command(flatten)]
+        functions: Functions,
     },
     /// Look at everything that the relay needs, and say what is wrong and what to do about it
     ///
@@ -122,7 +126,8 @@ impl Command {
         let postgres = Needs { postgres: true, ..Needs::NOTHING };
         match self {
             Self::Run | Self::Check(_) | Self::Audit { .. } | Self::Drain(_) => Needs::RELAY,
-            Self::Init { .. } => Needs { service: true, ..postgres },
+            Self::Init { functions, .. } if functions.are_printed() => Needs::NOTHING,
+            Self::Init { functions, .. } => Needs { service: !functions.are_all(), ..postgres },
             Self::Status(status) => Needs { service: status.counts_facts(), ..postgres },
             Self::Wait(_) | Self::Emit(_) => postgres,
             Self::Tail(_) => Needs { service: true, ..postgres },
@@ -139,6 +144,7 @@ Examples:
   export KAFKA_BROKERS=kafka-1.example:9092,kafka-2.example:9092
 
   owlpost init                         make publication and slot, then exit
+  owlpost init --with-sql              and the SQL functions for applications
   owlpost                              publish until stopped
   owlpost check                        is everything as the relay needs it?
   owlpost init --audit                 make the slot that an audit needs
@@ -149,6 +155,8 @@ Examples:
   curl -s localhost:3001/readyz        200 while facts flow, else 503; why, as JSON
 
   In the service, inside its own transaction:
+  SELECT factlib.emit('order', '42', 'paid', '{\"cents\": 1999}', prefix => 'orders');
+  or without the SQL functions:
   SELECT pg_logical_emit_message(true, 'orders',
     '{\"aggregate_type\": \"order\", \"aggregate_id\": \"42\",
       \"event_type\": \"paid\", \"payload\": {\"cents\": 1999}}');
@@ -210,16 +218,30 @@ mod tests {
     fn run_is_the_default() {
         assert_eq!(parse(&[]).unwrap().action(), Command::Run);
         assert_eq!(parse(&["run"]).unwrap().action(), Command::Run);
-        let init = |audit| Command::Init { audit, accept_gap: false, json: false };
+        let functions = Functions::default();
+        let init = |audit| Command::Init { audit, accept_gap: false, json: false, functions };
         assert_eq!(parse(&["init"]).unwrap().action(), init(false));
         assert_eq!(parse(&["init", "--audit"]).unwrap().action(), init(true));
+    }
+
+    #[test]
+    fn the_sql_functions_are_had_without_what_a_relay_needs() {
+        let needs = |args: &[&str]| parse(args).unwrap().action().needs();
+        assert_eq!(needs(&["init", "--with-sql"]), needs(&["init"]));
+        let postgres = Needs { postgres: true, ..Needs::NOTHING };
+        assert_eq!(needs(&["init", "--sql-only"]), postgres);
+        assert_eq!(needs(&["init", "--print-sql"]), Needs::NOTHING);
+        for both in ["--with-sql", "--audit", "--accept-gap", "--print-sql"] {
+            assert!(parse(&["init", "--sql-only", both]).is_err(), "{both}");
+        }
     }
 
     #[test]
     fn settings_may_stand_before_or_after_the_command() {
         for args in [["--lease", "9s", "init"], ["init", "--lease", "9s"]] {
             let cli = parse(&args).unwrap();
-            let init = Command::Init { audit: false, accept_gap: false, json: false };
+            let functions = Functions::default();
+            let init = Command::Init { audit: false, accept_gap: false, json: false, functions };
             assert_eq!((cli.action(), cli.config.lease.as_deref()), (init, Some("9s")));
         }
         let cli = parse(&["--kafka-ssl", "--metadata-headers=false", "run"]).unwrap();

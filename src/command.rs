@@ -9,6 +9,7 @@ mod barrier;
 pub mod completions;
 pub mod drain;
 pub mod emit;
+pub mod functions;
 pub mod man;
 mod printable;
 mod record;

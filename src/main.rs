@@ -49,7 +49,13 @@ async fn act(config: &Config, action: &Command) -> ExitCode {
     match action {
         Command::Run => Box::pin(relay(config)).await,
         Command::Init { accept_gap: true, json, .. } => init_with_gap(config, *json).await,
-        Command::Init { audit, json, .. } => init(config, *audit, *json).await,
+        Command::Init { audit, json, functions, .. } => {
+            match functions.see_to(config, *json).await {
+                Err(code) => code,
+                Ok(()) if functions.are_all() => ExitCode::Stopped,
+                Ok(()) => init(config, *audit, *json).await,
+            }
+        }
         Command::Check(arguments) => check(config, arguments).await,
         Command::Audit { json, accept_repeats, accept_all } => {
             let accepted = Accepted { repeats: *accept_repeats, all: *accept_all };

@@ -6,6 +6,7 @@ mod tests;
 use super::health::Running;
 use super::report::{Check, Verdict};
 use crate::config::Config;
+use crate::postgres::functions::{VERSION, is_older};
 use crate::postgres::survey::{HostState, OpenTransaction, SlotState, Survey};
 use crate::postgres::{
     Ask, Names, Plan, computed, dropped_words, not_logical, outdated, plan_of_objects, synchronous,
@@ -90,6 +91,7 @@ pub(super) fn judge(
     checks.push(open_transactions(survey));
     checks.push(prepared_transactions(survey));
     checks.push(encoding(shown("server_encoding")));
+    checks.push(sql_functions(survey.functions.as_deref()));
     checks.push(clock(survey.clock - now));
     checks
 }
@@ -387,6 +389,21 @@ fn encoding(encoding: &str) -> Check {
          ASCII; emit convert_to(envelope, 'UTF8')"
     );
     Check::warning(NAME, &sentence)
+}
+
+/// Those that applications emit with. Not everybody does.
+fn sql_functions(version: Option<&str>) -> Check {
+    const NAME: &str = "SQL functions";
+    match version {
+        None => Check::ok(NAME, "not installed; `owlpost init --sql-only` would"),
+        Some(version) if is_older(version, VERSION) => Check::warning(
+            NAME,
+            &format!(
+                "version {version}, and this owlpost has {VERSION}; run `owlpost init --sql-only`"
+            ),
+        ),
+        Some(version) => Check::ok(NAME, format!("version {version}")),
+    }
 }
 
 /// By how many seconds the server's clock is ahead of ours.

@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod dial;
 mod failure;
+pub mod functions;
 mod gap;
 mod identify;
 mod password;

@@ -28,6 +28,8 @@ pub struct Survey {
     pub found: Found,
     /// Its settings by name, where this version has them.
     pub settings: BTreeMap<String, Setting>,
+    /// The version of the SQL functions, if they are there.
+    pub functions: Option<String>,
     /// The role we are.
     pub role: Role,
     /// More about the slot, if it is there.
@@ -144,6 +146,8 @@ async fn examine(
     });
     let settings = settings.collect();
 
+    let functions = super::functions::installed(connection).await?;
+
     let role = format!(
         "SELECT current_user, has_database_privilege(current_database(), 'CREATE'), \
                 coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication \
@@ -205,6 +209,7 @@ async fn examine(
         identity,
         found,
         settings,
+        functions,
         role,
         slot,
         slots,

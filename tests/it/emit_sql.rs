@@ -1,5 +1,6 @@
 //! `factlib.emit` and its company: facts from SQL, on a real server.
 
+use crate::commands::Shell;
 use crate::support::{PATIENCE, count, lsn, read, relay, stop, wait_confirmed};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
@@ -762,4 +763,84 @@ fn a_fact_may_be_consumed_before_its_row_is_visible_to_another_session() {
     writer.join().unwrap().unwrap();
     assert_eq!(postgres.ask(visible), "1");
     stop(&relay);
+}
+
+#[test]
+fn init_installs_the_functions_before_the_slot_and_says_which_version_was_there() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let shell = Shell::new("orders", &postgres, kafka);
+    let said = shell.run("owlpost init --with-sql").ended(0);
+    let lines: Vec<_> = said.out.lines().collect();
+    assert_eq!(lines[0], "factlib.emit and its company are in database app, version 1.0.0");
+    assert!(lines[1].starts_with("slot factlib_slot and publication facts are ready"), "{said:?}");
+    postgres
+        .client()
+        .batch_execute("SELECT factlib.emit('order', '1', 'paid', '', prefix => 'orders')")
+        .unwrap();
+
+    let again = "owlpost init --sql-only --json";
+    let said = shell
+        .clone()
+        .without("SRC_SERVICE_NAME")
+        .without("KAFKA_BROKERS")
+        .run(again)
+        .ended(0)
+        .json();
+    let same = serde_json::json!({"sql_functions": "1.0.0", "before": "1.0.0", "database": "app"});
+    assert_eq!(said, same);
+    let check = |shell: &Shell| {
+        let said = shell.run("owlpost check --json");
+        let found =
+            said.out.lines().find(|line| line.contains("SQL functions")).unwrap_or_default();
+        serde_json::from_str::<serde_json::Value>(found).unwrap()
+    };
+    assert_eq!(check(&shell)["seen"], "version 1.0.0");
+
+    let comment = |version: &str| {
+        let comment = format!("COMMENT ON SCHEMA factlib IS 'factlib {version}: as it was'");
+        postgres.client().batch_execute(&comment).unwrap();
+    };
+    comment("0.9.0");
+    let checked = check(&shell);
+    assert_eq!(
+        (&checked["verdict"], &checked["remedy"]),
+        (&"warning".into(), &"run `owlpost init --sql-only`".into())
+    );
+    let said = shell.run("owlpost init --sql-only").ended(0);
+    assert_eq!(
+        said.out,
+        "the SQL functions in database app are of version 1.0.0 now; they were of 0.9.0\n"
+    );
+    comment("1.10.0");
+    let said = shell.run("owlpost init --sql-only").ended(0);
+    assert_eq!(
+        said.out,
+        "the SQL functions in database app are of version 1.10.0, newer than 1.0.0 of this owlpost, and stay\n"
+    );
+
+    let said = Shell::empty().run("owlpost init --print-sql").ended(0);
+    assert_eq!(said.out, SQL);
+}
+
+#[test]
+fn init_says_which_right_is_missing_for_the_functions_and_makes_nothing() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    postgres.client().batch_execute("CREATE ROLE app LOGIN REPLICATION; CREATE ROLE dba LOGIN; GRANT CREATE ON DATABASE app TO dba").unwrap();
+    let shell = Shell::new("orders", &postgres, kafka);
+    let of = |role: &str| {
+        shell
+            .clone()
+            .env("MASTER_DATABASE_URL", &postgres.url().replace("postgres@", &format!("{role}@")))
+    };
+    let said = of("app").run("owlpost init --with-sql").ended(8);
+    let sentence = "permission denied for database app (SQLSTATE 42501); the SQL functions were not installed; GRANT CREATE ON DATABASE app TO app, or let a role that has it run `owlpost init --sql-only`";
+    assert!(said.err.contains(sentence), "{said:?}");
+    assert_eq!(postgres.ask("SELECT count(*) FROM pg_replication_slots"), "0");
+    // A DBA needs no REPLICATION for it.
+    of("dba").run("owlpost init --sql-only").ended(0);
+    let said = of("app").run("owlpost init --sql-only").ended(8);
+    assert!(
+        said.err.contains("belongs to role \"dba\"") && said.err.contains("as that role"),
+        "{said:?}"
+    );
 }

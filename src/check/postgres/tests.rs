@@ -68,6 +68,7 @@ fn survey() -> Survey {
         },
         found,
         settings: settings.into(),
+        functions: None,
         role: Role {
             name: "owlpost".to_owned(),
             may_create: true,
@@ -131,7 +132,7 @@ fn a_sound_server_has_no_fault_before_and_after_the_first_start() {
 #[test]
 fn what_somebody_may_be_sorry_for_is_a_warning() {
     type Change = fn(&mut Survey);
-    let table: [(Change, &str); 13] = [
+    let table: [(Change, &str); 14] = [
         (
             |s| s.identity.confirmed_flush = Lsn(0x1A4_4E8F),
             "slot factlib_slot stands at 0/1A44E8F, where no record of the log ends",
@@ -142,6 +143,7 @@ fn what_somebody_may_be_sorry_for_is_a_warning() {
         (|s| set(s, "max_slot_wal_keep_size", "64", "64MB"), "64MB: a relay that is away"),
         (|s| set(s, "idle_replication_slot_timeout", "60", "1min"), "1min: a relay that is away"),
         (|s| set(s, "server_encoding", "SQL_ASCII", "SQL_ASCII"), "SQL_ASCII: an envelope"),
+        (|s| s.functions = Some("0.9.0".to_owned()), "version 0.9.0, and this owlpost has 1.0.0"),
         (|s| s.clock = NOW + 3600.4, "3600 s ahead of the one here"),
         (|s| s.clock = NOW - 61.0, "61 s behind the one here"),
         (|s| s.oldest_open = open(3601), "open for 1h 1s: process 7"),
@@ -270,4 +272,12 @@ fn a_slot_that_standbys_should_follow_and_do_not_is_a_warning() {
         (survey.found.version, survey.found.slot, survey.slot) = (150_018, None, None);
     });
     assert!(old.iter().any(|check| check.name == "REPLICATION_SLOT_FAILOVER"), "{old:?}");
+}
+
+#[test]
+fn sql_functions_that_are_absent_or_newer_are_no_fault() {
+    for version in [None, Some("1.0.0"), Some("1.10.0")] {
+        let change = |survey: &mut Survey| survey.functions = version.map(str::to_owned);
+        assert_eq!(said_of(&config(), None, change), []);
+    }
 }
