@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint footprint deb simulate fuzz bench bench-drain bench-producer instructions mutants torture capture clean
+.PHONY: help setup demo test lint footprint deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -12,6 +12,7 @@ help:
 	@echo '             a copy down, which must be found'
 	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
 	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
+	@echo 'make bench-sql   what factlib.emit costs, beside the bare pg_logical_emit_message'
 	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make torture the release binary between real servers under every fault at once,'
@@ -61,6 +62,9 @@ bench-producer: setup
 
 bench-drain: setup
 	cargo bench --bench drain -- $(ARGS)
+
+bench-sql: setup
+	cargo bench --bench emit_sql -- $(ARGS)
 
 clean:
 	cargo clean

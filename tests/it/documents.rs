@@ -7,12 +7,13 @@ use testkit::envelope::OutboxEvent;
 use testkit::workload::Workload;
 use testkit::{Kafka, Lsn, Mode, Postgres, Stream, java_partitions, wait};
 
-const DOCUMENTS: [&str; 5] = [
+const DOCUMENTS: [&str; 6] = [
     include_str!("../../README.md"),
     include_str!("../../docs/how-it-works.md"),
     OPERATING,
     MIGRATING,
     include_str!("../../docs/performance.md"),
+    include_str!("../../docs/emitting.md"),
 ];
 pub(crate) const OPERATING: &str = include_str!("../../docs/operating.md");
 pub(crate) const MIGRATING: &str = include_str!("../../docs/migrating.md");
@@ -50,6 +51,8 @@ fn the_statements_of_the_documents_are_taken_by_a_real_server() {
     let (ordinary, newest) = (Postgres::builder().start(), Postgres::builder().major(18).start());
     let tables = format!("CREATE TABLE orders (id int PRIMARY KEY, paid bool); {OUTBOX}");
     ordinary.client().batch_execute(&tables).unwrap();
+    ordinary.client().batch_execute("INSERT INTO orders VALUES (42, false), (43, true)").unwrap();
+    crate::emit_sql::install(&mut ordinary.client());
     let mut run = 0;
     for (version, sql) in DOCUMENTS.iter().flat_map(|document| statements(document)) {
         let postgres = match version {

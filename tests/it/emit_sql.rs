@@ -701,8 +701,8 @@ fn kafka_with_its_own_limit_takes_the_largest_facts_and_one_byte_more_is_refused
         let emit = |size: i64| {
             format!("SELECT factlib.emit('order', {})", shape.replace("$1", &size.to_string()))
         };
-        // The largest that is taken, by halving; what is tried and taken is in the topic, too.
-        let (mut fits, mut refused_at) = (0, LIMIT + 1);
+        // The largest that is taken, by halving; what is tried is rolled back.
+        let (mut fits, mut refused_at) = (LIMIT / 4, LIMIT + 1);
         while refused_at - fits > 1 {
             let size = (fits + refused_at) / 2;
             match client.batch_execute(&format!("BEGIN; {}; ROLLBACK", emit(size))) {

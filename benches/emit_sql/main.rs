@@ -1,0 +1,194 @@
+//! What `factlib.emit` costs beside the bare `pg_logical_emit_message`: `make bench-sql`.
+//!
+//! In a batch: one statement that emits many facts, by `generate_series`; what remains of it per fact once the
+//! series itself is taken off. And as an application does it: a prepared statement, one fact a transaction, over a
+//! Unix socket. The contenders take turns within each round, so that what else the machine does meets all of them;
+//! the first round warms up and is not counted. Written are the medians of the rounds, and the lowest and highest.
+//!
+//! The server does not wait for its disk (`fsync = off`), because a disk would be all that one saw. Wall time, and
+//! the time on a processor of the server's process, which other work on the machine changes less.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a benchmark: real time, a table on standard output, and it stops where it stands"
+)]
+
+use clap::Parser;
+use postgres::Client;
+use std::time::Instant;
+use testkit::Postgres;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Cargo gives it to a benchmark that is to be run, and not to one that is only to be tested.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// How many rounds to count, beside the one that warms up.
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+    /// How many facts a batch has.
+    #[arg(long, default_value_t = 50_000)]
+    facts: u32,
+    /// How many transactions of one fact a turn has.
+    #[arg(long, default_value_t = 2_000)]
+    transactions: u32,
+}
+
+const CONTENDERS: [(&str, &str); 7] = [
+    ("pg_logical_emit_message", "pg_logical_emit_message(true, 'orders', envelope)"),
+    ("factlib.emit_envelope", "factlib.emit_envelope('orders', envelope)"),
+    ("factlib.emit", "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}')"),
+    ("factlib.emit, jsonb", "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}'::jsonb)"),
+    ("factlib.emit, trace context", "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}')"),
+    (
+        "factlib.emit, metadata of two",
+        "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}', '{\"tenant\": \"acme\", \"attempt\": 2}')",
+    ),
+    ("factlib.emit, guard on", "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}')"),
+];
+
+/// Microseconds a fact: on the clock and on the server's processor.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    wall: f64,
+    cpu: f64,
+}
+
+impl std::ops::Sub for Cost {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self { wall: self.wall - other.wall, cpu: self.cpu - other.cpu }
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    if !arguments.bench {
+        return;
+    }
+    let postgres = Postgres::builder()
+        .setting("shared_buffers", "64MB")
+        .setting("max_wal_size", "8GB")
+        .start();
+    let mut client = postgres.client();
+    client.batch_execute(include_str!("../../sql/factlib.sql")).unwrap();
+    client
+        .batch_execute(
+            "SET factlib.prefix = 'orders'; SET jit = off;
+             INSERT INTO factlib.prefix_grant VALUES ('postgres', 'orders')",
+        )
+        .unwrap();
+    let version = postgres.ask("SHOW server_version");
+    println!(
+        "PostgreSQL {version}, fsync = off; {} rounds; microseconds a fact: median (lowest to highest)\n",
+        arguments.rounds
+    );
+    batches(&mut client, &arguments);
+    transactions(&mut client, &arguments);
+}
+
+/// Nanoseconds that this session's process was on a processor.
+fn on_processor(client: &mut Client) -> f64 {
+    let query = "SELECT split_part(pg_read_file('/proc/self/schedstat', 0, 100), ' ', 1)::float8";
+    client.query_one(query, &[]).unwrap().get(0)
+}
+
+fn measure(client: &mut Client, facts: u32, act: impl FnOnce(&mut Client)) -> Cost {
+    let (begun, before) = (Instant::now(), on_processor(client));
+    act(client);
+    let (after, wall) = (on_processor(client), begun.elapsed());
+    let facts = f64::from(facts);
+    Cost { wall: wall.as_secs_f64() * 1e6 / facts, cpu: (after - before) / 1e3 / facts }
+}
+
+fn set_up(client: &mut Client, name: &str) {
+    let trace = match name.contains("trace") {
+        true => "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        false => "",
+    };
+    let guard = name.contains("guard");
+    let sql = format!(
+        "SET factlib.traceparent = '{trace}'; SELECT factlib.guard({guard}) WHERE factlib.guard() <> {guard}"
+    );
+    client.batch_execute(&sql).unwrap();
+}
+
+fn batches(client: &mut Client, arguments: &Arguments) {
+    let facts = arguments.facts;
+    let query = |call: &str| {
+        format!(
+            "SELECT count({call}) FROM (SELECT g::text AS key, decode(repeat('00', 96), 'hex') AS envelope
+             FROM generate_series(1, {facts}) g OFFSET 0) AS fact"
+        )
+    };
+    let mut run = |name: &str, call: &str| {
+        let query = query(call);
+        set_up(client, name);
+        measure(client, facts, |client| client.batch_execute(&query).unwrap())
+    };
+    let mut costs = vec![Vec::new(); CONTENDERS.len()];
+    for round in 0..=arguments.rounds {
+        let nothing = run("", "key");
+        for (costs, (name, call)) in costs.iter_mut().zip(CONTENDERS) {
+            let cost = run(name, call) - nothing;
+            if round > 0 {
+                costs.push(cost);
+            }
+        }
+    }
+    table(&format!("in a batch of {facts}"), &costs);
+}
+
+fn transactions(client: &mut Client, arguments: &Arguments) {
+    let mut costs = vec![Vec::new(); CONTENDERS.len()];
+    let statements: Vec<_> = CONTENDERS
+        .iter()
+        .map(|(_, call)| {
+            let sql = format!(
+                "SELECT {call} FROM (SELECT $1::text AS key, $2::bytea AS envelope) AS fact"
+            );
+            client.prepare(&sql).unwrap()
+        })
+        .collect();
+    let envelope = vec![0_u8; 96];
+    for round in 0..=arguments.rounds {
+        for (costs, ((name, _), statement)) in
+            costs.iter_mut().zip(CONTENDERS.iter().zip(&statements))
+        {
+            set_up(client, name);
+            let cost = measure(client, arguments.transactions, |client| {
+                for _ in 0..arguments.transactions {
+                    client.execute(statement, &[&"42", &envelope]).unwrap();
+                }
+            });
+            if round > 0 {
+                costs.push(cost);
+            }
+        }
+    }
+    table(&format!("prepared, one fact a transaction, {} of them", arguments.transactions), &costs);
+}
+
+fn table(title: &str, costs: &[Vec<Cost>]) {
+    println!("| {title} | wall | times bare | on the server's processor |\n|---|---|---|---|");
+    let bare = median(costs.first().expect("the bare function"), |cost| cost.wall).1;
+    for ((name, _), costs) in CONTENDERS.iter().zip(costs) {
+        let (low, wall, high) = median(costs, |cost| cost.wall);
+        let (cpu_low, cpu, cpu_high) = median(costs, |cost| cost.cpu);
+        let times = wall / bare;
+        println!(
+            "| {name} | {wall:.1} ({low:.1} to {high:.1}) | {times:.2} | {cpu:.1} ({cpu_low:.1} to {cpu_high:.1}) |"
+        );
+    }
+    println!();
+}
+
+/// Lowest, median, highest.
+fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> (f64, f64, f64) {
+    let mut sorted: Vec<f64> = costs.iter().map(of).collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
+    (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+}
