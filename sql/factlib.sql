@@ -198,13 +198,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION factlib._traceparent(text, text) IS 'The same with a state';
 
+CREATE OR REPLACE FUNCTION factlib._has_trace() RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE
+RETURN octet_length(current_setting('factlib.traceparent', true)) > 0;
+
 CREATE OR REPLACE FUNCTION factlib._trace() RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE
-  WHEN coalesce(octet_length(current_setting('factlib.traceparent', true)), 0) = 0 THEN ''
-  WHEN octet_length(current_setting('factlib.tracestate', true)) > 0 THEN
-    factlib._traceparent(current_setting('factlib.traceparent', true), current_setting('factlib.tracestate', true))
-  ELSE factlib._traceparent(current_setting('factlib.traceparent', true))
-END;
+RETURN CASE WHEN octet_length(current_setting('factlib.tracestate', true)) > 0
+  THEN factlib._traceparent(current_setting('factlib.traceparent', true), current_setting('factlib.tracestate', true))
+  ELSE factlib._traceparent(current_setting('factlib.traceparent', true)) END;
 COMMENT ON FUNCTION factlib._trace() IS 'Field 8, of the settings';
 
 CREATE OR REPLACE FUNCTION factlib._is_empty(metadata jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -220,17 +220,17 @@ RETURN names || factlib._field('\x2a', payload) || (factlib._created_at(micros) 
 ---------------------------------------------------------------------------------------------------
 -- Ids: UUIDs of version 7, https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7
 --
--- Sixty bits of time: milliseconds, and behind the version 1/4096 of them. The rest is random.
+-- 48 bits of milliseconds, the version, 1/4096 of a millisecond in 12 bits; then random bits.
 
-CREATE OR REPLACE FUNCTION factlib._uuid7(digits text) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN substr(digits, 2, 8) || '-' || substr(digits, 10, 4) || '-7' || substr(digits, 14, 3) || substr(gen_random_uuid()::text, 19);
-COMMENT ON FUNCTION factlib._uuid7(text) IS 'A UUID of version 7 at this time, fifteen hexadecimal digits behind one more';
+CREATE OR REPLACE FUNCTION factlib._uuid7(micros bigint) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN (
+  lpad(to_hex((micros / 1000 << 16) | ((micros % 1000) * 512 / 125) | x'7000'::bigint), 16, '0')
+  || substr(gen_random_uuid()::text, 20)
+)::uuid::text;
+COMMENT ON FUNCTION factlib._uuid7(bigint) IS 'A UUID of version 7 at this time';
 
-CREATE OR REPLACE FUNCTION factlib._id(id text, micros bigint) RETURNS text LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN CASE WHEN octet_length(id) > 0 THEN id
-  -- micros * 4096 / 1000; the added bit keeps leading zeros.
-  ELSE factlib._uuid7(to_hex((1::bigint << 60) | (micros * 512 / 125))) END;
-COMMENT ON FUNCTION factlib._id(text, bigint) IS 'The id, or a new one';
+CREATE OR REPLACE FUNCTION factlib._is_empty(id text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(octet_length(id), 0) = 0;
 
 ---------------------------------------------------------------------------------------------------
 -- Checks: one expression says whether all is well; which sentence it is, is found out only if not.
@@ -277,7 +277,7 @@ BEGIN
     WHEN length(topic) > 249 THEN
       format('topic "%s" has %s characters, and Kafka takes at most 249', left(topic, 100), length(topic))
     ELSE
-      format('created_at is %s: a time before the year 294247 is wanted', created_at)
+      'created_at is out of range: a time before the year 294247 is wanted'
   END);
 END $$;
 
@@ -392,9 +392,13 @@ CREATE OR REPLACE FUNCTION factlib.emit(
 DECLARE
   now CONSTANT pg_catalog.int8 := factlib._micros(pg_catalog.clock_timestamp());
   created pg_catalog.int8 := now;
+  names pg_catalog.bytea;
   entries pg_catalog.bytea := '';
+  trace pg_catalog.bytea := '';
   envelope pg_catalog.bytea;
 BEGIN
+  -- What is seldom there has a statement of its own: an expression costs each transaction what stands in it,
+  -- whether it is come by or not.
   prefix := factlib._prefix(prefix);
   IF NOT factlib._is_valid(prefix, aggregate_type, aggregate_id, event_type, created_at) THEN
     PERFORM factlib._say_why(prefix, aggregate_type, aggregate_id, event_type, created_at);
@@ -408,12 +412,18 @@ BEGIN
   IF created_at IS NOT NULL THEN
     created := factlib._micros(created_at);
   END IF;
-  id := factlib._id(id, now);
-  envelope := factlib._envelope(
-    CASE WHEN factlib._is_short(id, aggregate_type, aggregate_id, event_type)
-      THEN factlib._short_names(id, aggregate_type, aggregate_id, event_type)
-      ELSE factlib._long_names(id, aggregate_type, aggregate_id, event_type) END,
-    payload, created, entries, factlib._trace());
+  IF factlib._is_empty(id) THEN
+    id := factlib._uuid7(now);
+  END IF;
+  IF factlib._is_short(id, aggregate_type, aggregate_id, event_type) THEN
+    names := factlib._short_names(id, aggregate_type, aggregate_id, event_type);
+  ELSE
+    names := factlib._long_names(id, aggregate_type, aggregate_id, event_type);
+  END IF;
+  IF factlib._has_trace() THEN
+    trace := factlib._trace();
+  END IF;
+  envelope := factlib._envelope(names, payload, created, entries, trace);
   IF NOT factlib._fits(envelope, payload) THEN
     PERFORM factlib._say_size(envelope, payload);
   END IF;
@@ -477,6 +487,14 @@ END $$;
 ---------------------------------------------------------------------------------------------------
 -- And then
 
+-- The next record begins behind its page's header, while what is confirmed ends with the last record, which may be
+-- the page before: on an idle server nothing is ever confirmed behind the header.
+CREATE OR REPLACE FUNCTION factlib._end_before(lsn pg_lsn, page bigint, segment bigint) RETURNS pg_lsn
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN lsn - CASE WHEN (lsn - '0/0') % page = CASE WHEN (lsn - '0/0') % segment < page THEN 40 ELSE 24 END
+  THEN (lsn - '0/0') % page ELSE 0 END;
+COMMENT ON FUNCTION factlib._end_before(pg_lsn, bigint, bigint) IS 'Where the record before this position ends';
+
 CREATE OR REPLACE FUNCTION factlib.published(lsn pg_lsn, slot text DEFAULT 'factlib_slot') RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -487,7 +505,8 @@ BEGIN
   IF confirmed IS NULL THEN
     PERFORM factlib._refuse(format('this database has no logical replication slot "%s"', left(slot, 100)), 'undefined_object');
   END IF;
-  RETURN confirmed >= lsn;
+  RETURN confirmed >= factlib._end_before(lsn, current_setting('wal_block_size')::bigint,
+    pg_size_bytes(current_setting('wal_segment_size')));
 END $$;
 COMMENT ON FUNCTION factlib.published(pg_lsn, text) IS
   'Is everything that was committed before lsn in Kafka? Give it pg_current_wal_insert_lsn(), read after COMMIT';

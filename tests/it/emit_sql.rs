@@ -5,6 +5,9 @@ use crate::support::{PATIENCE, count, lsn, read, relay, stop, wait_confirmed};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::SystemTime;
 use testkit::envelope::OutboxEvent;
 use testkit::{Kafka, Lsn, Postgres, wait};
@@ -151,7 +154,7 @@ fn each_refusal_has_its_own_sentence_and_leaves_nothing_in_the_log() {
         ),
         (
             emit("'o', '1', 'e', '', prefix => 'p', created_at => 'infinity'"),
-            "created_at is infinity: a time before the year 294247 is wanted".to_owned(),
+            "created_at is out of range: a time before the year 294247 is wanted".to_owned(),
         ),
         (with_metadata("[1]"), format!("{wanted}: it is an array")),
         (with_metadata("\"a\""), format!("{wanted}: it is a string")),
@@ -669,6 +672,32 @@ fn published_says_when_a_commit_is_in_kafka() {
     wait::until("the fact to be published", PATIENCE, || postgres.ask(&query) == "t");
     assert_eq!(count(kafka, "waits.order"), 1);
     stop(&second);
+    // Up to the very position, and not to the next.
+    for (beyond, answer) in [(0, "t"), (1, "f")] {
+        let query = format!(
+            "SELECT factlib.published(confirmed_flush_lsn + {beyond}) FROM pg_replication_slots
+             WHERE slot_name = 'factlib_slot'"
+        );
+        assert_eq!(postgres.ask(&query), answer);
+    }
+}
+
+/// Symptom: where the commit's record ended with its page, the position read behind it was never confirmed while the
+/// server was idle.
+#[test]
+fn a_position_behind_a_header_of_the_log_stands_for_the_end_of_the_page_before() {
+    let (postgres, _client) = server();
+    for (position, end) in [
+        ("0/2000028", "0/2000000"),
+        ("0/2002018", "0/2002000"),
+        ("0/2002028", "0/2002028"),
+        ("0/2000018", "0/2000018"),
+        ("0/2002017", "0/2002017"),
+        ("3/2000000", "3/2000000"),
+    ] {
+        let query = format!("SELECT factlib._end_before('{position}', 8192, 16777216)");
+        assert_eq!(postgres.ask(&query), end, "{position}");
+    }
 }
 
 /// The bound counts key and headers at their longest: whatever a fact is made of, Kafka takes it.
@@ -843,4 +872,106 @@ fn init_says_which_right_is_missing_for_the_functions_and_makes_nothing() {
         said.err.contains("belongs to role \"dba\"") && said.err.contains("as that role"),
         "{said:?}"
     );
+}
+
+/// The block of the document, as a superuser would run it.
+fn revoke(client: &mut Client) {
+    let document = include_str!("../../docs/emitting.md");
+    let block = document.split("```sql\n").find(|block| block.contains("REVOKE EXECUTE")).unwrap();
+    client.batch_execute(block.split("```").next().unwrap()).unwrap();
+}
+
+#[test]
+fn with_the_bare_function_revoked_only_the_guarded_functions_emit() {
+    let (postgres, mut client) = server();
+    client
+        .batch_execute(
+            "CREATE ROLE owner LOGIN; CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE app TO owner;
+             DROP SCHEMA factlib CASCADE",
+        )
+        .unwrap();
+    let mut owner = session(&postgres, "owner", "app");
+    install(&mut owner);
+    let grant =
+        "INSERT INTO factlib.prefix_grant VALUES ('app', 'orders'); SELECT factlib.guard(true)";
+    owner.batch_execute(grant).unwrap();
+    revoke(&mut client);
+    let mut app = session(&postgres, "app", "app");
+    app.batch_execute("SELECT factlib.emit('order', '1', 'paid', '', prefix => 'orders')").unwrap();
+    for content in ["'x'", "'x'::bytea"] {
+        let bare = format!("SELECT pg_logical_emit_message(true, 'orders', {content})");
+        assert_eq!(refused(&mut app, &bare).0, SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+}
+
+/// What the document says of dumps: tried with the only pg_dump that is here, of 15.
+#[test]
+fn a_dump_with_the_bare_function_revoked_restores_into_17_but_for_that() {
+    let old = Postgres::builder().major(15).start();
+    if !Path::new("/usr/lib/postgresql/15/bin/pg_dump").exists() {
+        crate::support::skipped("pg_dump of PostgreSQL 15 is not installed");
+        return;
+    }
+    let set_up = "CREATE ROLE app LOGIN";
+    let mut client = old.client();
+    install(&mut client);
+    client.batch_execute(set_up).unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO factlib.prefix_grant VALUES ('app', 'orders'); SELECT factlib.guard(true)",
+        )
+        .unwrap();
+    revoke(&mut client);
+    let run = |program: &str, server: &Postgres, dump: Option<&[u8]>| {
+        let mut command = old.command(program);
+        command.arg("-h").arg(server.socket_dir()).args([
+            "-p",
+            &server.port().to_string(),
+            "-U",
+            "postgres",
+        ]);
+        if program == "psql" {
+            command.args(["-X", "-q"]);
+        }
+        command
+            .args(["-d", "app"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(dump.unwrap_or_default()).unwrap();
+        drop(input);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output
+    };
+    let dump = run("pg_dump", &old, None).stdout;
+    for (major, errors) in [(15, 0), (16, 0), (17, 2), (18, 2)] {
+        let new = Postgres::builder().major(major).start();
+        new.client().batch_execute(set_up).unwrap();
+        let restored = run("psql", &new, Some(&dump));
+        let said = String::from_utf8_lossy(&restored.stderr).into_owned();
+        let missing =
+            said.matches("function pg_catalog.pg_logical_emit_message(boolean, text,").count();
+        assert_eq!((said.matches("ERROR").count(), missing), (errors, errors), "{major}: {said}");
+        let mut app = session(&new, "app", "app");
+        let emit = |prefix: &str| {
+            format!(
+                "SELECT factlib.emit('order', '1', 'paid', '', '{{\"a\": 1}}', prefix => '{prefix}')"
+            )
+        };
+        app.batch_execute(&emit("orders")).unwrap();
+        assert_eq!(refused(&mut app, &emit("billing")).0, SqlState::INSUFFICIENT_PRIVILEGE);
+        let bare = "SELECT pg_logical_emit_message(true, 'billing', 'x')";
+        assert_eq!(
+            app.batch_execute(bare).is_ok(),
+            errors > 0,
+            "{major}: open again, until it is revoked once more"
+        );
+        revoke(&mut new.client());
+        assert_eq!(refused(&mut app, bare).0, SqlState::INSUFFICIENT_PRIVILEGE);
+        app.batch_execute(&emit("orders")).unwrap();
+        install(&mut new.client());
+    }
 }

@@ -142,10 +142,11 @@ impl Given<'_> {
             "SELECT id, lsn::text FROM factlib.emit($1, $2, $3, $4::{kind}, $5::text::jsonb, id => $6,
                 created_at => 'epoch'::timestamptz + $7::text::interval)"
         );
-        // Larger numbers of microseconds overflow on their way through an interval.
+        // PostgreSQL 14 reads no larger number of microseconds.
         let day = 86_400_000_000;
         let (days, micros) = (self.created_at.div_euclid(day), self.created_at.rem_euclid(day));
-        let since_1970 = format!("{days} days {micros} microseconds");
+        let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+        let since_1970 = format!("{days} days {seconds} seconds {micros} microseconds");
         let row = transaction.query_one(
             &query,
             &[
