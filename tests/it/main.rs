@@ -8,6 +8,7 @@ mod alerts;
 mod audit;
 mod behind;
 mod check;
+mod clients;
 mod cluster;
 mod commands;
 mod compression;

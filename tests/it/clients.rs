@@ -1,0 +1,524 @@
+//! Clients in other languages: facts arrive the same by every road, errors and limits are the same, and their
+//! consumers tell repeats. `scripts/clients` builds them.
+
+use crate::commands::Shell;
+use crate::support::{PATIENCE, count, relay, skipped, stop, wait_confirmed};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
+use testkit::envelope::OutboxEvent;
+use testkit::{Kafka, Lsn, Postgres, Record};
+
+const FUNCTION: &str = include_str!("../../sql/factlib.sql");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Python,
+    Go,
+    TypeScript,
+    Java,
+}
+
+/// Every way in which a client emits, by its test program's word for it.
+const ROADS: [(Language, &str); 13] = [
+    (Language::Python, "psycopg"),
+    (Language::Python, "psycopg2"),
+    (Language::Python, "sqlalchemy"),
+    (Language::Python, "django"),
+    (Language::Python, "psycopg_async"),
+    (Language::Python, "asyncpg"),
+    (Language::Python, "sqlalchemy_async"),
+    (Language::Go, "pgx"),
+    (Language::Go, "sql"),
+    (Language::TypeScript, "pg"),
+    (Language::TypeScript, "postgres"),
+    (Language::TypeScript, "knex"),
+    (Language::Java, "jdbc"),
+];
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+impl Language {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Go => "go",
+            Self::TypeScript => "typescript",
+            Self::Java => "java",
+        }
+    }
+
+    /// Whether its client is built. Without its toolchain it is not, which is a failure in CI.
+    fn is_ready(self) -> bool {
+        static SAID: OnceLock<String> = OnceLock::new();
+        let said = SAID.get_or_init(|| {
+            let output = Command::new(path("scripts/clients")).output().unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let said = text(&output.stdout);
+            assert!(output.status.success(), "{said}{}", text(&output.stderr));
+            said.lines().filter(|line| line.contains("missing")).for_each(skipped);
+            said
+        });
+        said.lines().any(|line| line == format!("{} ready", self.name()))
+    }
+
+    /// The test program of its client.
+    fn program(self) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "120"]);
+        match self {
+            Self::Python => command
+                .arg(path("target/clients/python/bin/python"))
+                .arg(path("clients/python/tests/road.py")),
+            Self::Go => command.arg(path("target/clients/go/road")),
+            Self::TypeScript => {
+                command.arg("node").arg(path("clients/typescript/dist/test/road.js"))
+            }
+            Self::Java => command.args(["java", "-cp", &java_classes(), "dev.factlib.Road"]),
+        };
+        command
+    }
+}
+
+fn java_classes() -> String {
+    let target = path("clients/java/target");
+    let target = target.display();
+    format!("{target}/classes:{target}/test-classes:{target}/lib/*")
+}
+
+/// A program with its servers, fed with lines; the lines that it prints.
+#[track_caller]
+fn run(command: &mut Command, postgres: &Postgres, lines: &[Value]) -> Vec<Value> {
+    let jdbc = format!("jdbc:postgresql://127.0.0.1:{}/app?user=postgres", postgres.port());
+    command.env("DATABASE_URL", postgres.url()).env("JDBC_URL", jdbc);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    // From a thread: the program may print before it has read all.
+    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    writer.join().unwrap().unwrap();
+    said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The road without a client. What it answers is what all must answer.
+fn emit_by_sql(postgres: &Postgres, commit: bool, facts: &[Value]) -> Vec<Value> {
+    let mut client = postgres.client();
+    let emit = |fact: &Value| {
+        let mut transaction = client.transaction().unwrap();
+        for name in ["traceparent", "tracestate"] {
+            let setting = format!("SELECT set_config('factlib.{name}', $1, true)");
+            let value = fact[name].as_str().unwrap_or_default();
+            transaction.execute(&setting, &[&value]).unwrap();
+        }
+        let payload = &fact["payload"];
+        let (bytes, kind) = match (&payload["bytes"], &payload["text"], payload.get("json")) {
+            (Value::String(text), ..) => (Some(BASE64.decode(text).unwrap()), ""),
+            (_, Value::String(text), _) => (Some(text.clone().into_bytes()), ""),
+            (.., Some(value)) => (Some(value.to_string().into_bytes()), "::jsonb"),
+            _ => (None, ""),
+        };
+        let content = match kind {
+            "" => "$4::bytea",
+            _ => "convert_from($4::bytea, 'UTF8')::jsonb",
+        };
+        let statement = format!(
+            "SELECT id, lsn::text FROM factlib.emit($1, $2, $3, {content}, $5::text::jsonb, $6, $7, \
+             $8::text::timestamptz)"
+        );
+        let text = |name: &str| fact[name].as_str().map(str::to_owned);
+        let metadata = fact.get("metadata").map_or("{}".to_owned(), Value::to_string);
+        let parameters: [&(dyn postgres::types::ToSql + Sync); 8] = [
+            &text("aggregate_type"),
+            &text("aggregate_id"),
+            &text("event_type"),
+            &bytes,
+            &metadata,
+            &text("prefix"),
+            &text("id"),
+            &text("created_at"),
+        ];
+        match transaction.query_one(&statement, &parameters) {
+            Ok(row) => {
+                if commit {
+                    transaction.commit().unwrap();
+                }
+                json!({"id": row.get::<_, String>(0), "lsn": row.get::<_, String>(1)})
+            }
+            Err(error) => {
+                let error = error.as_db_error().unwrap_or_else(|| panic!("{error}: {fact}"));
+                json!({"sqlstate": error.code().code(), "message": error.message()})
+            }
+        }
+    };
+    facts.iter().map(emit).collect()
+}
+
+/// Text without the one character that PostgreSQL cannot hold.
+fn text(length: std::ops::Range<usize>) -> impl Strategy<Value = String> {
+    let character = prop_oneof![any::<char>(), "[ -~]".prop_map(|s| s.chars().next().unwrap())];
+    let character = character.prop_map(|c| if c == '\0' { '0' } else { c });
+    proptest::collection::vec(character, length).prop_map(String::from_iter)
+}
+
+/// JSON that every language writes with the same numbers.
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (-(1_i64 << 53) + 1..1 << 53).prop_map(Value::from),
+        (-1_000_000_i32..1_000_000).prop_map(|n| Value::from(f64::from(n) + 0.5)),
+        text(0..10).prop_map(Value::from),
+    ];
+    let nested = leaf.prop_recursive(3, 20, 5, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(text(0..6), inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    });
+    nested.prop_map(|value| if value.is_object() { value } else { json!([value]) })
+}
+
+fn time(microseconds: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_micros(microseconds);
+    humantime::format_rfc3339_micros(time).to_string().replace('Z', "+00:00")
+}
+
+/// A fact whose envelope is determined: it has an id and a time.
+fn fact() -> impl Strategy<Value = Value> {
+    let payload = prop_oneof![
+        Just(json!({})),
+        proptest::collection::vec(any::<u8>(), 0..300)
+            .prop_map(|bytes| json!({"bytes": BASE64.encode(bytes)})),
+        text(0..200).prop_map(|text| json!({"text": text})),
+        json_value().prop_map(|value| json!({"json": value})),
+    ];
+    let trace = prop_oneof![
+        Just(json!({})),
+        "00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]".prop_map(|given| json!({"traceparent": given})),
+        ("00-[0-9a-f]{32}-[0-9a-f]{16}-01", "[a-z]{1,8}=[a-z0-9]{1,8}")
+            .prop_map(|(parent, state)| json!({"traceparent": parent, "tracestate": state})),
+        text(1..60).prop_map(|malformed| json!({"traceparent": malformed})),
+    ];
+    (
+        "[A-Za-z0-9._-]{1,30}",
+        text(1..40),
+        text(1..40),
+        payload,
+        proptest::collection::btree_map(text(0..12), text(0..200), 0..5),
+        text(1..40),
+        prop_oneof![Just(0), 0..7_000_000_000_000_000_u64],
+        trace,
+    )
+        .prop_map(
+            |(aggregate_type, aggregate_id, event_type, payload, metadata, id, at, trace)| {
+                let mut fact = json!({
+                    "aggregate_type": aggregate_type, "aggregate_id": aggregate_id,
+                    "event_type": event_type, "payload": payload, "id": id, "created_at": time(at),
+                });
+                let members = fact.as_object_mut().unwrap();
+                if !metadata.is_empty() {
+                    members.insert("metadata".to_owned(), json!(metadata));
+                }
+                members.extend(trace.as_object().unwrap().clone());
+                fact
+            },
+        )
+}
+
+fn is_trace(traceparent: &str) -> bool {
+    let parts: Vec<&str> = traceparent.split('-').collect();
+    let hex = |text: &str, length| {
+        text.len() == length
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let zero = |text: &str| text.bytes().all(|b| b == b'0');
+    matches!(parts.as_slice(), ["00", trace, span, flags]
+        if hex(trace, 32) && hex(span, 16) && hex(flags, 2) && !zero(trace) && !zero(span))
+}
+
+/// That the envelope says what the fact does.
+#[track_caller]
+fn says(event: &OutboxEvent, fact: &Value) {
+    let texts = [
+        (&event.id, "id"),
+        (&event.aggregate_type, "aggregate_type"),
+        (&event.aggregate_id, "aggregate_id"),
+        (&event.event_type, "event_type"),
+    ];
+    for (found, name) in texts {
+        assert_eq!(Some(found.as_str()), fact[name].as_str(), "{name} of {fact}");
+    }
+    let payload = &fact["payload"];
+    match (payload["bytes"].as_str(), payload["text"].as_str(), payload.get("json")) {
+        (Some(bytes), ..) => assert_eq!(event.payload, BASE64.decode(bytes).unwrap(), "{fact}"),
+        (_, Some(text), _) => assert_eq!(event.payload, text.as_bytes(), "{fact}"),
+        (.., Some(value)) => {
+            let found: Value = serde_json::from_slice(&event.payload).unwrap();
+            assert_eq!(&found, value, "{fact}");
+        }
+        _ => assert!(event.payload.is_empty(), "{fact}"),
+    }
+    let at = u64::try_from(event.created_at).unwrap();
+    assert_eq!(Some(time(at).as_str()), fact["created_at"].as_str(), "{fact}");
+    let metadata: BTreeMap<String, String> =
+        serde_json::from_value(fact.get("metadata").cloned().unwrap_or(json!({}))).unwrap();
+    assert_eq!(event.metadata, metadata, "{fact}");
+    let trace = fact["traceparent"].as_str().filter(|given| is_trace(given));
+    assert_eq!(event.trace_info.is_some(), trace.is_some(), "{fact}");
+    if let (Some(info), Some(given)) = (&event.trace_info, trace) {
+        assert_eq!(
+            (info.trace_id.as_str(), info.span_id.as_str()),
+            (&given[3..35], &given[36..52])
+        );
+        assert_eq!(info.metadata["traceparent"], given);
+        let state = info.metadata.get("tracestate").map(String::as_str);
+        assert_eq!(state, fact["tracestate"].as_str(), "{fact}");
+    }
+}
+
+/// Facts that are refused, with what the function says of each, or how that begins.
+fn refused() -> Vec<(Value, &'static str, &'static str)> {
+    let good =
+        json!({"aggregate_type": "order", "aggregate_id": "1", "event_type": "e", "prefix": "p"});
+    let with = |name: &str, value: Value| {
+        let mut fact = good.clone();
+        fact[name] = value;
+        fact
+    };
+    let large = json!({"bytes": BASE64.encode(vec![7; 1_100_000])});
+    vec![
+        (with("prefix", json!("")), "22023", "prefix is empty: pass it, or set factlib.prefix"),
+        (with("prefix", json!("a b")), "22023", "prefix \"a b\" cannot be part of a topic's name"),
+        (with("aggregate_type", json!("ä")), "22023", "aggregate_type \"ä\" cannot be part of"),
+        (with("aggregate_type", json!("")), "22023", "aggregate_type is empty"),
+        (with("aggregate_id", json!("")), "22023", "aggregate_id is empty"),
+        (with("event_type", json!("")), "22023", "event_type is empty"),
+        (with("aggregate_type", json!("t".repeat(298))), "22023", "topic \"p.ttt"),
+        (with("payload", large), "54000", "fact of 1101"),
+    ]
+}
+
+/// Those that a client with types cannot say.
+fn refused_for_types() -> Vec<(Value, &'static str, &'static str)> {
+    let with = |metadata: Value| json!({"aggregate_type": "order", "aggregate_id": "1", "event_type": "e", "prefix": "p", "metadata": metadata});
+    let wanted = "metadata must be a JSON object of strings, numbers and booleans";
+    vec![
+        (with(json!({"a": "b", "k": {}})), "22023", wanted),
+        (with(json!({"k": null})), "22023", wanted),
+        (with(json!(["k"])), "22023", wanted),
+    ]
+}
+
+fn prefix(language: Language, adapter: &str) -> String {
+    format!("road-{}-{adapter}", language.name())
+}
+
+fn with_prefix(facts: &[Value], prefix: &str) -> Vec<Value> {
+    let mut facts = facts.to_vec();
+    facts.iter_mut().for_each(|fact| fact["prefix"] = prefix.into());
+    facts
+}
+
+fn values(records: &[Record]) -> Vec<&[u8]> {
+    records.iter().map(|record| record.value.as_deref().unwrap_or_default()).collect()
+}
+
+/// That what was emitted without an id and a time has both.
+#[track_caller]
+fn is_complete(event: &OutboxEvent, since: i64) {
+    let id = uuid::Uuid::parse_str(&event.id).unwrap();
+    assert_eq!(id.get_version_num(), 7, "{id}");
+    assert!(event.created_at >= since, "{} is before {since}", event.created_at);
+    assert!(event.created_at < since + 600_000_000, "{} is not now", event.created_at);
+}
+
+#[test]
+fn facts_arrive_the_same_by_every_road_and_are_refused_in_the_same_words() {
+    let roads: Vec<_> = ROADS.into_iter().filter(|(language, _)| language.is_ready()).collect();
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    postgres.client().batch_execute(FUNCTION).unwrap();
+    let mut prefixes = vec!["road-sql".to_owned()];
+    prefixes.extend(roads.iter().map(|&(language, adapter)| prefix(language, adapter)));
+    prefixes.iter().for_each(|prefix| kafka.create_topic(prefix, 1, &[]));
+    let relay = relay("road-sql", &postgres, kafka)
+        .env("WAL_PREFIX", prefixes.join(","))
+        .env("TOPIC_TEMPLATE", "{prefix}")
+        .spawn();
+    relay.wait_ready();
+
+    let mut runner = TestRunner::default();
+    let facts = proptest::collection::vec(fact(), 40).new_tree(&mut runner).unwrap().current();
+    let unnamed = json!({"aggregate_type": "order", "aggregate_id": "1", "event_type": "unnamed"});
+    let (refused, for_types) = (refused(), refused_for_types());
+    let since: i64 = postgres
+        .ask("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        .parse()
+        .unwrap();
+
+    let said = emit_by_sql(&postgres, true, &with_prefix(&facts, "road-sql"));
+    for (answer, fact) in said.iter().zip(&facts) {
+        assert_eq!(answer["id"], fact["id"], "{answer}");
+    }
+    let all = refused.iter().chain(&for_types);
+    let bad: Vec<Value> = all.clone().map(|(fact, ..)| fact.clone()).collect();
+    let no = emit_by_sql(&postgres, true, &bad);
+    for (answer, (_, sqlstate, begins)) in no.iter().zip(all) {
+        assert_eq!(answer["sqlstate"], *sqlstate, "{answer}");
+        let message = answer["message"].as_str().unwrap_or_else(|| panic!("{answer}: {begins}"));
+        assert!(message.starts_with(begins), "{message}: {begins}");
+    }
+
+    for &(language, adapter) in &roads {
+        let prefix = prefix(language, adapter);
+        let program = |mode: &str| {
+            let mut program = language.program();
+            program.args(["emit", adapter, mode]);
+            program
+        };
+        let mut lines = with_prefix(&facts, &prefix);
+        lines.push(unnamed.clone());
+        lines.last_mut().unwrap()["prefix"] = prefix.as_str().into();
+        let undone = run(&mut program("rollback"), &postgres, &lines);
+        assert!(undone.iter().all(|line| line["lsn"].is_string()), "{prefix}: {undone:?}");
+        // Java and Go have no metadata but text.
+        let typed = matches!(language, Language::Java | Language::Go);
+        let bad = if typed { &bad[..refused.len()] } else { &bad };
+        lines.extend_from_slice(bad);
+        let said = run(&mut program("commit"), &postgres, &lines);
+        assert_eq!(said.len(), lines.len(), "{prefix}");
+        assert_eq!(said[facts.len() + 1..], no[..bad.len()], "{prefix}");
+
+        relay.wait_until("the road's facts", PATIENCE, || count(kafka, &prefix) > facts.len());
+        let records = kafka.read_topic(&prefix);
+        assert_eq!(records.len(), facts.len() + 1, "{prefix}: what was rolled back was published");
+        for ((record, answer), line) in records.iter().zip(&said).zip(&lines) {
+            let id = line["id"].as_str().or(answer["id"].as_str());
+            assert_eq!(record.header("event_id"), id, "{prefix}");
+            assert_eq!(record.header("LSN"), answer["lsn"].as_str(), "{prefix}");
+            assert_eq!(record.key.as_deref(), line["aggregate_id"].as_str().map(str::as_bytes));
+            let lsn = |name: &str| answer[name].as_str().unwrap().parse::<Lsn>().unwrap();
+            assert!(lsn("wait") > lsn("lsn"), "{answer}");
+        }
+        let last = records.last().unwrap().value.as_deref().unwrap();
+        is_complete(&OutboxEvent::from_bytes(last).unwrap(), since);
+    }
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let by_sql = kafka.read_topic("road-sql");
+    assert_eq!(by_sql.len(), facts.len());
+    for (value, fact) in values(&by_sql).into_iter().zip(&facts) {
+        says(&OutboxEvent::from_bytes(value).unwrap(), fact);
+    }
+    for prefix in &prefixes[1..] {
+        let records = kafka.read_topic(prefix);
+        let (here, there) = (values(&records), values(&by_sql));
+        for ((one, other), fact) in here.iter().zip(&there).zip(&facts) {
+            assert_eq!(one, other, "{prefix}: {fact}");
+        }
+    }
+}
+
+/// What the clients' consumers print of such records.
+fn printed(records: &[&Record]) -> Vec<Value> {
+    let print = |record: &&Record| {
+        let event = OutboxEvent::from_bytes(record.value.as_deref().unwrap()).unwrap();
+        let trace = event.trace_info.unwrap_or_default();
+        json!({
+            "partition": record.partition, "id": event.id, "aggregate_type": event.aggregate_type,
+            "aggregate_id": event.aggregate_id, "event_type": event.event_type,
+            "payload": BASE64.encode(event.payload), "created_at": event.created_at,
+            "metadata": event.metadata, "trace_id": trace.trace_id, "span_id": trace.span_id,
+            "trace_metadata": trace.metadata,
+        })
+    };
+    records.iter().map(print).collect()
+}
+
+#[test]
+fn a_consumer_in_each_language_works_on_each_fact_once() {
+    let languages = [Language::Python, Language::TypeScript, Language::Java];
+    let languages: Vec<_> = languages.into_iter().filter(|language| language.is_ready()).collect();
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    postgres.client().batch_execute(FUNCTION).unwrap();
+    for topic in ["again.order", "again.dead"] {
+        kafka.create_topic(topic, 3, &[]);
+    }
+    let command = |slot: &str| {
+        relay("again", &postgres, kafka)
+            .env("REPLICATION_SLOT_NAME", format!("{slot}_slot"))
+            .env("PUBLICATION_NAME", format!("{slot}_facts"))
+            .env("POISON_POLICY", "dead-letter")
+            .env("DEAD_LETTER_TOPIC", "again.dead")
+    };
+    let mut runner = TestRunner::default();
+    let emit = |aggregate_type: &str, facts: &mut Vec<Value>| {
+        for fact in facts.iter_mut() {
+            fact["aggregate_type"] = aggregate_type.into();
+            fact["prefix"] = "again".into();
+        }
+        let said = emit_by_sql(&postgres, true, facts);
+        assert!(said.iter().all(|line| line["lsn"].is_string()), "{said:?}");
+    };
+    let mut some =
+        |n: usize| proptest::collection::vec(fact(), n).new_tree(&mut runner).unwrap().current();
+
+    // Facts that are redriven twice, because somebody wants it so.
+    let first = command("first").spawn();
+    first.wait_ready();
+    emit("late", &mut some(3));
+    first.wait_until("dead letters", PATIENCE, || count(kafka, "again.dead") == 3);
+    kafka.create_topic("again.late", 3, &[]);
+    let shell = Shell::empty()
+        .env("KAFKA_BROKERS", &kafka.bootstrap())
+        .env("DEAD_LETTER_TOPIC", "again.dead");
+    shell.run("owlpost redrive --yes").ended(0);
+    shell.run("owlpost redrive --yes --again").ended(0);
+    assert_eq!(count(kafka, "again.late"), 6);
+
+    // A slot of another relay, which does not know what the first one published: all of it comes again.
+    let init = command("second").arg("init").spawn();
+    assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.log_text());
+    emit("order", &mut some(50));
+    first.wait_until("the facts", PATIENCE, || count(kafka, "again.order") == 50);
+    stop(&first);
+    let second = command("second").spawn();
+    second.wait_until("the facts again", PATIENCE, || count(kafka, "again.order") == 100);
+    emit("order", &mut some(20));
+    second.wait_until("the facts behind them", PATIENCE, || count(kafka, "again.order") == 120);
+    stop(&second);
+
+    for (topic, facts) in [("again.order", 70), ("again.late", 3)] {
+        let records = kafka.read_topic(topic);
+        let mut seen = std::collections::HashSet::new();
+        let place = |r: &Record| {
+            r.header("factlib_position").or(r.header("factlib_redrive")).unwrap().to_owned()
+        };
+        let once: Vec<&Record> = records.iter().filter(|r| seen.insert(place(r))).collect();
+        assert_eq!(once.len(), facts);
+        let expected = printed(&once);
+        for &language in &languages {
+            let mut consumer = language.program();
+            consumer.args(["consume", &kafka.bootstrap(), topic]);
+            let mut said = run(&mut consumer, &postgres, &[]);
+            // Partitions may be read in turns; within each it is the order of the topic.
+            said.sort_by_key(|line| line["partition"].as_i64());
+            assert_eq!(said, expected, "{} in {topic}", language.name());
+        }
+    }
+}
