@@ -69,3 +69,4 @@ bench-sql: setup
 
 clean:
 	cargo clean
+	rm -rf clients/java/target clients/typescript/dist clients/typescript/node_modules

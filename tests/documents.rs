@@ -119,10 +119,19 @@ fn no_link_in_a_document_leads_nowhere() {
 }
 
 fn documents() -> Vec<String> {
-    let mut documents: Vec<String> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "protocol/README.md"]
-            .map(str::to_owned)
-            .into();
+    let mut documents: Vec<String> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "protocol/README.md",
+        "clients/go/emit/README.md",
+        "clients/java/README.md",
+        "clients/python/README.md",
+        "clients/typescript/README.md",
+    ]
+    .map(str::to_owned)
+    .into();
     let found = std::fs::read_dir(path("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     documents.extend(found.map(|name| format!("docs/{}", name.into_string().unwrap())));
     documents.retain(|name| name.ends_with(".md"));

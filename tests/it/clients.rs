@@ -10,7 +10,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -521,4 +521,280 @@ fn a_consumer_in_each_language_works_on_each_fact_once() {
             assert_eq!(said, expected, "{} in {topic}", language.name());
         }
     }
+}
+
+/// The fact of each line of the README's table.
+fn cells() -> Vec<(String, String)> {
+    let readme = include_str!("../../README.md");
+    let table = readme.split("| with | type, in the transaction").nth(1).unwrap();
+    let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let cell = |line: &str| {
+        let (with, rest) = line.trim_start_matches("| ").split_once(" | `").unwrap();
+        // A link is its text.
+        let with = match with.strip_prefix('[').and_then(|link| link.split_once(']')) {
+            Some((text, rest)) => format!("{text}{}", rest.split_once(')').unwrap().1),
+            None => with.to_owned(),
+        };
+        (with, rest.strip_suffix("` |").unwrap().to_owned())
+    };
+    lines.map(cell).collect()
+}
+
+/// A file with a line of the README in its place, in which it stands as `LINE`.
+fn around(line: &str, file: &Path, text: &str) {
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file, text.replace("LINE", line)).unwrap();
+}
+
+/// Programs whose transaction has this line in it.
+fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
+    let mut files = 0;
+    let mut python = |text: &str| {
+        files += 1;
+        let file = folder.join(format!("line{files}.py"));
+        around(line, &file, text);
+        let mut command = Command::new(path("target/clients/python/bin/python"));
+        command.arg(file);
+        command
+    };
+    match with {
+        "Python, psycopg or psycopg2" => ["psycopg", "psycopg2"]
+            .map(|driver| {
+                python(&format!(
+                    "import os, {driver}\nfrom factlib import emit\n\
+                     with {driver}.connect(os.environ['DATABASE_URL']) as connection:\n    LINE\n"
+                ))
+            })
+            .into(),
+        "Python, SQLAlchemy" => vec![python(
+            "import os\nfrom factlib import emit\nfrom sqlalchemy import create_engine\n\
+             from sqlalchemy.orm import Session\n\
+             url = os.environ['DATABASE_URL'].replace('postgres://', 'postgresql+psycopg://')\n\
+             with Session(create_engine(url)) as session, session.begin():\n    LINE\n",
+        )],
+        "Python, Django" => vec![python(
+            "import os\nfrom urllib.parse import urlsplit\nfrom factlib import emit\n\
+             from django.conf import settings\nurl = urlsplit(os.environ['DATABASE_URL'])\n\
+             settings.configure(DATABASES={'default': {'ENGINE': 'django.db.backends.postgresql',\n\
+             'NAME': 'app', 'USER': 'postgres', 'HOST': url.hostname, 'PORT': url.port}})\n\
+             from django.db import connection, transaction\n\
+             with transaction.atomic():\n    LINE\n",
+        )],
+        "Python, asyncpg or psycopg" => ["asyncpg.connect", "psycopg.AsyncConnection.connect"]
+            .map(|connect| {
+                python(&format!(
+                    "import asyncio, asyncpg, os, psycopg\nfrom factlib import emit_async\n\
+                     async def main():\n    \
+                     connection = await {connect}(os.environ['DATABASE_URL'])\n    \
+                     async with connection.transaction():\n        LINE\n    \
+                     await connection.close()\nasyncio.run(main())\n"
+                ))
+            })
+            .into(),
+        "Go, pgx" | "Go, database/sql" => {
+            let pgx = with == "Go, pgx";
+            let (open, import, begin, end) = match pgx {
+                true => (
+                    "pgx.Connect(ctx, url)",
+                    r#""github.com/jackc/pgx/v5""#,
+                    "Begin(ctx)",
+                    "Commit(ctx)",
+                ),
+                false => (
+                    r#"sql.Open("pgx", url)"#,
+                    "\"database/sql\"\n_ \"github.com/jackc/pgx/v5/stdlib\"",
+                    "BeginTx(ctx, nil)",
+                    "Commit()",
+                ),
+            };
+            let file = folder.join(if pgx { "pgx.go" } else { "sql.go" });
+            around(
+                line,
+                &file,
+                &format!(
+                    "package main\nimport (\"context\"\n\"os\"\n{import}\n\
+                     \"factlib.dev/clients/go/emit\")\n\
+                     func must[T any](value T, err error) T {{ if err != nil {{ panic(err) }}; return value }}\n\
+                     func main() {{\nctx, url := context.Background(), os.Getenv(\"DATABASE_URL\")\n\
+                     card := map[string]string{{\"by\": \"card\"}}\n\
+                     tx := must(must({open}).{begin})\nmust(LINE)\nmust(0, tx.{end})\n}}\n"
+                ),
+            );
+            // A package of the client's module that is there only for the compiler.
+            let overlay = file.with_extension("json");
+            let place = path("clients/go/emit/line/main.go");
+            let replace = json!({"Replace": {place.to_str().unwrap(): file}});
+            std::fs::write(&overlay, replace.to_string()).unwrap();
+            let mut command = Command::new("go");
+            command.args(["run", "-C"]).arg(path("clients/go")).arg("-overlay").arg(overlay);
+            command.arg("./emit/line");
+            vec![command]
+        }
+        "TypeScript, pg" => {
+            // Inside of the package, which imports itself by its name.
+            let file = path("clients/typescript/dist/test/line.mjs");
+            around(
+                line,
+                &file,
+                "import pg from 'pg';\nimport { emit } from 'factlib';\n\
+                 const client = new pg.Client(process.env.DATABASE_URL);\nawait client.connect();\n\
+                 await client.query('BEGIN');\nLINE;\nawait client.query('COMMIT');\n\
+                 await client.end();\n",
+            );
+            let mut command = Command::new("node");
+            command.arg(file);
+            vec![command]
+        }
+        "Java, JDBC" => {
+            let file = folder.join("Line.java");
+            around(
+                line,
+                &file,
+                "import dev.factlib.*;\nimport java.sql.*;\nclass Line {\n\
+                 public static void main(String[] arguments) throws SQLException {\n\
+                 try (Connection connection = DriverManager.getConnection(System.getenv(\"JDBC_URL\"))) {\n\
+                 connection.setAutoCommit(false);\nLINE;\nconnection.commit();\n}}}\n",
+            );
+            let mut command = Command::new("java");
+            command.args(["-cp", &java_classes()]).arg(file);
+            vec![command]
+        }
+        _ => panic!("nobody here knows how to run a line with {with}: {line}"),
+    }
+}
+
+#[test]
+fn what_the_readme_says_to_type_emits_a_fact() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let mut client = postgres.client();
+    client.batch_execute(FUNCTION).unwrap();
+    client.batch_execute("ALTER DATABASE app SET factlib.prefix = 'typed'").unwrap();
+    kafka.create_topic("typed.order", 1, &[]);
+    let relay = relay("typed", &postgres, kafka).spawn();
+    relay.wait_ready();
+    let folder = tempfile::tempdir().unwrap();
+    let cells = cells();
+    assert_eq!(cells.len(), 9, "{cells:?}");
+    let mut facts = 0;
+    for (with, line) in &cells {
+        let language = match with.split(',').next().unwrap() {
+            "SQL" => {
+                postgres.client().batch_execute(line).unwrap();
+                facts += 1;
+                continue;
+            }
+            "Python" => Language::Python,
+            "Go" => Language::Go,
+            "TypeScript" => Language::TypeScript,
+            "Java" => Language::Java,
+            other => panic!("there is no client for {other}"),
+        };
+        if language.is_ready() {
+            for mut program in programs(with, line, folder.path()) {
+                assert_eq!(run(&mut program, &postgres, &[]), [] as [Value; 0], "{with}");
+                facts += 1;
+            }
+        }
+    }
+    relay.wait_until("the facts", PATIENCE, || count(kafka, "typed.order") >= facts);
+    stop(&relay);
+    let records = kafka.read_topic("typed.order");
+    assert_eq!(records.len(), facts);
+    for record in &records {
+        let event = OutboxEvent::from_bytes(record.value.as_deref().unwrap()).unwrap();
+        assert_eq!((event.aggregate_id.as_str(), event.event_type.as_str()), ("42", "paid"));
+        assert_eq!(event.payload, br#"{"by": "card"}"#);
+    }
+}
+
+/// Ends with the test, however that ends.
+struct Shop(std::process::Child);
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        // `timeout` hands it on, and waits.
+        testkit::process::signal_pid(self.0.id(), testkit::process::Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_shop_pays_an_order_and_tells_it_or_does_neither() {
+    if !Language::Python.is_ready() {
+        return;
+    }
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    let mut client = postgres.client();
+    client.batch_execute(FUNCTION).unwrap();
+    client.batch_execute("ALTER DATABASE app SET factlib.prefix = 'shop'").unwrap();
+    kafka.create_topic("shop.order", 1, &[]);
+    let relay = relay("shop", &postgres, kafka).spawn();
+    relay.wait_ready();
+
+    // As the README has it.
+    let readme = include_str!("../../README.md");
+    let command = "python clients/python/examples/django/shop.py";
+    assert!(readme.contains(&format!("`{command}`")));
+    let port = testkit::port::free();
+    let mut shop = Command::new("timeout");
+    shop.args(["--kill-after=5", "300"]).arg(path("target/clients/python/bin/python"));
+    shop.arg(path(command.strip_prefix("python ").unwrap())).arg(format!("127.0.0.1:{port}"));
+    shop.env("DATABASE_URL", postgres.url()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _shop = Shop(shop.spawn().unwrap());
+    testkit::wait::until("the shop to open", PATIENCE, || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let pay = |order: u32, card: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = format!("card={card}");
+        let length = body.len();
+        write!(
+            stream,
+            "POST /orders/{order}/pay/ HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-type: application/x-www-form-urlencoded\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().to_owned();
+        (status, serde_json::from_str::<Value>(body).unwrap_or_else(|e| panic!("{e}: {answer}")))
+    };
+    let (status, paid) = pay(42, "visa");
+    assert_eq!(status, "200", "{paid}");
+    let wait = format!("/wait?lsn={}&timeout=10s", paid["wait"].as_str().unwrap());
+    relay.wait_until("the fact to be published", PATIENCE, || {
+        relay.get(&wait).is_ok_and(|(status, _)| status == 200)
+    });
+    assert_eq!(pay(43, "declined"), ("402".to_owned(), json!({"error": "declined"})));
+    let (_, last) = pay(44, "visa");
+    relay.wait_until("the other fact", PATIENCE, || count(kafka, "shop.order") >= 2);
+    stop(&relay);
+    let records = kafka.read_topic("shop.order");
+    let ids: Vec<_> = records.iter().map(|record| record.header("event_id")).collect();
+    assert_eq!(ids, [paid["fact"].as_str(), last["fact"].as_str()]);
+    let rows = postgres.ask("SELECT string_agg(id || card, ' ' ORDER BY id) FROM shop_order");
+    assert_eq!(rows, "42visa 44visa");
+}
+
+#[test]
+fn one_statement_beside_the_work_tells_a_repeat() {
+    let postgres = Postgres::builder().start();
+    let document = include_str!("../../docs/clients.md");
+    let statement = |with: &str| {
+        let block = document.split("```sql\n").find(|block| block.starts_with(with)).unwrap();
+        block.split("```").next().unwrap()
+    };
+    let mut client = postgres.client();
+    client.batch_execute(statement("CREATE TABLE")).unwrap();
+    let keep = statement("INSERT INTO consumed");
+    let position = "00000001.0000000001922b80.1.00000001";
+    assert!(keep.contains(position));
+    let before = position.replace("b80.1", "b7f.1");
+    let after = position.replace(".1.00000001", ".1.00000002");
+    let mut rows = |of: &str| client.execute(&keep.replace(position, of), &[]).unwrap();
+    assert_eq!(rows(position), 1);
+    assert_eq!([rows(position), rows(&before)], [0, 0]);
+    assert_eq!([rows(&after), rows(position)], [1, 0]);
 }

@@ -9,6 +9,7 @@ use testkit::{Kafka, Lsn, Mode, Postgres, Stream, java_partitions, wait};
 
 const DOCUMENTS: [&str; 6] = [
     include_str!("../../README.md"),
+    include_str!("../../docs/clients.md"),
     include_str!("../../docs/how-it-works.md"),
     OPERATING,
     MIGRATING,

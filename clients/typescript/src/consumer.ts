@@ -121,8 +121,14 @@ function dictionary(): Record<string, string> {
   return Object.create(null) as Record<string, string>;
 }
 
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 function text(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString();
+  try {
+    return utf8.decode(bytes);
+  } catch (cause) {
+    throw new RangeError("no envelope: a text is not UTF-8", { cause });
+  }
 }
 
 function pair(entry: Uint8Array, into: Record<string, string>): void {

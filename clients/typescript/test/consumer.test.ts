@@ -38,6 +38,7 @@ test("what is no envelope is refused, and unknown fields are passed over", () =>
   assert.throws(() => decode(Buffer.from('{"id":"1"}')), RangeError);
   assert.throws(() => decode(Uint8Array.of(0x0a, 5, 65)), RangeError);
   assert.throws(() => decode(new Uint8Array(11).fill(0xff)), RangeError);
+  assert.throws(() => decode(Uint8Array.of(0x0a, 1, 0xff)), RangeError);
   const event = decode(Uint8Array.of(0x0a, 1, 65, 0x52, 1, 66, 0x60, 7, 0x69, 1, 2, 3, 4, 5, 6, 7, 8));
   assert.equal(event.id, "A");
   assert.equal(Object.keys(event.metadata).length, 0);

@@ -3,6 +3,7 @@ package dev.factlib;
 import java.nio.BufferUnderflowException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.util.HashMap;
 import java.util.Map;
@@ -117,6 +118,10 @@ public final class OutboxEvent {
     }
 
     private static String text(ByteBuffer bytes) {
-        return StandardCharsets.UTF_8.decode(bytes).toString();
+        try {
+            return StandardCharsets.UTF_8.newDecoder().decode(bytes).toString();
+        } catch (CharacterCodingException e) {
+            throw new IllegalArgumentException("no envelope: a text is not UTF-8", e);
+        }
     }
 }
