@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 )
 
 // Fact is what is emitted. Its zero fields are left to the server.
@@ -123,14 +124,11 @@ func (fact Fact) statement() (string, []any, error) {
 		}
 		payload, kind = string(text), "text::jsonb"
 	}
-	metadata, err := json.Marshal(fact.Metadata)
+	metadata, err := metadataJSON(fact.Metadata)
 	if err != nil {
-		return "", nil, fmt.Errorf("metadata as JSON: %w", err)
+		return "", nil, err
 	}
-	if fact.Metadata == nil {
-		metadata = []byte("{}")
-	}
-	args := []any{fact.AggregateType, fact.AggregateID, fact.EventType, payload, string(metadata),
+	args := []any{fact.AggregateType, fact.AggregateID, fact.EventType, payload, metadata,
 		orNull(fact.Prefix, fact.Prefix == ""), orNull(fact.ID, fact.ID == ""), orNull(fact.CreatedAt, fact.CreatedAt.IsZero())}
 	first := "$1::text"
 	if fact.Traceparent != "" {
@@ -141,6 +139,20 @@ func (fact Fact) statement() (string, []any, error) {
 	}
 	return fmt.Sprintf(`SELECT id, lsn::text FROM factlib.emit(%s, $2::text, $3::text, $4::%s, $5::text::jsonb,
 		$6::text, $7::text, $8::timestamptz)`, first, kind), args, nil
+}
+
+func metadataJSON(metadata map[string]string) (string, error) {
+	if len(metadata) == 0 {
+		return "{}", nil
+	}
+	for key, value := range metadata {
+		// json.Marshal would put other characters in their place.
+		if !utf8.ValidString(key) || !utf8.ValidString(value) {
+			return "", fmt.Errorf("metadata is not UTF-8: %q: %q", key, value)
+		}
+	}
+	text, err := json.Marshal(metadata)
+	return string(text), err
 }
 
 func orNull(value any, null bool) any {

@@ -57,10 +57,30 @@ def refused(error):
     say({"sqlstate": sqlstate, "message": diag.message_primary if diag else str(error)})
 
 
+ALONE = ("order", "1", "outside of a transaction")
+
+
+def refuses_alone(connection):
+    try:
+        factlib.emit(connection, *ALONE)
+    except RuntimeError:
+        return
+    raise AssertionError("a fact was emitted outside of a transaction")
+
+
+async def refuses_alone_async(connection):
+    try:
+        await factlib.emit_async(connection, *ALONE)
+    except RuntimeError:
+        return
+    raise AssertionError("a fact was emitted outside of a transaction")
+
+
 def by_psycopg(commit):
     import psycopg
 
     with psycopg.connect(URL, autocommit=True) as connection:
+        refuses_alone(connection)
         for fact in facts():
             try:
                 with connection.transaction(force_rollback=not commit):
@@ -74,6 +94,9 @@ def by_psycopg2(commit):
     import psycopg2
 
     connection = psycopg2.connect(URL)
+    connection.autocommit = True
+    refuses_alone(connection)
+    connection.autocommit = False
     for fact in facts():
         try:
             done = factlib.emit(connection, **fact)
@@ -111,6 +134,7 @@ def by_django(commit):
     settings.configure(DATABASES={"default": {**database, "HOST": url.hostname, "PORT": url.port}})
     django.setup()
     assert is_psycopg3
+    refuses_alone(connection)
     for fact in facts():
         try:
             try:
@@ -123,17 +147,13 @@ def by_django(commit):
             emitted(done, factlib.wait_lsn(connection))
         except DatabaseError as error:
             refused(error)
-    try:
-        factlib.emit(connection, "order", "1", "outside of atomic")
-        raise AssertionError("a fact was emitted outside of a transaction")
-    except RuntimeError:
-        pass
 
 
 async def by_psycopg_async(commit):
     import psycopg
 
     async with await psycopg.AsyncConnection.connect(URL, autocommit=True) as connection:
+        await refuses_alone_async(connection)
         for fact in facts():
             try:
                 async with connection.transaction(force_rollback=not commit):
@@ -147,6 +167,7 @@ async def by_asyncpg(commit):
     import asyncpg
 
     connection = await asyncpg.connect(URL)
+    await refuses_alone_async(connection)
     for fact in facts():
         try:
             transaction = connection.transaction()
