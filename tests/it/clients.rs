@@ -2,6 +2,7 @@
 //! consumers tell repeats. `scripts/clients` builds them.
 
 use crate::commands::Shell;
+use crate::emit_sql::{emitted, install};
 use crate::support::{PATIENCE, count, relay, skipped, stop, wait_confirmed};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -9,6 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,8 +19,6 @@ use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 use testkit::envelope::OutboxEvent;
 use testkit::{Kafka, Lsn, Postgres, Record};
-
-const FUNCTION: &str = include_str!("../../sql/factlib.sql");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Language {
@@ -352,7 +352,7 @@ fn is_complete(event: &OutboxEvent, since: i64) {
 fn facts_arrive_the_same_by_every_road_and_are_refused_in_the_same_words() {
     let roads: Vec<_> = ROADS.into_iter().filter(|(language, _)| language.is_ready()).collect();
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
-    postgres.client().batch_execute(FUNCTION).unwrap();
+    install(&mut postgres.client());
     let mut prefixes = vec!["road-sql".to_owned()];
     prefixes.extend(roads.iter().map(|&(language, adapter)| prefix(language, adapter)));
     prefixes.iter().for_each(|prefix| kafka.create_topic(prefix, 1, &[]));
@@ -434,6 +434,81 @@ fn facts_arrive_the_same_by_every_road_and_are_refused_in_the_same_words() {
     }
 }
 
+/// A golden case as a line for the test programs.
+fn line_of(case: &Value, postgres: &Postgres, typed: bool) -> Value {
+    let payload = &case["payload"];
+    let payload = match (&payload["json"], &payload["base64"], &payload["repeat"]) {
+        // A null is no payload in most languages; as JSON it can be given as text.
+        (Value::String(json), ..) if json == "null" => json!({"text": json}),
+        (Value::String(json), ..) => json!({"json": serde_json::from_str::<Value>(json).unwrap()}),
+        (_, Value::String(base64), _) => json!({"bytes": base64}),
+        (.., Value::String(repeated)) => {
+            let times = usize::try_from(payload["times"].as_u64().unwrap()).unwrap();
+            json!({"text": repeated.repeat(times)})
+        }
+        _ => payload.clone(),
+    };
+    let at = case["created_at"].as_i64().unwrap();
+    let at = (at.div_euclid(86_400_000_000), at.rem_euclid(86_400_000_000));
+    let at = postgres.ask(&format!(
+        "SELECT to_char(timestamp 'epoch' + interval '{} days {} microseconds',
+                        'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"')",
+        at.0, at.1
+    ));
+    let mut metadata = case["metadata"].clone();
+    if typed {
+        for (_, value) in metadata.as_object_mut().unwrap() {
+            *value = value.as_str().map_or_else(|| value.to_string(), str::to_owned).into();
+        }
+    }
+    let mut line = case.clone();
+    let members = line.as_object_mut().unwrap();
+    for name in ["name", "bytes", "sha256", "payload"] {
+        members.remove(name);
+    }
+    members.retain(|name, value| !name.starts_with("trace") || *value != "");
+    members.insert("created_at".to_owned(), at.into());
+    members.insert("metadata".to_owned(), metadata);
+    if payload.is_object() {
+        members.insert("payload".to_owned(), payload);
+    }
+    line
+}
+
+#[test]
+fn the_golden_envelopes_are_written_by_every_road() {
+    let folder = path("tests/it/fixtures/envelopes");
+    let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&cases).unwrap();
+    let postgres = Postgres::builder().start();
+    let mut client = postgres.client();
+    install(&mut client);
+    let settings = "ALTER DATABASE app SET factlib.prefix = 'golden';
+        ALTER DATABASE app SET factlib.max_record_bytes = 8388608";
+    client.batch_execute(settings).unwrap();
+    let reading = emitted(&mut client);
+    for (language, adapter) in ROADS.into_iter().filter(|(language, _)| language.is_ready()) {
+        // The first instant of the year 1 is Go's word for no time.
+        let can = |case: &&Value| {
+            language != Language::Go || case["name"] != "created-at-long-before-1970"
+        };
+        let cases: Vec<_> = cases.iter().filter(can).collect();
+        let typed = matches!(language, Language::Java | Language::Go);
+        let lines: Vec<_> = cases.iter().map(|case| line_of(case, &postgres, typed)).collect();
+        let mut program = language.program();
+        let said = run(program.args(["emit", adapter, "commit"]), &postgres, &lines);
+        let refused: Vec<_> = said.iter().filter(|line| line["lsn"].is_null()).collect();
+        assert!(refused.is_empty(), "{adapter}: {refused:?}");
+        let written = reading.all(&mut client);
+        assert_eq!(written.len(), cases.len(), "{adapter}");
+        for (message, case) in written.iter().zip(cases) {
+            let hash: String =
+                Sha256::digest(&message.content).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(case["sha256"], hash, "{adapter}: {}", case["name"]);
+        }
+    }
+}
+
 /// What the clients' consumers print of such records.
 fn printed(records: &[&Record]) -> Vec<Value> {
     let print = |record: &&Record| {
@@ -455,7 +530,7 @@ fn a_consumer_in_each_language_works_on_each_fact_once() {
     let languages = [Language::Python, Language::TypeScript, Language::Java];
     let languages: Vec<_> = languages.into_iter().filter(|language| language.is_ready()).collect();
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
-    postgres.client().batch_execute(FUNCTION).unwrap();
+    install(&mut postgres.client());
     for topic in ["again.order", "again.dead"] {
         kafka.create_topic(topic, 3, &[]);
     }
@@ -667,7 +742,7 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
 fn what_the_readme_says_to_type_emits_a_fact() {
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
     let mut client = postgres.client();
-    client.batch_execute(FUNCTION).unwrap();
+    install(&mut client);
     client.batch_execute("ALTER DATABASE app SET factlib.prefix = 'typed'").unwrap();
     kafka.create_topic("typed.order", 1, &[]);
     let relay = relay("typed", &postgres, kafka).spawn();
@@ -725,7 +800,7 @@ fn the_shop_pays_an_order_and_tells_it_or_does_neither() {
     }
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
     let mut client = postgres.client();
-    client.batch_execute(FUNCTION).unwrap();
+    install(&mut client);
     client.batch_execute("ALTER DATABASE app SET factlib.prefix = 'shop'").unwrap();
     kafka.create_topic("shop.order", 1, &[]);
     let relay = relay("shop", &postgres, kafka).spawn();

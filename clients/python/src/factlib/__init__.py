@@ -141,7 +141,8 @@ class _Fact:
         else:
             content, kind = json.dumps(payload, allow_nan=False), "jsonb"
         pairs = json.dumps({} if metadata is None else metadata, allow_nan=False)
-        self.values: list[Any] = [aggregate_type, aggregate_id, event_type, content, pairs, prefix, id, created_at]
+        time = None if created_at is None else created_at.isoformat()
+        self.values: list[Any] = [aggregate_type, aggregate_id, event_type, content, pairs, prefix, id, time]
         first = "CAST({} AS text)"
         if traceparent is not None:
             # Arguments are evaluated before the function runs, and it reads these settings.
@@ -150,12 +151,13 @@ class _Fact:
                 "IS NOT NULL THEN CAST({} AS text) END"
             )
             self.values = [traceparent, tracestate or "", *self.values]
-        # JSON goes as text: connections may have codecs of their own for the type, which would encode it once more.
+        # JSON and times go as text: connections may have codecs of their own for JSON, which would encode it once more,
+        # and asyncpg takes the first of all times for -infinity.
         payload_cast = "CAST(CAST({} AS text) AS jsonb)" if kind == "jsonb" else f"CAST({{}} AS {kind})"
         self.statement = (
             f"SELECT id, CAST(lsn AS text) FROM factlib.emit({first}, CAST({{}} AS text), CAST({{}} AS text), "
             f"{payload_cast}, CAST(CAST({{}} AS text) AS jsonb), CAST({{}} AS text), CAST({{}} AS text), "
-            "CAST({} AS timestamptz))"
+            "CAST(CAST({} AS text) AS timestamptz))"
         )
 
     def positional(self) -> tuple[str, list[Any]]:
