@@ -75,8 +75,7 @@ impl Language {
 
     /// The test program of its client.
     fn program(self) -> Command {
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", "120"]);
+        let mut command = limited(120);
         match self {
             Self::Python => command
                 .arg(path("target/clients/python/bin/python"))
@@ -89,6 +88,13 @@ impl Language {
         };
         command
     }
+}
+
+/// What is to be run follows: it ends after so many seconds, whatever it does.
+fn limited(seconds: u32) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", &seconds.to_string()]);
+    command
 }
 
 fn java_classes() -> String {
@@ -628,8 +634,8 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
         files += 1;
         let file = folder.join(format!("line{files}.py"));
         around(line, &file, text);
-        let mut command = Command::new(path("target/clients/python/bin/python"));
-        command.arg(file);
+        let mut command = limited(120);
+        command.arg(path("target/clients/python/bin/python")).arg(file);
         command
     };
     match with {
@@ -700,8 +706,8 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
             let place = path("clients/go/emit/line/main.go");
             let replace = json!({"Replace": {place.to_str().unwrap(): file}});
             std::fs::write(&overlay, replace.to_string()).unwrap();
-            let mut command = Command::new("go");
-            command.args(["run", "-C"]).arg(path("clients/go")).arg("-overlay").arg(overlay);
+            let mut command = limited(300);
+            command.args(["go", "run", "-C"]).arg(path("clients/go")).arg("-overlay").arg(overlay);
             command.arg("./emit/line");
             vec![command]
         }
@@ -716,8 +722,8 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
                  await client.query('BEGIN');\nLINE;\nawait client.query('COMMIT');\n\
                  await client.end();\n",
             );
-            let mut command = Command::new("node");
-            command.arg(file);
+            let mut command = limited(120);
+            command.arg("node").arg(file);
             vec![command]
         }
         "Java, JDBC" => {
@@ -730,8 +736,8 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
                  try (Connection connection = DriverManager.getConnection(System.getenv(\"JDBC_URL\"))) {\n\
                  connection.setAutoCommit(false);\nLINE;\nconnection.commit();\n}}}\n",
             );
-            let mut command = Command::new("java");
-            command.args(["-cp", &java_classes()]).arg(file);
+            let mut command = limited(120);
+            command.args(["java", "-cp", &java_classes()]).arg(file);
             vec![command]
         }
         _ => panic!("nobody here knows how to run a line with {with}: {line}"),
@@ -811,8 +817,8 @@ fn the_shop_pays_an_order_and_tells_it_or_does_neither() {
     let command = "python clients/python/examples/django/shop.py";
     assert!(readme.contains(&format!("`{command}`")));
     let port = testkit::port::free();
-    let mut shop = Command::new("timeout");
-    shop.args(["--kill-after=5", "300"]).arg(path("target/clients/python/bin/python"));
+    let mut shop = limited(300);
+    shop.arg(path("target/clients/python/bin/python"));
     shop.arg(path(command.strip_prefix("python ").unwrap())).arg(format!("127.0.0.1:{port}"));
     shop.env("DATABASE_URL", postgres.url()).stdout(Stdio::null()).stderr(Stdio::null());
     let _shop = Shop(shop.spawn().unwrap());

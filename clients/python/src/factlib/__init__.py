@@ -95,7 +95,8 @@ _WAIT_LSN = "SELECT CAST(pg_current_wal_insert_lsn() AS text)"
 def wait_lsn(connection: Any) -> str:
     """The position up to which to wait, with ``owlpost wait --lsn`` or ``/wait``, for what is committed by now.
 
-    Call it after the commit: before it, the position does not cover the transaction.
+    Call it after the commit: before it, the position does not cover the transaction. Where the driver begins
+    transactions by itself, this statement begins one: end it before you wait.
     """
     if hasattr(connection, "get_bind") or hasattr(connection, "exec_driver_sql"):
         return str(connection.execute(_text(_WAIT_LSN)).scalar_one())

@@ -67,7 +67,8 @@ public final class Facts {
 
     /**
      * The position up to which to wait, with {@code owlpost wait --lsn} or {@code /wait}, for what is committed by now.
-     * Call it after the commit: before it, the position does not cover the transaction.
+     * Call it after the commit: before it, the position does not cover the transaction. It begins a transaction, unless
+     * the connection is in auto-commit mode: end it before you wait.
      */
     public static String waitLsn(Connection connection) throws SQLException {
         try (PreparedStatement prepared = connection.prepareStatement("SELECT CAST(pg_current_wal_insert_lsn() AS text)");
