@@ -29,7 +29,7 @@ enum Language {
 }
 
 /// Every way in which a client emits, by its test program's word for it.
-const ROADS: [(Language, &str); 13] = [
+const ROADS: [(Language, &str); 14] = [
     (Language::Python, "psycopg"),
     (Language::Python, "psycopg2"),
     (Language::Python, "sqlalchemy"),
@@ -41,6 +41,7 @@ const ROADS: [(Language, &str); 13] = [
     (Language::Go, "sql"),
     (Language::TypeScript, "pg"),
     (Language::TypeScript, "postgres"),
+    (Language::TypeScript, "drizzle"),
     (Language::TypeScript, "knex"),
     (Language::Java, "jdbc"),
 ];

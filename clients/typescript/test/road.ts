@@ -8,6 +8,8 @@
 
 import assert from "node:assert/strict";
 import { buffer } from "node:stream/consumers";
+import { sql } from "drizzle-orm";
+import { drizzle } from "drizzle-orm/node-postgres";
 import { Kafka, logLevel } from "kafkajs";
 import knex from "knex";
 import pg from "pg";
@@ -59,7 +61,9 @@ async function each(road: (fact: Fact) => Promise<Emitted & { wait: string }>): 
       const { id, lsn, wait } = await road(fact);
       say({ id, lsn, wait });
     } catch (error) {
-      const { code, message } = error as { code?: string; message: string };
+      // Drizzle puts it into one of its own.
+      const refused = error instanceof Error && error.cause ? error.cause : error;
+      const { code, message } = refused as { code?: string; message: string };
       if (code === undefined) throw error;
       // knex puts the statement before it.
       say({ sqlstate: code, message: message.split("::timestamptz) - ").at(-1) });
@@ -96,18 +100,36 @@ const roads: Record<string, (commit: boolean) => Promise<void>> = {
   },
 
   async postgres(commit) {
-    const sql = postgres(url, { max: 1 });
+    const connections = postgres(url, { max: 1 });
     await each(async (fact) => {
       let emitted!: Emitted;
       await undone(
-        sql.begin(async (tx) => {
+        connections.begin(async (tx) => {
           emitted = await emit({ query: (text, values) => tx.unsafe(text, values as never[]) }, fact);
           if (!commit) throw new Undo();
         }),
       );
-      return { ...emitted, wait: await waitLsn({ query: (text) => sql.unsafe(text) }) };
+      return { ...emitted, wait: await waitLsn({ query: (text) => connections.unsafe(text) }) };
     });
-    await sql.end();
+    await connections.end();
+  },
+
+  async drizzle(commit) {
+    const pool = new pg.Pool({ connectionString: url });
+    const db = drizzle(pool);
+    await each(async (fact) => {
+      let emitted!: Emitted;
+      await undone(
+        db.transaction(async (tx) => {
+          const pieces = (text: string, values: unknown[]) =>
+            text.split(/\$\d+/).flatMap((part, n) => (n ? [sql`${values[n - 1]}`, sql.raw(part)] : sql.raw(part)));
+          emitted = await emit({ query: (text, values) => tx.execute(sql.join(pieces(text, values))) }, fact);
+          if (!commit) throw new Undo();
+        }),
+      );
+      return { ...emitted, wait: await waitLsn({ query: (text) => db.execute(text) }) };
+    });
+    await pool.end();
   },
 
   async knex(commit) {

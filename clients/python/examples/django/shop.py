@@ -1,5 +1,6 @@
 """A shop in one file: a view that changes a row and emits a fact, both or neither.
 
+    pip install ./clients/python django 'psycopg[binary]'
     DATABASE_URL=postgres://postgres@localhost/app python clients/python/examples/django/shop.py
     curl -X POST localhost:8000/orders/42/pay/ -d card=visa
     curl -X POST localhost:8000/orders/43/pay/ -d card=declined
