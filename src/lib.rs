@@ -19,3 +19,5 @@ pub mod run;
 pub mod slot_watch;
 pub mod telemetry;
 mod tls;
+
+pub use factlib_emit as emit;

@@ -129,6 +129,7 @@ fn documents() -> Vec<String> {
         "clients/java/README.md",
         "clients/python/README.md",
         "clients/typescript/README.md",
+        "emit/README.md",
     ]
     .map(str::to_owned)
     .into();
@@ -163,7 +164,7 @@ fn sources(folder: &Path, into: &mut String) {
 #[test]
 fn every_test_that_a_document_names_exists() {
     let mut code = String::new();
-    for folder in ["src", "tests", "protocol/src", "protocol/tests", "testkit", "torture"] {
+    for folder in ["src", "tests", "emit", "protocol/src", "protocol/tests", "testkit", "torture"] {
         sources(&path(folder), &mut code);
     }
     let (mut named, mut unknown) = (0, Vec::new());
