@@ -20,6 +20,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// All of standard input is checked before anything is sent, so that it is all in memory.
 const STDIN_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -73,7 +74,7 @@ pub struct Emit {
     /// The payload's bytes in base64
     #[arg(long, value_name = "BASE64", group = "of_payload")]
     payload_base64: Option<String>,
-    /// The fact's id, by which consumers recognise it [default: a random UUID]
+    /// The fact's id, by which consumers recognise it [default: a UUIDv7]
     #[arg(long, value_name = "TEXT")]
     id: Option<String>,
     /// An entry of the fact's metadata; may be repeated
@@ -229,7 +230,7 @@ fn envelope(arguments: &Emit) -> Result<Vec<u8>, String> {
     }
     let id = match &arguments.id {
         Some(id) => Cow::Borrowed(id.as_str()),
-        None => Cow::Owned(random_id()?),
+        None => Cow::Owned(Uuid::now_v7().to_string()),
     };
     let metadata = arguments.metadata.iter();
     let envelope = Envelope {
@@ -246,12 +247,6 @@ fn envelope(arguments: &Emit) -> Result<Vec<u8>, String> {
 
 fn json(text: &str) -> Option<Box<RawValue>> {
     RawValue::from_string(text.trim().to_owned()).ok()
-}
-
-fn random_id() -> Result<String, String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| format!("no random bytes for an id: {error}"))?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
 }
 
 /// What the relay would say of it; its id, if it has one.
