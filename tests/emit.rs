@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use base64::Engine as _;
 use factlib::emit::{Emitter, Fact, InvalidFact};
 use factlib::relay::batch::{OpenBatch, Record};
 use factlib::relay::compression::Compression;
@@ -11,7 +12,10 @@ use factlib::relay::route::{Headers, Source, is_topic};
 use factlib_protocol::Lsn;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use std::time::UNIX_EPOCH;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -81,4 +85,48 @@ proptest! {
         let Err(InvalidFact::TooLarge { bytes, .. }) = refused else { panic!("{refused:?}") };
         prop_assert!(record <= bytes, "{record} bytes, and {bytes} were said");
     }
+}
+
+/// A case of `cases.json`, as its README says.
+fn fact(case: &Value) -> Fact {
+    let text = |name: &str| case[name].as_str().unwrap();
+    let payload = &case["payload"];
+    let payload = if let Some(text) = payload["text"].as_str().or(payload["json"].as_str()) {
+        text.as_bytes().to_vec()
+    } else if let Some(text) = payload["base64"].as_str() {
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+    } else if let Some(text) = payload["repeat"].as_str() {
+        text.repeat(usize::try_from(payload["times"].as_u64().unwrap()).unwrap()).into_bytes()
+    } else {
+        assert!(payload.is_null(), "{payload}");
+        Vec::new()
+    };
+    let created_at = case["created_at"].as_i64().unwrap();
+    let distance = Duration::from_micros(created_at.unsigned_abs());
+    let created_at = if created_at < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+    let fact = Fact::new(text("aggregate_type"), text("aggregate_id"), text("event_type"))
+        .id(text("id"))
+        .payload(payload)
+        .created_at(created_at)
+        .traceparent(text("traceparent"))
+        .tracestate(text("tracestate"));
+    case["metadata"].as_object().unwrap().iter().fold(fact, |fact, (key, value)| {
+        fact.metadata(key, value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    })
+}
+
+#[test]
+fn the_golden_envelopes_are_written_byte_for_byte() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/envelopes");
+    let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&cases).unwrap();
+    let emitter = Emitter::new("golden").max_record_bytes(8_388_608);
+    for case in &cases {
+        let name = case["name"].as_str().unwrap();
+        let content = emitter.encode(&fact(case), "", UNIX_EPOCH).unwrap().content;
+        assert_eq!(Some(content.len() as u64), case["bytes"].as_u64(), "{name}");
+        let hash: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(Some(&*hash), case["sha256"].as_str(), "{name}");
+    }
+    assert!(cases.len() > 40, "only {} cases", cases.len());
 }
