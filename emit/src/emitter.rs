@@ -13,9 +13,9 @@ use uuid::Uuid;
 /// head and a record's own lengths take some.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
-/// So many bytes of envelopes [`Emitter::emit_many`] sends in one round trip. Client and server hold them a few times
-/// over while the statement runs.
-pub const ROUND_TRIP_BYTES: usize = 16 * 1024 * 1024;
+/// So many bytes of envelopes [`Emitter::emit_many`] sends with one statement. Client and server hold them a few times
+/// over while it runs, and PostgreSQL takes no value of 1 GiB.
+pub const STATEMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Counted for a record's own lengths, positions and the names of its headers.
 const RECORD_OVERHEAD: usize = 1024;
@@ -81,7 +81,7 @@ impl Emitter {
         self
     }
 
-    /// Emits one fact in the transaction, in one round trip: it is published if and when that commits.
+    /// Emits one fact in the transaction, by one statement: it is published if and when that commits.
     ///
     /// Its id and time are made now, if it has none. Not cancel safe, like any statement in a transaction: if the future
     /// is dropped it may or may not have been emitted, and what is left to do is to roll back.
@@ -101,8 +101,8 @@ impl Emitter {
         emitted.pop().ok_or(EmitError::Answer(statement.sql))
     }
 
-    /// Emits many facts in the transaction, in the order of the slice, in one round trip for each
-    /// [`ROUND_TRIP_BYTES`]. All are checked before the first is sent; without any, nothing is sent.
+    /// Emits many facts in the transaction, in the order of the slice, by one statement for each
+    /// [`STATEMENT_BYTES`]. All are checked before the first is sent; without any, nothing is sent.
     ///
     /// Not cancel safe, see [`emit`](Self::emit).
     ///
@@ -116,7 +116,7 @@ impl Emitter {
     ) -> Result<Vec<Emitted>, EmitError<E::Error>> {
         let messages = self.encode_all(facts)?;
         let mut all = Vec::with_capacity(messages.len());
-        for messages in round_trips(&messages) {
+        for messages in statements(&messages) {
             let (prefixes, contents) = columns(messages);
             let statement = self.many(&prefixes, &contents);
             let answer = transaction.run(&statement).await?;
@@ -154,7 +154,7 @@ impl Emitter {
     ) -> Result<Vec<Emitted>, EmitError<E::Error>> {
         let messages = self.encode_all(facts)?;
         let mut all = Vec::with_capacity(messages.len());
-        for messages in round_trips(&messages) {
+        for messages in statements(&messages) {
             let (prefixes, contents) = columns(messages);
             let statement = self.many(&prefixes, &contents);
             let answer = transaction.run(&statement)?;
@@ -296,13 +296,13 @@ fn microseconds(time: SystemTime) -> Option<i64> {
     }
 }
 
-/// The messages of each round trip: as many as fit, and at least one.
-fn round_trips(mut rest: &[Message]) -> impl Iterator<Item = &[Message]> {
+/// The messages of each statement: as many as fit, and at least one.
+fn statements(mut rest: &[Message]) -> impl Iterator<Item = &[Message]> {
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fits = |message: &&Message| {
             bytes += message.content.len();
-            bytes <= ROUND_TRIP_BYTES
+            bytes <= STATEMENT_BYTES
         };
         let (next, later) = rest.split_at_checked(rest.iter().take_while(fits).count().max(1))?;
         rest = later;

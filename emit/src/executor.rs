@@ -56,7 +56,7 @@ pub trait BlockingExecutor {
 ///
 /// To ask ([`wait_lsn`](crate::wait_lsn), [`published`](crate::published)) it is what you want. To emit, take the
 /// transaction itself where there is one: in autocommit each statement commits by itself, so that
-/// [`emit`](crate::Emitter::emit) and one round trip of [`emit_many`](crate::Emitter::emit_many) are still all or
+/// [`emit`](crate::Emitter::emit) and one statement of [`emit_many`](crate::Emitter::emit_many) are still all or
 /// none, but tied to no row of yours. It is there for facts that are about no row, and for transactions that were
 /// begun by hand.
 #[derive(Debug)]

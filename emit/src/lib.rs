@@ -16,7 +16,7 @@ mod lsn;
 mod published;
 mod trace;
 
-pub use crate::emitter::{Emitted, Emitter, MAX_RECORD_BYTES, Message, ROUND_TRIP_BYTES};
+pub use crate::emitter::{Emitted, Emitter, MAX_RECORD_BYTES, Message, STATEMENT_BYTES};
 pub use crate::error::EmitError;
 pub use crate::executor::{BlockingExecutor, Executor, Parameter, Session, Statement};
 pub use crate::fact::Fact;

@@ -11,8 +11,8 @@ promises!(Diesel);
 
 struct Diesel;
 
-fn connect() -> PgConnection {
-    PgConnection::establish(&url()).unwrap()
+fn connect(url: &str) -> PgConnection {
+    PgConnection::establish(url).unwrap()
 }
 
 fn words(error: Error) -> String {
@@ -23,9 +23,9 @@ fn words(error: Error) -> String {
 }
 
 impl Driver for Diesel {
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        let ended = connect().transaction(|connection| {
+        let ended = connect(url).transaction(|connection| {
             for step in steps {
                 let result = match step {
                     Step::Emit(fact) => emitter.emit_blocking(connection, fact).map(|e| vec![e]),
@@ -58,14 +58,14 @@ impl Driver for Diesel {
     }
 
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted {
-        emitter.emit_blocking(&mut connect(), fact).unwrap()
+        emitter.emit_blocking(&mut connect(&url()), fact).unwrap()
     }
 
     fn wait_lsn() -> Lsn {
-        wait_lsn_blocking(&mut connect()).unwrap()
+        wait_lsn_blocking(&mut connect(&url())).unwrap()
     }
 
     fn published(lsn: Lsn, slot: &str) -> Result<bool, String> {
-        published_blocking(&mut connect(), lsn, slot).map_err(|error| error.to_string())
+        published_blocking(&mut connect(&url()), lsn, slot).map_err(|error| error.to_string())
     }
 }

@@ -10,8 +10,8 @@ promises!(DieselAsync);
 
 struct DieselAsync;
 
-async fn connect() -> AsyncPgConnection {
-    AsyncPgConnection::establish(&url()).await.unwrap()
+async fn connect(url: &str) -> AsyncPgConnection {
+    AsyncPgConnection::establish(url).await.unwrap()
 }
 
 fn words(error: Error) -> String {
@@ -22,10 +22,10 @@ fn words(error: Error) -> String {
 }
 
 impl Driver for DieselAsync {
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
         run(async {
             let mut outcomes = Vec::new();
-            let mut connection = connect().await;
+            let mut connection = connect(url).await;
             let ended = connection
                 .transaction(async |connection| {
                     for step in steps {
@@ -66,15 +66,15 @@ impl Driver for DieselAsync {
     }
 
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted {
-        run(async { emitter.emit(&mut connect().await, fact).await.unwrap() })
+        run(async { emitter.emit(&mut connect(&url()).await, fact).await.unwrap() })
     }
 
     fn wait_lsn() -> Lsn {
-        run(async { wait_lsn(&mut connect().await).await.unwrap() })
+        run(async { wait_lsn(&mut connect(&url()).await).await.unwrap() })
     }
 
     fn published(lsn: Lsn, slot: &str) -> Result<bool, String> {
-        let asked = run(async { published(&mut connect().await, lsn, slot).await });
+        let asked = run(async { published(&mut connect(&url()).await, lsn, slot).await });
         asked.map_err(|error| error.to_string())
     }
 }

@@ -11,6 +11,7 @@ mod postgres;
 mod promises;
 mod sqlx;
 mod tokio_postgres;
+mod turns;
 
 use factlib_emit::{EmitError, Emitted, Emitter, Fact, Lsn};
 use std::error::Error;
@@ -18,7 +19,7 @@ use std::error::Error;
 /// A driver, as an application would use it.
 pub(crate) trait Driver {
     /// Takes the steps in one transaction, also after one has failed; what became of each.
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome>;
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome>;
 
     /// Emits without a transaction around it.
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted;

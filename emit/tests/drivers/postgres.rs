@@ -9,8 +9,8 @@ promises!(Postgres);
 
 struct Postgres;
 
-fn connect() -> Client {
-    Client::connect(&url(), NoTls).unwrap()
+fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
 }
 
 fn words(error: Error) -> String {
@@ -18,8 +18,8 @@ fn words(error: Error) -> String {
 }
 
 impl Driver for Postgres {
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
-        let mut client = connect();
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
+        let mut client = connect(url);
         let mut transaction = client.transaction().unwrap();
         let mut outcomes = Vec::new();
         for step in steps {
@@ -49,15 +49,15 @@ impl Driver for Postgres {
     }
 
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted {
-        emitter.emit_blocking(&mut Session(&mut connect()), fact).unwrap()
+        emitter.emit_blocking(&mut Session(&mut connect(&url())), fact).unwrap()
     }
 
     fn wait_lsn() -> Lsn {
-        wait_lsn_blocking(&mut Session(&mut connect())).unwrap()
+        wait_lsn_blocking(&mut Session(&mut connect(&url()))).unwrap()
     }
 
     fn published(lsn: Lsn, slot: &str) -> Result<bool, String> {
-        published_blocking(&mut Session(&mut connect()), lsn, slot)
+        published_blocking(&mut Session(&mut connect(&url())), lsn, slot)
             .map_err(|error| error.to_string())
     }
 }

@@ -1,6 +1,7 @@
 //! What holds for every driver.
 
-use crate::database::{Slot, orders};
+use crate::database::{Slot, orders, server, url};
+use crate::turns::Counter;
 use crate::{Driver, End, Step};
 use factlib_emit::{Emitter, Fact};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,6 +58,13 @@ macro_rules! promises {
             }
 
             #[test]
+            fn a_call_takes_as_many_round_trips_as_the_readme_says() {
+                promise::a_call_takes_as_many_round_trips_as_the_readme_says::<$driver>(
+                    module_path!(),
+                );
+            }
+
+            #[test]
             fn whether_it_is_published_can_be_asked() {
                 promise::whether_it_is_published_can_be_asked::<$driver>(module_path!());
             }
@@ -89,7 +97,7 @@ pub(crate) fn a_commit_publishes_the_fact_as_it_was_given<D: Driver>(module: &st
     let before = SystemTime::now();
     let row: &'static str = name(module, "commit").leak();
     let steps = [Step::Insert(row), Step::Emit(fact), Step::Emit(order("43"))];
-    let outcomes = D::transaction(&emitter, &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Commit);
 
     let told = slot.told();
     assert_eq!((told.len(), orders(row)), (2, 1), "{outcomes:?}");
@@ -118,9 +126,9 @@ pub(crate) fn a_rollback_publishes_nothing<D: Driver>(module: &str) {
     let slot = Slot::new(&name(module, "rollback"));
     let emitter = Emitter::new(name(module, "rollback"));
     let steps = [Step::Emit(order("1")), Step::EmitMany(vec![order("2"), order("3")])];
-    let outcomes = D::transaction(&emitter, &steps, End::Rollback);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Rollback);
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    D::transaction(&emitter, &[Step::Emit(order("4"))], End::Commit);
+    D::transaction(&url(), &emitter, &[Step::Emit(order("4"))], End::Commit);
     let told: Vec<String> = slot.told().iter().map(|told| told.event().aggregate_id).collect();
     assert_eq!(told, ["4"]);
 }
@@ -129,7 +137,7 @@ pub(crate) fn a_savepoint_that_is_rolled_back_takes_its_facts_along<D: Driver>(m
     let slot = Slot::new(&name(module, "savepoint"));
     let emitter = Emitter::new(name(module, "savepoint"));
     let steps = [Step::Emit(order("1")), Step::Undone(order("2")), Step::Emit(order("3"))];
-    let outcomes = D::transaction(&emitter, &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Commit);
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     let told: Vec<String> = slot.told().iter().map(|told| told.event().aggregate_id).collect();
     assert_eq!(told, ["1", "3"]);
@@ -140,7 +148,7 @@ pub(crate) fn ten_thousand_facts_keep_their_order<D: Driver>(module: &str) {
     let emitter = Emitter::new(name(module, "many"));
     let facts: Vec<Fact> = (0..10_000).map(|n| order(&n.to_string()).payload("x")).collect();
     let steps = [Step::EmitMany(Vec::new()), Step::EmitMany(facts), Step::Emit(order("10000"))];
-    let outcomes = D::transaction(&emitter, &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Commit);
     assert_eq!(outcomes[0], Ok(Vec::new()));
     let emitted = outcomes.into_iter().flat_map(Result::unwrap);
     let told = slot.told();
@@ -163,7 +171,7 @@ pub(crate) fn what_is_not_valid_sends_nothing_and_ends_nothing<D: Driver>(module
         Step::EmitMany(vec![order("1"), Fact::new("an order", "2", "created")]),
         Step::Emit(order("3")),
     ];
-    let outcomes = D::transaction(&emitter, &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Commit);
     assert_eq!(outcomes[0], Err("aggregate_id is empty".to_owned()));
     let among = "fact 1: aggregate_type \"an order\" cannot be part of a topic's name: only letters, \
                  digits, '.', '_' and '-' can";
@@ -180,7 +188,7 @@ pub(crate) fn what_the_server_refuses_is_said_in_its_words<D: Driver>(module: &s
     let large = order("1").payload(vec![0; 1 << 20]);
     let content = emitter.encode(&large, &"x".repeat(36), SystemTime::now()).unwrap().content;
     let steps = [Step::Emit(order("0")), Step::Emit(large), Step::Emit(order("2"))];
-    let outcomes = D::transaction(&emitter, &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter, &steps, End::Commit);
     let sentence = format!(
         "fact of {} bytes as a Kafka record, more than factlib.max_record_bytes (1048576)",
         content.len() + 1024
@@ -199,9 +207,9 @@ pub(crate) fn by_the_function_the_same_bytes_arrive<D: Driver>(module: &str) {
         .map(|fact| fact.id("seven").created_at(UNIX_EPOCH))
         .collect();
     let steps = [Step::Emit(facts[0].clone()), Step::EmitMany(facts[1..].to_vec())];
-    D::transaction(&emitter, &steps, End::Commit);
+    D::transaction(&url(), &emitter, &steps, End::Commit);
     let by_message = slot.told();
-    let outcomes = D::transaction(&emitter.clone().through_function(), &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &emitter.clone().through_function(), &steps, End::Commit);
     let by_function = slot.told();
     assert_eq!(by_message.len(), 3);
     assert!(by_message.iter().zip(&by_function).all(|(one, other)| one.content == other.content));
@@ -221,15 +229,45 @@ pub(crate) fn whether_it_is_published_can_be_asked<D: Driver>(module: &str) {
     let name = name(module, "published");
     let slot = Slot::new(&name);
     let steps = [Step::Emit(order("1"))];
-    let outcomes = D::transaction(&Emitter::new(&*name), &steps, End::Commit);
+    let outcomes = D::transaction(&url(), &Emitter::new(&*name), &steps, End::Commit);
     let lsn = D::wait_lsn();
     assert!(lsn > outcomes[0].as_ref().unwrap()[0].lsn);
     assert_eq!(D::published(lsn, &name), Ok(false));
     // A slot moves to the end of what it has told; then there is more to tell.
     slot.told();
-    D::transaction(&Emitter::new(&*name), &steps, End::Commit);
+    D::transaction(&url(), &Emitter::new(&*name), &steps, End::Commit);
     slot.told();
     assert_eq!(D::published(lsn, &name), Ok(true));
     let none = "this database has no logical replication slot \"nobodys\"";
     assert_eq!(D::published(lsn, "nobodys"), Err(none.to_owned()));
+}
+
+/// The columns of the README's table of drivers: how many round trips the first call in a session takes, and each after it.
+fn said(feature: &str) -> (usize, usize) {
+    let readme = include_str!("../../README.md");
+    let row = readme.lines().find(|line| line.starts_with(&format!("| `{feature}`"))).unwrap();
+    let mut cells = row.trim_end_matches(" |").rsplit(" | ");
+    let (later, first) = (cells.next().unwrap(), cells.next().unwrap());
+    (first.parse().unwrap(), later.parse().unwrap())
+}
+
+pub(crate) fn a_call_takes_as_many_round_trips_as_the_readme_says<D: Driver>(module: &str) {
+    let counter = Counter::new(server().port());
+    let url = url().replace(&server().port().to_string(), &counter.port().to_string());
+    let emitter = Emitter::new("counted");
+    let turns = |calls: &[Step]| {
+        let before = counter.turns();
+        let outcomes = D::transaction(&url, &emitter, calls, End::Commit);
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+        counter.turns() - before
+    };
+    let one = || Step::Emit(order("1"));
+    let many = || Step::EmitMany((0..10_000).map(|n: i32| order(&n.to_string())).collect());
+    let none = turns(&[]);
+    let feature = module.split("::").nth(1).unwrap().replace('_', "-");
+    for call in [&one as &dyn Fn() -> Step, &many] {
+        let first = turns(&[call()]) - none;
+        let second = turns(&[call(), call()]) - none - first;
+        assert_eq!((first, second), said(&feature), "{feature}");
+    }
 }

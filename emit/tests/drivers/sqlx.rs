@@ -9,8 +9,8 @@ promises!(Sqlx);
 
 struct Sqlx;
 
-async fn connect() -> PgPool {
-    PgPool::connect(&url()).await.unwrap()
+async fn connect(url: &str) -> PgPool {
+    PgPool::connect(url).await.unwrap()
 }
 
 fn words(error: Error) -> String {
@@ -27,9 +27,9 @@ async fn emit_one(
 }
 
 impl Driver for Sqlx {
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
         run(async {
-            let mut transaction = connect().await.begin().await.unwrap();
+            let mut transaction = connect(url).await.begin().await.unwrap();
             let mut outcomes = Vec::new();
             for step in steps {
                 let result = match step {
@@ -57,15 +57,15 @@ impl Driver for Sqlx {
     }
 
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted {
-        run(async { emitter.emit(&mut Session(&connect().await), fact).await.unwrap() })
+        run(async { emitter.emit(&mut Session(&connect(&url()).await), fact).await.unwrap() })
     }
 
     fn wait_lsn() -> Lsn {
-        run(async { wait_lsn(&mut Session(&connect().await)).await.unwrap() })
+        run(async { wait_lsn(&mut Session(&connect(&url()).await)).await.unwrap() })
     }
 
     fn published(lsn: Lsn, slot: &str) -> Result<bool, String> {
-        let asked = run(async { published(&mut Session(&connect().await), lsn, slot).await });
+        let asked = run(async { published(&mut Session(&connect(&url()).await), lsn, slot).await });
         asked.map_err(|error| error.to_string())
     }
 }
@@ -73,7 +73,7 @@ impl Driver for Sqlx {
 #[test]
 fn a_task_may_emit() {
     let emit = async {
-        let mut transaction = connect().await.begin().await.unwrap();
+        let mut transaction = connect(&url()).await.begin().await.unwrap();
         let fact = Fact::new("order", "1", "created");
         Emitter::new("spawned").emit(&mut transaction, &fact).await.unwrap();
         Emitter::new("spawned").emit(&mut *transaction, &fact).await.unwrap();

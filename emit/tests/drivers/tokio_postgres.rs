@@ -9,8 +9,8 @@ promises!(TokioPostgres);
 
 struct TokioPostgres;
 
-async fn connect() -> Client {
-    let (client, connection) = tokio_postgres::connect(&url(), NoTls).await.unwrap();
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
@@ -20,9 +20,9 @@ fn words(error: Error) -> String {
 }
 
 impl Driver for TokioPostgres {
-    fn transaction(emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
+    fn transaction(url: &str, emitter: &Emitter, steps: &[Step], end: End) -> Vec<Outcome> {
         run(async {
-            let mut client = connect().await;
+            let mut client = connect(url).await;
             let mut transaction = client.transaction().await.unwrap();
             let mut outcomes = Vec::new();
             for step in steps {
@@ -51,15 +51,15 @@ impl Driver for TokioPostgres {
     }
 
     fn autocommit(emitter: &Emitter, fact: &Fact) -> Emitted {
-        run(async { emitter.emit(&mut Session(&connect().await), fact).await.unwrap() })
+        run(async { emitter.emit(&mut Session(&connect(&url()).await), fact).await.unwrap() })
     }
 
     fn wait_lsn() -> Lsn {
-        run(async { wait_lsn(&mut Session(&connect().await)).await.unwrap() })
+        run(async { wait_lsn(&mut Session(&connect(&url()).await)).await.unwrap() })
     }
 
     fn published(lsn: Lsn, slot: &str) -> Result<bool, String> {
-        let asked = run(async { published(&mut Session(&connect().await), lsn, slot).await });
+        let asked = run(async { published(&mut Session(&connect(&url()).await), lsn, slot).await });
         asked.map_err(|error| error.to_string())
     }
 }
@@ -67,7 +67,7 @@ impl Driver for TokioPostgres {
 #[test]
 fn a_transaction_that_is_shared_will_do() {
     run(async {
-        let mut client = connect().await;
+        let mut client = connect(&url()).await;
         let transaction = client.transaction().await.unwrap();
         let (one, other) = (&transaction, &transaction);
         let emitter = Emitter::new("shared");

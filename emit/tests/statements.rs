@@ -1,7 +1,7 @@
 //! What goes to a driver, and what is made of its answers, with a driver that is none.
 
 use factlib_emit::{
-    BlockingExecutor, EmitError, Emitter, Executor, Fact, Lsn, Parameter, ROUND_TRIP_BYTES,
+    BlockingExecutor, EmitError, Emitter, Executor, Fact, Lsn, Parameter, STATEMENT_BYTES,
     Statement, published_blocking, wait_lsn_blocking,
 };
 use std::convert::Infallible;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 #[derive(Default)]
 struct Driver {
     answer: Option<Vec<Option<String>>>,
-    /// Of each round trip: the text, and how many envelopes of how many bytes.
+    /// Of each statement: the text, and how many envelopes of how many bytes.
     asked: Vec<(&'static str, usize, usize)>,
     emitted: usize,
 }
@@ -59,7 +59,7 @@ fn facts(count: usize, bytes: usize) -> Vec<Fact> {
 }
 
 #[test]
-fn ten_thousand_facts_take_one_round_trip() {
+fn ten_thousand_facts_take_one_statement() {
     let (mut driver, emitter) = (Driver::default(), Emitter::new("orders"));
     let emitted = emitter.emit_many_blocking(&mut driver, &facts(10_000, 100)).unwrap();
     assert_eq!((driver.asked.len(), emitted.len()), (1, 10_000));
@@ -68,27 +68,27 @@ fn ten_thousand_facts_take_one_round_trip() {
 }
 
 #[test]
-fn what_is_too_much_for_one_round_trip_takes_several_in_order() {
+fn what_is_too_much_for_one_statement_takes_several_in_order() {
     let (mut driver, emitter) = (Driver::default(), Emitter::new("orders"));
     let facts = facts(50, 1_000_000);
     let blocking = emitter.emit_many_blocking(&mut driver, &facts).unwrap();
-    let round_trips = driver.asked.len();
-    assert_eq!(round_trips, 4);
+    let statements = driver.asked.len();
+    assert_eq!(statements, 4);
     let awaited = now(emitter.emit_many(&mut driver, &facts)).unwrap();
-    assert_eq!(driver.asked.len(), 2 * round_trips);
+    assert_eq!(driver.asked.len(), 2 * statements);
     for (_, count, bytes) in &driver.asked {
-        assert!(*count > 0 && *bytes <= ROUND_TRIP_BYTES, "{count} of {bytes}");
+        assert!(*count > 0 && *bytes <= STATEMENT_BYTES, "{count} of {bytes}");
     }
     let lsns = blocking.iter().chain(&awaited).map(|emitted| emitted.lsn);
     assert!(lsns.eq((1..=100).map(Lsn::from)));
 }
 
 #[test]
-fn one_that_is_larger_than_a_round_trip_goes_alone() {
+fn one_that_is_larger_than_a_statement_should_be_goes_alone() {
     let mut driver = Driver::default();
     let emitter = Emitter::new("orders").max_record_bytes(usize::MAX);
     let mut facts = facts(2, 1);
-    facts.insert(1, Fact::new("order", "1", "created").payload(vec![0; ROUND_TRIP_BYTES]));
+    facts.insert(1, Fact::new("order", "1", "created").payload(vec![0; STATEMENT_BYTES]));
     emitter.emit_many_blocking(&mut driver, &facts).unwrap();
     let counts: Vec<usize> = driver.asked.iter().map(|(_, count, _)| *count).collect();
     assert_eq!(counts, [1, 1, 1]);
