@@ -18,7 +18,6 @@ pub enum EmitError<E: Error + 'static> {
         /// Its place in the slice, counted from 0.
         index: usize,
         /// What is wrong with it.
-        #[source]
         invalid: InvalidFact,
     },
     /// The driver or the server.
