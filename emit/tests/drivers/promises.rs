@@ -3,7 +3,7 @@
 use crate::database::{Slot, orders, server, url};
 use crate::turns::Counter;
 use crate::{Driver, End, Step};
-use factlib_emit::{Emitter, Fact};
+use factlib_emit::{Emitter, Fact, Lsn};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The tests of one driver.
@@ -238,6 +238,11 @@ pub(crate) fn whether_it_is_published_can_be_asked<D: Driver>(module: &str) {
     D::transaction(&url(), &Emitter::new(&*name), &steps, End::Commit);
     slot.told();
     assert_eq!(D::published(lsn, &name), Ok(true));
+    // Up to the very position that is confirmed.
+    let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name =";
+    let confirmed: Lsn = server().ask(&format!("{confirmed} '{name}'")).parse().unwrap();
+    assert_eq!(D::published(confirmed, &name), Ok(true));
+    assert_eq!(D::published(Lsn::from(confirmed.get() + 1), &name), Ok(false));
     let none = "this database has no logical replication slot \"nobodys\"";
     assert_eq!(D::published(lsn, "nobodys"), Err(none.to_owned()));
 }
