@@ -2,14 +2,49 @@ use crate::executor::{BlockingExecutor, Executor, Parameter, Statement};
 use crate::{EmitError, Lsn};
 use std::error::Error;
 
-const WAIT_LSN: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text AS value";
+/// Where the record before the position `$lsn` ends. The next record begins behind its page's header, of which nothing
+/// is confirmed while the server is idle: what is confirmed ends with the last record, at the end of the page before.
+macro_rules! end_before {
+    ($lsn:literal) => {
+        concat!(
+            $lsn,
+            " - CASE (",
+            $lsn,
+            " - '0/0') % page WHEN CASE WHEN (",
+            $lsn,
+            " - '0/0') % segment < page THEN 40 ELSE 24 END THEN (",
+            $lsn,
+            " - '0/0') % page ELSE 0 END"
+        )
+    };
+}
 
-const PUBLISHED: &str = "SELECT (confirmed_flush_lsn >= $1::text::pg_catalog.pg_lsn)::text AS value \
-     FROM pg_catalog.pg_replication_slots \
-     WHERE slot_name = $2::text AND database = pg_catalog.current_database()";
+/// How the server's log is divided.
+macro_rules! log {
+    () => {
+        "(SELECT pg_catalog.current_setting('wal_block_size')::numeric AS page, \
+                 pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size')) AS segment) AS log"
+    };
+}
+
+const WAIT_LSN: &str = concat!(
+    "SELECT (",
+    end_before!("lsn"),
+    ")::text AS value FROM pg_catalog.pg_current_wal_insert_lsn() AS lsn, ",
+    log!()
+);
+
+const PUBLISHED: &str = concat!(
+    "SELECT (confirmed_flush_lsn >= ",
+    end_before!("lsn"),
+    ")::text AS value FROM pg_catalog.pg_replication_slots, (SELECT $1::text::pg_lsn AS lsn) AS given, ",
+    log!(),
+    " WHERE slot_name = $2::text AND database = pg_catalog.current_database()"
+);
 
 /// The position to wait for, read **after COMMIT**: everything that is committed by now lies before it.
 ///
+/// It is `pg_current_wal_insert_lsn()`, or the end of the page before if that lies behind a page's header.
 /// `owlpost wait --lsn`, `/wait?lsn=` of a relay's health port and [`published`] take it. The position that
 /// [`emit`](crate::Emitter::emit) returned is none: a transaction's commit lies behind its messages, and the commit of
 /// another one in between can take the relay past the message before yours is even committed.
