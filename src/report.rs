@@ -9,6 +9,7 @@ use crate::metrics::Metrics;
 use crate::relay::event::{Event, GivenUp, Halted};
 use crate::relay::gone::{Exit, ExitKind};
 use crate::relay::kafka::{Answer, Request};
+use crate::relay::pages::Pages;
 use crate::relay::poison::Policy;
 use crate::relay::producer::Blocked;
 use crate::relay::{Standing, State};
@@ -64,6 +65,11 @@ impl Report {
             "made publication and slot: facts committed from this point on are published, earlier ones \
              are not"
         );
+    }
+
+    /// So the server divides its log.
+    pub(crate) fn pages(&self, pages: Pages) {
+        self.health.pages(pages);
     }
 
     /// A request goes to Kafka.

@@ -7,6 +7,7 @@ use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, Gone};
 use crate::relay::kafka::{Answer, Request};
+use crate::relay::pages::Pages;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
 use crate::relay::{Input, Now, Output, Reading, Relay, Settings, Standing};
 use crate::report::Report;
@@ -74,6 +75,9 @@ pub(crate) trait Surroundings {
     /// Slot and publication were made just now, and this is where the slot begins.
     fn created(&mut self, point: Lsn);
 
+    /// So the server divides its log.
+    fn pages(&mut self, _pages: Pages) {}
+
     /// True if [`Surroundings::standing`] is to be called soon, and not only every second.
     fn wants_standing(&self) -> bool;
 
@@ -120,6 +124,10 @@ impl Surroundings for Live {
 
     fn created(&mut self, point: Lsn) {
         self.report.created(&self.publication, point);
+    }
+
+    fn pages(&mut self, pages: Pages) {
+        self.report.pages(pages);
     }
 
     fn wants_standing(&self) -> bool {
@@ -289,6 +297,9 @@ pub(crate) async fn drive(
             Happened::Connected(Ok(identified)) => {
                 if let Some(point) = identified.created {
                     around.created(point);
+                }
+                if let Some(pages) = identified.pages {
+                    around.pages(pages);
                 }
                 postgres = Postgres::Identified(identified.connection);
                 relay.handle(now(), Input::Identified(identified.identity));

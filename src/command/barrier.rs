@@ -2,13 +2,10 @@
 
 use crate::postgres::{Queries, Row};
 use crate::relay::gone::{ExitKind, Gone};
+use crate::relay::pages::Pages;
 use factlib_protocol::replication::quote_literal;
 use factlib_protocol::{Lsn, ParseLsnError};
 use std::str::FromStr;
-
-/// Headers of a page of the log: of a segment's first, of others (`SizeOfXLogLongPHD`, `SizeOfXLogShortPHD`).
-const SEGMENT_HEADER: u64 = 40;
-const PAGE_HEADER: u64 = 24;
 
 /// A position as it is typed: `X/X`, or `now`, where the server is when it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +32,7 @@ impl FromStr for Barrier {
 pub(super) struct Log {
     /// Where the next record begins.
     pub(super) insert: Lsn,
-    /// Bytes of a page, and of a segment.
-    page: u64,
-    segment: u64,
+    pages: Pages,
 }
 
 impl Log {
@@ -51,8 +46,7 @@ impl Log {
             let column = |at: usize| row.get(at)?.as_deref();
             Some(Self {
                 insert: column(0)?.parse().ok()?,
-                page: column(1)?.parse().ok().filter(|bytes| *bytes > 0)?,
-                segment: column(2)?.parse().ok().filter(|bytes| *bytes > 0)?,
+                pages: Pages::new(column(1)?.parse().ok()?, column(2)?.parse().ok()?)?,
             })
         };
         rows.first()
@@ -60,17 +54,12 @@ impl Log {
             .ok_or_else(|| Gone::Lost("PostgreSQL does not say where its log ends".to_owned()))
     }
 
-    /// What must be confirmed so that everything before `barrier` is. The next record begins behind its page's
-    /// header, while what is confirmed ends with the last record, which may be the page before: on an idle server
-    /// that would be waited for in vain.
+    /// What must be confirmed so that everything before `barrier` is.
     pub(super) fn wanted(&self, barrier: Barrier) -> Lsn {
-        let Lsn(lsn) = match barrier {
+        self.pages.wanted(match barrier {
             Barrier::Now => self.insert,
             Barrier::At(lsn) => lsn,
-        };
-        let header = if lsn % self.segment < self.page { SEGMENT_HEADER } else { PAGE_HEADER };
-        let into_page = lsn % self.page;
-        Lsn(if into_page == header { lsn - into_page } else { lsn })
+        })
     }
 }
 
@@ -111,19 +100,6 @@ pub(super) async fn confirmed(queries: &mut Queries, slot: &str) -> Result<Lsn, 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LOG: Log = Log { insert: Lsn(0x16B_3748), page: 8192, segment: 16 << 20 };
-
-    #[test]
-    fn what_stands_behind_a_pages_header_ends_with_the_page_before() {
-        let wanted = |lsn| LOG.wanted(Barrier::At(Lsn(lsn))).0;
-        assert_eq!(wanted(0x200_2018), 0x200_2000, "the header of a page");
-        assert_eq!(wanted(0x200_0028), 0x200_0000, "the header of a segment");
-        for record in [0x200_2020, 0x200_2028, 0x200_0030, 0x200_2000, 0x200_0018, 0x16B_3748] {
-            assert_eq!(wanted(record), record, "{record:x}");
-        }
-        assert_eq!(LOG.wanted(Barrier::Now), Lsn(0x16B_3748));
-    }
 
     #[test]
     fn a_position_is_typed_as_the_server_writes_it() {

@@ -3,7 +3,8 @@
 use super::history::{History, News};
 use crate::metrics::{Metrics, SlotFacts, View};
 use crate::relay::Standing;
-use factlib_protocol::Timestamp;
+use crate::relay::pages::Pages;
+use factlib_protocol::{Lsn, Timestamp};
 use serde::{Serialize, Serializer};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -134,6 +135,8 @@ pub struct Health {
     slot_poll_failures: AtomicU64,
     /// How often the stream was begun.
     streams: AtomicU64,
+    /// How the server divides its log; none before it was asked.
+    pages: Mutex<Option<Pages>>,
     past: Mutex<Past>,
     dropped: OnceLock<ErrorCounter>,
 }
@@ -184,6 +187,7 @@ impl Health {
             slot: Mutex::default(),
             slot_poll_failures: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            pages: Mutex::default(),
             past: Mutex::default(),
             dropped: OnceLock::new(),
         }
@@ -252,6 +256,16 @@ impl Health {
     /// A stream has begun, perhaps at another server.
     pub fn stream_begun(&self) {
         self.streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So the server divides its log.
+    pub fn pages(&self, pages: Pages) {
+        *lock(&self.pages) = Some(pages);
+    }
+
+    /// What must be confirmed so that everything before `lsn` is.
+    pub(super) fn wanted(&self, lsn: Lsn) -> Lsn {
+        lock(&self.pages).map_or(lsn, |pages| pages.wanted(lsn))
     }
 
     /// How many streams have begun.

@@ -53,7 +53,8 @@ async fn wait(Extract(waiting): Extract<Waiting>, Query(asked): Query<Asked>) ->
     loop {
         let snapshot = waiting.health.snapshot();
         let confirmed = snapshot.confirmed_lsn.as_deref().and_then(|text| text.parse().ok());
-        let reached = confirmed.is_some_and(|confirmed: Lsn| confirmed >= lsn);
+        let reached =
+            confirmed.is_some_and(|confirmed: Lsn| confirmed >= waiting.health.wanted(lsn));
         let hung = waiting.health.hung();
         let (status, reason) = if reached {
             (StatusCode::OK, None)
@@ -106,6 +107,7 @@ fn answer(status: StatusCode, body: serde_json::Value) -> Response {
 mod tests {
     use super::*;
     use crate::http::tests::{connect, fetch, start};
+    use crate::relay::pages::Pages;
     use std::io::Write as _;
 
     fn confirm(health: &Health, lsn: &str) {
@@ -124,6 +126,19 @@ mod tests {
         let (status, body) = fetch(&server, "/wait?lsn=0/16B3748&timeout=10s");
         assert_eq!((status, &body["reached"]), (200, &true.into()), "{body}");
         assert_eq!(body["confirmed_lsn"], "0/16B3748");
+    }
+
+    #[test]
+    fn what_stands_behind_a_pages_header_needs_no_more_than_the_page_before() {
+        let health = Arc::new(Health::new("factlib_slot"));
+        let server = start(&health);
+        confirm(&health, "0/2002000");
+        let status = |lsn| fetch(&server, &format!("/wait?lsn={lsn}&timeout=1ms")).0;
+        assert_eq!(status("0/2002018"), 504, "nobody has said how long pages are");
+        health.pages(Pages::new(8192, 16 << 20).unwrap());
+        assert_eq!((status("0/2002018"), status("0/2002019")), (200, 504));
+        confirm(&health, "0/3000000");
+        assert_eq!((status("0/3000028"), status("0/3000018")), (200, 504));
     }
 
     #[test]

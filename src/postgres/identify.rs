@@ -7,6 +7,7 @@ use super::setup::{self, Found, FoundPublication, FoundSlot, Names, Plan, set_up
 use crate::config::PostgresConfig;
 use crate::relay::Identity;
 use crate::relay::gone::{ExitKind, Gone, classify};
+use crate::relay::pages::Pages;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
 use factlib_protocol::Lsn;
 use factlib_protocol::handshake::HandshakeError;
@@ -76,6 +77,8 @@ pub struct Identified {
     pub identity: Identity,
     /// The consistent point, if the slot was made just now.
     pub created: Option<Lsn>,
+    /// How the server divides its log.
+    pub pages: Option<Pages>,
 }
 
 /// Connects, identifies the system, and checks that slot and publication are there, or makes them.
@@ -105,6 +108,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
         let other = setup::refuse_other(&found, ask.known_system);
         let mut plan = other.unwrap_or_else(|| setup::plan(&found, names));
         let dropped = found.publication.is_some() && found.slot.is_none();
+        let pages = found.pages;
         if ask.seeded.is(SeededBug::RecreateSlot) && dropped {
             (plan, may_create) = (Plan::CreateSlot, true);
         }
@@ -116,7 +120,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
                 return Err(Gone::Terminal(ExitKind::Slot, dropped_words(ask, dropped)));
             }
             Plan::OtherPrefixes { .. } | Plan::Finish if ask.looks_on => {
-                return Ok(Identified { connection, identity, created });
+                return Ok(Identified { connection, identity, created, pages });
             }
             Plan::Ready { .. } | Plan::OtherPrefixes { .. } => {
                 if first {
@@ -134,7 +138,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
                         "the publication has tables: their rows are sent to us and thrown away"
                     );
                 }
-                return Ok(Identified { connection, identity, created });
+                return Ok(Identified { connection, identity, created, pages });
             }
             Plan::Wait(reason) => return Err(Gone::Lost(reason.clone())),
             Plan::Refuse(kind, reason) => return Err(Gone::Terminal(*kind, reason.clone())),
@@ -279,7 +283,8 @@ pub(super) async fn look(
                 (to_jsonb(s) ->> 'two_phase')::boolean, s.confirmed_flush_lsn, \
                 to_jsonb(s) ->> 'synced', pg_is_in_recovery(), \
                 current_setting('synchronous_standby_names'), \
-                current_setting('application_name') \
+                current_setting('application_name'), current_setting('wal_block_size'), \
+                pg_size_bytes(current_setting('wal_segment_size')) \
          FROM pg_database d \
          LEFT JOIN pg_publication p ON p.pubname = {publication} \
          LEFT JOIN pg_replication_slots s ON s.slot_name = {slot} \
@@ -321,6 +326,7 @@ pub(super) async fn look(
         in_recovery: text(row, 14).as_deref() == Some("t"),
         synchronous_standby_names: text(row, 15).unwrap_or_default(),
         application_name: text(row, 16).unwrap_or_default(),
+        pages: Pages::new(number(row, 17, command)?, number(row, 18, command)?),
         publication,
         slot,
     };

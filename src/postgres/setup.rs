@@ -9,6 +9,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::synchronous::names_us;
 use crate::relay::gone::{ExitKind, another_cluster};
+use crate::relay::pages::Pages;
 use factlib_protocol::backend::SqlState;
 use factlib_protocol::replication::{
     SlotKind, Snapshot, create_slot, quote_identifier, quote_literal,
@@ -56,6 +57,8 @@ pub struct Found {
     pub synchronous_standby_names: String,
     /// `application_name` of our session.
     pub application_name: String,
+    /// How it divides its log.
+    pub pages: Option<Pages>,
     /// The publication of the configured name.
     pub publication: Option<FoundPublication>,
     /// The slot of the configured name.
@@ -599,6 +602,7 @@ mod tests {
             in_recovery: false,
             synchronous_standby_names: "standby1".to_owned(),
             application_name: "owlpost".to_owned(),
+            pages: None,
             publication: Some(FoundPublication {
                 comment: Some(
                     "owlpost: slot factlib_slot, system 7, consistent point 0/1".to_owned(),

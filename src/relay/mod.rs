@@ -29,6 +29,7 @@ pub mod gone;
 pub mod kafka;
 pub mod ledger;
 mod oversize;
+pub mod pages;
 pub mod poison;
 pub mod policy;
 pub mod position;

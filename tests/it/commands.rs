@@ -273,6 +273,13 @@ fn a_wait_ends_once_everything_is_confirmed_and_says_if_it_is_not() {
     let (status, body) = relay.get(&format!("/wait?lsn={barrier}&timeout=4s")).unwrap();
     assert_eq!(status, 200, "{body}");
     assert_eq!(count(kafka, "awaited.order"), 2);
+    // On a server that is idle since its log came to a new segment, the next record begins behind that one's header.
+    postgres.client().batch_execute("SELECT pg_switch_wal()").unwrap();
+    let barrier = insert_lsn(&postgres);
+    assert_eq!(barrier.0 % (1 << 20), 40, "{barrier}");
+    shell.run(&format!("owlpost wait --lsn {barrier} --timeout 8s")).ended(0);
+    assert_eq!(relay.get(&format!("/wait?lsn={barrier}&timeout=4s")).unwrap().0, 200);
+    assert_eq!(insert_lsn(&postgres), barrier, "the log has moved: this shows nothing");
     assert_eq!(relay.get("/wait?lsn=FF/0&timeout=100ms").unwrap().0, 504);
     assert_eq!(relay.get("/wait?lsn=nonsense").unwrap().0, 400);
     // A fact that cannot be published holds up what is behind it.

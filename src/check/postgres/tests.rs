@@ -26,6 +26,7 @@ fn config() -> Config {
 fn survey() -> Survey {
     let comment = "owlpost: slot factlib_slot, system 7, prefixes orders, consistent point 0/1";
     let found = Found {
+        pages: None,
         system: 7,
         database: "app".to_owned(),
         version: 180_004,
