@@ -41,7 +41,7 @@ pub(super) fn judge(
     running: Option<&Running>,
     now: f64,
 ) -> Vec<Check> {
-    let Survey { found, role, .. } = survey;
+    let found = &survey.found;
     let names = Names {
         slot: &ask.slot,
         publication: &ask.publication,
@@ -50,15 +50,7 @@ pub(super) fn judge(
     };
     let shown = |name: &str| survey.settings.get(name).map_or("unknown", |s| s.shown.as_str());
     let plan = plan_of_objects(found, names);
-    let mut checks = vec![Check::ok(
-        "PostgreSQL",
-        format!(
-            "{} lets role {} into database {} for replication",
-            shown("server_version"),
-            role.name,
-            found.database
-        ),
-    )];
+    let mut checks = vec![let_in(survey, shown("server_version"))];
     checks.push(version(survey));
     checks.push(Check::unless(not_logical(found), "wal_level", || found.wal_level.clone()));
     checks.push(Check::unless(synchronous(found), "synchronous_standby_names", || {
@@ -73,7 +65,7 @@ pub(super) fn judge(
     checks.push(objects(ask, survey, &plan));
     checks.extend(rights(ask, survey, &plan));
     checks.extend(free_slots(ask, survey, &plan));
-    checks.push(walsenders(survey));
+    checks.extend(walsenders(survey));
     if let Some(slot) = &survey.slot {
         checks.push(reader(ask, survey, slot, running));
         checks.extend(slot_position(ask, survey, slot));
@@ -94,6 +86,21 @@ pub(super) fn judge(
     checks.push(sql_functions(survey.functions.as_deref()));
     checks.push(clock(survey.clock - now));
     checks
+}
+
+fn let_in(survey: &Survey, version: &str) -> Check {
+    const NAME: &str = "PostgreSQL";
+    let (role, database) = (&survey.role.name, &survey.found.database);
+    let is_read = survey.slot.as_ref().and_then(|slot| slot.column("active_pid")).is_some();
+    match &survey.not_replicating {
+        None => Check::ok(
+            NAME,
+            format!("{version} lets role {role} into database {database} for replication"),
+        ),
+        // The relay that reads the slot has a walsender; another one has not.
+        Some(gone @ Gone::Lost(_)) if is_read => Check::warning(NAME, gone.reason()),
+        Some(gone) => unreached(gone),
+    }
 }
 
 fn version(survey: &Survey) -> Check {
@@ -206,19 +213,23 @@ fn free_slots(ask: &Ask, survey: &Survey, plan: &Plan) -> Option<Check> {
     })
 }
 
-fn walsenders(survey: &Survey) -> Check {
+/// Nothing, where that there is none for us is said already.
+fn walsenders(survey: &Survey) -> Option<Check> {
     const NAME: &str = "max_wal_senders";
-    let Some(max) = limit(survey, NAME) else { return Check::ok(NAME, "unknown") };
+    if survey.not_replicating.is_some() {
+        return None;
+    }
+    let Some(max) = limit(survey, NAME) else { return Some(Check::ok(NAME, "unknown")) };
     // One of them is ours.
     let used = survey.walsenders.saturating_sub(1);
     if used + 1 < max {
-        return Check::ok(NAME, format!("{used} of {max} walsenders run"));
+        return Some(Check::ok(NAME, format!("{used} of {max} walsenders run")));
     }
     let sentence = format!(
-        "{used} of {max} walsenders run: one is left for a relay, and none for a second one, a check or an audit \
+        "{used} of {max} walsenders run: one is left for a relay, and none for a second one, a tail or an audit \
          beside it; end those that nobody needs, or raise max_wal_senders and restart the server"
     );
-    Check::warning(NAME, &sentence)
+    Some(Check::warning(NAME, &sentence))
 }
 
 /// Who has the slot.

@@ -88,7 +88,7 @@ pub(super) async fn read(
         value_is_payload: false,
         timestamp_is_publish: false,
         compression: Compression::None,
-        // Whoever calls has been let in just now, and a new slot may have to wait for a transaction.
+        // Whoever calls has been let in by a walsender just now, and a new slot may have to wait for a transaction.
         startup_timeout: None,
         ..run::settings(config)
     });

@@ -35,8 +35,8 @@ const EXAMPLES: &str = "\
 Every fact is checked with the relay's own decoder, and its topic's name by Kafka's rules, before the
 first is sent; then all are emitted in one transaction: all or none. Printed are, for each, its id and
 the LSN of its message (for tracing, and the record's header LSN), and after COMMIT the LSN to give to
-`owlpost wait`. The role needs REPLICATION, as a relay's does. Applications emit inside of their own
-transactions, see `owlpost --help`: this is for trials, tests and repairs.
+`owlpost wait`. Any role that may log in may emit; it needs no REPLICATION. Applications emit inside of
+their own transactions, see `owlpost --help`: this is for trials, tests and repairs.
 
 --payload is any JSON; what is none becomes a JSON string. --payload-file passes on a file that is JSON
 as it is, others as payload_base64. With --stdin each line is one envelope as a JSON object:

@@ -127,7 +127,7 @@ pub async fn tail(config: &Config, arguments: &Tail) -> ExitCode {
 
 /// What there is to read from. Said in words for this command: those of the relay speak of what is lost.
 async fn look(config: &Config, arguments: &Tail) -> Result<Temporary, Gone> {
-    let mut queries = Queries::connect(&config.postgres, ANSWER_MAX).await?;
+    let mut queries = Queries::connect_to_walsender(&config.postgres, ANSWER_MAX).await?;
     let publication = &config.publication;
     let sql = format!("SELECT FROM pg_publication WHERE pubname = {}", quote_literal(publication));
     if queries.query(&sql).await?.is_empty() {

@@ -22,10 +22,9 @@ commit lies behind it. Until the commit the relay does not even know of the fact
 transaction's commit in between may move the confirmed position past the message. `owlpost emit`
 prints the right one.
 
-A relay must be running: this command publishes nothing. It asks the slot, through a replication
-connection, which takes one of max_wal_senders. The relay itself answers over HTTP, up to ten seconds at
-a time: 200 once everything is in Kafka (the slot follows within seconds), 504 if not in time, 503 while
-a fact halts it.
+A relay must be running: this command publishes nothing. It asks the slot, for which any role will do. The
+relay itself answers over HTTP, up to ten seconds at a time: 200 once everything is in Kafka (the slot
+follows within seconds), 504 if not in time, 503 while a fact halts it.
 
 Examples:
   owlpost wait --lsn now                           everything that is committed by now

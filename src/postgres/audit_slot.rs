@@ -50,7 +50,8 @@ pub fn audit_slot(slot: &str) -> String {
 ///
 /// [`Gone`]: one of them is not there, or cannot be used any more, or the server cannot be asked.
 pub async fn marks(ask: &Ask) -> Result<Marks, Gone> {
-    let mut connection = connect(ask).await?;
+    // A walsender, for IDENTIFY_SYSTEM; the log is read through one anyhow.
+    let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
     let confirmed = confirmed(&mut connection, &ask.slot).await?.ok_or_else(|| {
         terminal(format!("slot {} is not there: nothing was published through it", ask.slot))
     })?;
@@ -151,7 +152,7 @@ pub async fn bound(ask: &Ask, max: u64) -> Result<Bound, Gone> {
 }
 
 async fn connect(ask: &Ask) -> Result<Connection, Gone> {
-    Connection::connect(&ask.postgres).await.map_err(gone)
+    Connection::connect_to_ask(&ask.postgres).await.map_err(gone)
 }
 
 async fn query(connection: &mut Connection, sql: &str) -> Result<Vec<Row>, Gone> {

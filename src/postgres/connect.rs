@@ -84,9 +84,21 @@ impl Connection {
         Self::connect_as(config, true).await
     }
 
-    /// The same for an ordinary session, which takes none of the server's walsenders.
+    /// The same for an ordinary session, which takes none of the server's walsenders and needs no REPLICATION.
     pub(super) async fn connect_ordinary(config: &PostgresConfig) -> Result<Self, Failure> {
         Self::connect_as(config, false).await
+    }
+
+    /// The same for whoever only asks: an ordinary session, and where there is no room for one a walsender, which has
+    /// places of its own.
+    pub(super) async fn connect_to_ask(config: &PostgresConfig) -> Result<Self, Failure> {
+        let ordinary = Self::connect_ordinary(config).await;
+        match ordinary {
+            Err(failure) if failure.is_for_want_of_room() => {
+                Self::connect(config).await.map_err(|_| failure)
+            }
+            ordinary => ordinary,
+        }
     }
 
     async fn connect_as(config: &PostgresConfig, replication: bool) -> Result<Self, Failure> {

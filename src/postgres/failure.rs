@@ -5,7 +5,7 @@ use super::password::PasswordFailure;
 use super::tls::{self, TlsFailure};
 use crate::relay::gone::log_in_advice;
 use factlib_protocol::DecodeError;
-use factlib_protocol::backend::ServerError;
+use factlib_protocol::backend::{ServerError, SqlState};
 use factlib_protocol::handshake::HandshakeError;
 use factlib_protocol::session::SessionError;
 use std::io;
@@ -111,6 +111,31 @@ impl Failure {
             Self::Dial(_) | Self::TimedOut { .. } | Self::Tls { .. } | Self::Io(_) => true,
             Self::Alert(_) | Self::Closed => true,
             Self::Neither { tls, clear } => tls.is_of_the_address() || clear.is_of_the_address(),
+            _ => false,
+        }
+    }
+
+    /// True if the server, the database or the role has as many sessions as it may.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Login(HandshakeError::Server(error)) => {
+                error.code == SqlState::TOO_MANY_CONNECTIONS
+            }
+            Self::Neither { tls, clear } => {
+                tls.is_for_want_of_room() || clear.is_for_want_of_room()
+            }
+            _ => false,
+        }
+    }
+
+    /// True if it may let us in as an ordinary session: what is missing is a walsender, or REPLICATION.
+    pub(super) fn is_of_walsenders(&self) -> bool {
+        match self {
+            Self::Login(HandshakeError::Server(error)) => {
+                let code = error.code;
+                code == SqlState::TOO_MANY_CONNECTIONS || code == SqlState::INSUFFICIENT_PRIVILEGE
+            }
+            Self::Neither { tls, clear } => tls.is_of_walsenders() || clear.is_of_walsenders(),
             _ => false,
         }
     }

@@ -252,6 +252,20 @@ pub(super) async fn look(
     connection: &mut Connection,
     ask: &Ask,
 ) -> Result<(Identity, Found), Failure> {
+    let cluster = identify_system(connection).await?;
+    look_at(connection, ask, cluster).await
+}
+
+/// Which cluster it is, and how far its log goes.
+pub(super) struct Cluster {
+    pub(super) system: u64,
+    pub(super) timeline: u32,
+    pub(super) wal_flushed: Lsn,
+    /// Timelines before, and where each ended.
+    pub(super) history: Vec<(u32, Lsn)>,
+}
+
+async fn identify_system(connection: &mut Connection) -> Result<Cluster, Failure> {
     let command = "IDENTIFY_SYSTEM";
     let answer = Failure::Answer { command };
     let rows = connection.query(command).await?;
@@ -270,7 +284,16 @@ pub(super) async fn look(
     } else {
         Vec::new()
     };
+    Ok(Cluster { system, timeline, wal_flushed, history })
+}
 
+/// Slot, publication and settings, of which ordinary sessions may ask, too.
+pub(super) async fn look_at(
+    connection: &mut Connection,
+    ask: &Ask,
+    cluster: Cluster,
+) -> Result<(Identity, Found), Failure> {
+    let Cluster { system, timeline, wal_flushed, history } = cluster;
     let command = "the query for slot and publication";
     let slot = quote_literal(&ask.slot);
     let publication = quote_literal(&ask.publication);

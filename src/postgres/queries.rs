@@ -10,8 +10,8 @@ use tokio::time::timeout;
 
 pub use super::connection::Row;
 
-/// A connection for SQL. It is a replication connection, as the relay's is: what the role and `pg_hba.conf` allow
-/// for that one is enough for all commands.
+/// A connection for SQL. It is an ordinary one, which needs no REPLICATION and no walsender; where the server has no
+/// room for it, a replication connection.
 #[derive(Debug)]
 pub struct Queries {
     connection: Connection,
@@ -29,6 +29,23 @@ impl Queries {
     ///
     /// Dropping the future closes the connection.
     pub async fn connect(config: &PostgresConfig, limit: Duration) -> Result<Self, Gone> {
+        let connection = Connection::connect_to_ask(config).await.map_err(gone)?;
+        Ok(Self { connection, limit })
+    }
+
+    /// The same through a walsender, for whoever will need one to stream: better now than after a while.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`], classified.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
+    pub async fn connect_to_walsender(
+        config: &PostgresConfig,
+        limit: Duration,
+    ) -> Result<Self, Gone> {
         let connection = Connection::connect(config).await.map_err(gone)?;
         Ok(Self { connection, limit })
     }

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::connection::{Connection, Row};
-use super::identify::{ANSWER_MAX, Ask, gone, look, prepare};
+use super::identify::{ANSWER_MAX, Ask, Cluster, gone, look, look_at, prepare};
 use super::setup::Found;
 use crate::config::{Host, PostgresConfig, TargetSessionAttrs};
 use crate::relay::Identity;
@@ -22,6 +22,8 @@ const SETTINGS: &str = "'max_slot_wal_keep_size', 'idle_replication_slot_timeout
 /// A server as it was found.
 #[derive(Debug, Clone)]
 pub struct Survey {
+    /// Why there was no replication connection, but only an ordinary one.
+    pub not_replicating: Option<Gone>,
     /// Who it is and where the slot stands.
     pub identity: Identity,
     /// Slot, publication and what decides about them.
@@ -36,7 +38,7 @@ pub struct Survey {
     pub slot: Option<SlotState>,
     /// How many slots there are.
     pub slots: u64,
-    /// How many walsenders run; ours is one of them.
+    /// How many walsenders run; ours is one of them, if there is a replication connection.
     pub walsenders: u64,
     /// The oldest transaction that has written and is open, as far as our role may see.
     pub oldest_open: Option<OpenTransaction>,
@@ -111,7 +113,8 @@ pub struct HostState {
     pub state: Result<(bool, bool), String>,
 }
 
-/// Logs in as the relay would, with the settings of its sessions, and looks at everything.
+/// Logs in as the relay would, with the settings of its sessions, and looks at everything. Where the server has no
+/// walsender for us, or our role no right to one, an ordinary session sees the rest.
 ///
 /// # Errors
 ///
@@ -121,20 +124,49 @@ pub struct HostState {
 ///
 /// Dropping the future closes the connection; nothing was changed.
 pub async fn survey(ask: &Ask) -> Result<Survey, Gone> {
-    let mut connection = Connection::connect(&ask.postgres).await.map_err(gone)?;
+    let (mut connection, not_replicating) = match Connection::connect(&ask.postgres).await {
+        Ok(connection) => (connection, None),
+        Err(failure) if failure.is_of_walsenders() => {
+            match Connection::connect_ordinary(&ask.postgres).await {
+                Ok(connection) => (connection, Some(gone(failure))),
+                Err(_) => return Err(gone(failure)),
+            }
+        }
+        Err(failure) => return Err(gone(failure)),
+    };
     let asked = timeout(ANSWER_MAX, async {
         prepare(&mut connection, ask).await?;
-        let (identity, found) = look(&mut connection, ask).await?;
-        examine(&mut connection, ask, identity, found).await
+        let looked = match not_replicating {
+            None => look(&mut connection, ask).await?,
+            Some(_) => {
+                let cluster = cluster(&mut connection).await?;
+                look_at(&mut connection, ask, cluster).await?
+            }
+        };
+        examine(&mut connection, ask, looked, not_replicating).await
     });
     asked.await.unwrap_or(Err(Failure::Silent)).map_err(gone)
+}
+
+/// What IDENTIFY_SYSTEM would say, as far as it matters here.
+async fn cluster(connection: &mut Connection) -> Result<Cluster, Failure> {
+    let command = "the query for the control file";
+    let sql = "SELECT system_identifier, timeline_id, checkpoint_lsn \
+               FROM pg_control_system(), pg_control_checkpoint()";
+    let row = one(connection.query(sql).await?, command)?;
+    Ok(Cluster {
+        system: number(&row, 0)?,
+        timeline: number(&row, 1)?,
+        wal_flushed: number(&row, 2)?,
+        history: Vec::new(),
+    })
 }
 
 async fn examine(
     connection: &mut Connection,
     ask: &Ask,
-    identity: Identity,
-    found: Found,
+    (identity, found): (Identity, Found),
+    not_replicating: Option<Gone>,
 ) -> Result<Survey, Failure> {
     let (slot, publication) = (quote_literal(&ask.slot), quote_literal(&ask.publication));
     let settings = format!(
@@ -206,6 +238,7 @@ async fn examine(
         }
     }
     Ok(Survey {
+        not_replicating,
         identity,
         found,
         settings,
@@ -245,7 +278,7 @@ async fn host_state(
         target_session_attrs: TargetSessionAttrs::Any,
         ..config.clone()
     };
-    let mut connection = Connection::connect(&alone).await?;
+    let mut connection = Connection::connect_to_ask(&alone).await?;
     let sql = format!(
         "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})",
         quote_literal(slot)
@@ -263,7 +296,7 @@ pub async fn emit(config: &PostgresConfig, prefix: &str, content: &str) -> Resul
     let command = "pg_logical_emit_message";
     let (prefix, content) = (quote_literal(prefix), quote_literal(content));
     let sql = format!("SELECT {command}(true, {prefix}, {content})");
-    let mut connection = Connection::connect(config).await.map_err(gone)?;
+    let mut connection = Connection::connect_to_ask(config).await.map_err(gone)?;
     let rows = timeout(ANSWER_MAX, connection.query(&sql)).await;
     let row = rows.unwrap_or(Err(Failure::Silent)).and_then(|rows| one(rows, command));
     row.and_then(|row| number(&row, 0)).map_err(gone)

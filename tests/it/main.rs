@@ -34,6 +34,7 @@ mod recorded;
 mod refusals;
 mod security;
 mod sequences;
+mod sessions;
 mod support;
 mod tail;
 mod takeover;

@@ -5,6 +5,7 @@ use crate::config::RawConfig;
 use crate::postgres::survey::{Role, Setting};
 use crate::postgres::{Found, FoundPublication, FoundSlot};
 use crate::relay::Identity;
+use crate::relay::gone::ExitKind;
 use crate::relay::seeded_bug::Seeded;
 use crate::run;
 use factlib_protocol::Lsn;
@@ -59,6 +60,7 @@ fn survey() -> Survey {
         (name.to_owned(), Setting { value: value.to_owned(), shown: shown.to_owned() })
     });
     Survey {
+        not_replicating: None,
         identity: Identity {
             system: 7,
             timeline: 1,
@@ -163,6 +165,32 @@ fn what_somebody_may_be_sorry_for_is_a_warning() {
     }
     // Short ones pass.
     assert_eq!(said_of(&config(), None, |s| s.oldest_open = open(299)), []);
+}
+
+#[test]
+fn a_server_without_a_walsender_for_us_is_a_failure_unless_the_relay_has_the_last() {
+    let full = || Some(Gone::Lost("no walsender is left; end some".to_owned()));
+    one(|s| s.not_replicating = full(), Verdict::Failure, "no walsender is left");
+    let running = Running {
+        slot: "factlib_slot".to_owned(),
+        ready: true,
+        state: "streaming".to_owned(),
+        reason: None,
+    };
+    let read = |s: &mut Survey| {
+        s.slot.as_mut().unwrap().columns["active_pid"] = 7.into();
+        (s.walsenders, s.not_replicating) = (10, full());
+    };
+    let said = said_of(&config(), Some(&running), read);
+    let [check] = said.as_slice() else { panic!("{said:?}") };
+    assert_eq!((check.verdict, check.name.as_str()), (Verdict::Warning, "PostgreSQL"));
+    // Without the right a relay would not start, whoever reads the slot now.
+    let refused = |s: &mut Survey| {
+        read(s);
+        let reason = "permission denied; the role needs REPLICATION".to_owned();
+        s.not_replicating = Some(Gone::Refused(ExitKind::Unsuitable, reason));
+    };
+    assert_eq!(said_of(&config(), Some(&running), refused)[0].verdict, Verdict::Failure);
 }
 
 #[test]
