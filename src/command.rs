@@ -10,6 +10,7 @@ pub mod completions;
 pub mod drain;
 pub mod emit;
 pub mod functions;
+mod lag;
 pub mod man;
 mod printable;
 mod record;

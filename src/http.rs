@@ -5,12 +5,14 @@
 //! seconds at most; when there are too many the oldest is closed, so that whoever comes next is
 //! served.
 
+mod ask;
 mod health;
 mod history;
 mod page;
 mod scrape;
 mod wait;
 
+pub(crate) use ask::ask;
 pub use health::{Blocked, Health, Snapshot, State};
 
 use axum::Router;

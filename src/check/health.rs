@@ -4,21 +4,10 @@ use super::report::Check;
 use crate::config::Config;
 use crate::http::{self, Port};
 use serde::Deserialize;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use std::net::SocketAddr;
 
 const NAME: &str = "health port";
 const METRICS: &str = "metrics port";
-
-/// A relay answers in milliseconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-
-/// What a relay says of itself is a kilobyte.
-const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 /// What `/health` says of a relay, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -40,8 +29,8 @@ pub(super) async fn look(config: &Config, checks: &mut Vec<Check>) -> Option<Run
         look_at_metrics(config, checks);
         return None;
     };
-    let answer = timeout(ANSWER_WITHIN, ask(address)).await;
-    let running = answer.ok().and_then(Result::ok);
+    // Whoever has the port and does not say so is not ours.
+    let running = http::ask(address, "/health").await.ok();
     let (check, running) = judge(config, address, running, &taken.to_string());
     checks.push(check);
     running
@@ -82,22 +71,6 @@ fn judge(
         (false, _) => Check::failure(NAME, &seen),
     };
     (check, Some(running))
-}
-
-/// What `/health` says.
-async fn ask(address: SocketAddr) -> io::Result<Running> {
-    let host = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    let mut stream = TcpStream::connect(SocketAddr::new(host, address.port())).await?;
-    stream.write_all(b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
-    let body = answer.windows(4).position(|window| window == b"\r\n\r\n");
-    let body = body.and_then(|end| answer.get(end + 4..)).unwrap_or_default();
-    Ok(serde_json::from_slice(body)?)
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 
 use super::along::{self, More, Stretch};
 use super::barrier::{Barrier, Log};
+use super::lag::{By, Checkpoint, First, Is, Known, Lag, Look, Looks, Told};
 use super::printable::printable;
 use super::record::Record;
 use super::{ANSWER_MAX, asked_to_stop, ended, print, say, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
+use crate::http;
 use crate::postgres::{Queries, Row, Temporary};
 use crate::relay::gone::{Exit, Gone};
+use crate::relay::position::Position;
+use crate::relay::route::POSITION;
 use bytesize::ByteSize;
 use clap::Args;
 use factlib_protocol::Lsn;
@@ -19,21 +23,35 @@ use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 use tokio::time::sleep;
 
+/// So long is the first fact looked for without being asked to.
+const LOOK_MAX: Duration = Duration::from_secs(3);
+
+/// And if there is none it is not looked for again for so long, in seconds.
+const SEARCHED_FOR: f64 = 30.0;
+
 /// From a terminal's upper left corner on, nothing else.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 const EXAMPLES: &str = "\
-It asks PostgreSQL, and works whether a relay runs or not; what a relay says of itself is on its health
-port. Other sessions' transactions are only seen by roles with pg_read_all_stats.
+It asks PostgreSQL, and works whether a relay runs or not. Any role will do, and no walsender is taken;
+other sessions' transactions are only seen by roles with pg_read_all_stats.
 
-  behind    log written since the confirmed position, and how long writing so much takes at the present
-            rate; it counts everything that is written to the database, not only facts
-  answers   how long after the server sent something the relay confirmed it (flush_lag)
-  lost in   when max_slot_wal_keep_size will be reached if the log goes on growing at the present rate,
-            which is measured for --sample, and confirmations stop
-  facts     how many wait, with --facts: they are in the log only, and counting them means to read all of it
-            that is behind, through a temporary copy of the slot. It costs the server as much as publishing
-            them, and stops after --facts-timeout
+  behind       log written since the confirmed position, and how fast it is written: everything that is
+               written to the server, not only facts
+  oldest fact  how long ago the oldest fact was committed that is not published, and how that is known:
+               exactly where nothing is behind, where a relay answers on this machine's WAL_HEALTH_PORT
+               and holds facts, or by reading the log. Else at most as long ago as the log was seen to end
+               where everything is confirmed by now: at the beginning of --sample, at an earlier look of
+               --watch, or at the last checkpoint
+  facts        how many wait, with --facts
+  answers      how long after the server sent something the relay confirmed it (flush_lag)
+  lost in      when max_slot_wal_keep_size will be reached if the log goes on growing at the present rate,
+               which is measured for --sample, and confirmations stop
+
+Facts are in the log only. Where nobody has the slot it is read up to the first one, for at most three
+seconds, and with --facts up to its end, for --facts-timeout at most: through a temporary copy of the slot,
+which takes REPLICATION, one of max_replication_slots and one of max_wal_senders, and with --facts costs
+the server as much as publishing them.
 
 The exit code is 0 if the slot is there and can be read, 4 if it is missing or lost, 6 if the
 publication is missing.
@@ -92,8 +110,14 @@ struct Report {
     restart_lsn: Option<String>,
     insert_lsn: String,
     lag_bytes: Option<i64>,
-    /// What writing them takes at the present rate.
+    /// Age of the oldest fact that is not published.
     lag_seconds: Option<f64>,
+    /// Whether that is exact, and how it is known.
+    lag_seconds_is: Option<Is>,
+    lag_seconds_by: Option<By>,
+    /// Why the log was not read for it, where that was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_not_read: Option<String>,
     answers_seconds: Option<f64>,
     retained_bytes: Option<i64>,
     wal_bytes_per_second: f64,
@@ -140,12 +164,37 @@ struct Facts {
     all: bool,
 }
 
+/// What a look leaves for the next one.
+struct Watch {
+    looks: Looks,
+    searched: Option<Searched>,
+}
+
+/// The log was read for the first fact.
+struct Searched {
+    /// From there.
+    confirmed: Lsn,
+    /// Up to there.
+    end: Look,
+    /// What was found, or why nothing was.
+    found: Result<First, String>,
+}
+
+impl Searched {
+    /// Whether that is still all that there is to say.
+    fn holds(&self, confirmed: Lsn, now: f64) -> bool {
+        let is_known = self.found.as_ref().is_ok_and(|first| first.is_known());
+        self.confirmed == confirmed && (is_known || now < self.end.seconds + SEARCHED_FOR)
+    }
+}
+
 /// Says how it stands.
 pub async fn status(config: &Config, arguments: &Status) -> ExitCode {
     let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
     let watched = async {
+        let mut watch = Watch { looks: Looks::new(), searched: None };
         loop {
-            let report = match report(config, arguments).await {
+            let report = match report(config, arguments, &mut watch).await {
                 Ok(report) => report,
                 // Whoever watches a restart wants to see it come back.
                 Err(exit) if arguments.watch.is_some() => {
@@ -183,43 +232,113 @@ fn code(report: &Report) -> ExitCode {
     }
 }
 
-async fn report(config: &Config, arguments: &Status) -> Result<Report, Exit> {
+async fn report(config: &Config, arguments: &Status, watch: &mut Watch) -> Result<Report, Exit> {
     let mut queries = Queries::connect(&config.postgres, ANSWER_MAX).await?;
     let before = sample(&mut queries).await?;
     sleep(arguments.sample).await;
     let after = sample(&mut queries).await?;
     let rate = match after.seconds > before.seconds {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         // A server that was restarted from a backup meanwhile has gone back.
-        true => (after.bytes - before.bytes).max(0.0) / (after.seconds - before.seconds),
+        true => after.end.0.saturating_sub(before.end.0) as f64 / (after.seconds - before.seconds),
         false => 0.0,
     };
+    watch.looks.add(before);
+    watch.looks.add(after);
     let mut report = look(&mut queries, config, rate).await?;
     report.oldest_transaction = oldest(&mut queries).await?;
-    if arguments.facts && matches!(report.state, State::Active | State::Inactive) {
-        let until = Log::ask(&mut queries).await?.wanted(Barrier::Now);
-        report.facts_behind = Some(count(config, until, arguments.facts_timeout).await?);
+    if matches!(report.state, State::Active | State::Inactive) {
+        measure(config, arguments, &mut queries, watch, &mut report).await?;
     }
     Ok(report)
 }
 
-/// How much log there was, and when, both as the server says.
-struct Sample {
-    bytes: f64,
-    seconds: f64,
-}
-
 const INSERT: &str = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
 
-async fn sample(queries: &mut Queries) -> Result<Sample, Gone> {
-    let sql = format!(
-        "SELECT pg_wal_lsn_diff({INSERT}, '0/0')::float8, extract(epoch FROM clock_timestamp())::float8"
-    );
-    let rows = queries.query(&sql).await?;
-    let number = |at| rows.first().and_then(|row| number::<f64>(row, at));
-    let (Some(bytes), Some(seconds)) = (number(0), number(1)) else {
-        return Err(Gone::Lost("PostgreSQL does not say where its log ends".to_owned()));
+/// The server's clock, and where the log ends then, or a moment later.
+async fn sample(queries: &mut Queries) -> Result<Look, Gone> {
+    let rows = queries.query("SELECT extract(epoch FROM clock_timestamp())::float8").await?;
+    let seconds = rows.first().and_then(|row| number(row, 0));
+    let seconds =
+        seconds.ok_or_else(|| Gone::Lost("PostgreSQL does not say what time it is".to_owned()))?;
+    let end = Log::ask(queries).await?.wanted(Barrier::Now);
+    Ok(Look { end, seconds })
+}
+
+/// How far behind it is, in seconds and facts.
+async fn measure(
+    config: &Config,
+    arguments: &Status,
+    queries: &mut Queries,
+    watch: &mut Watch,
+    report: &mut Report,
+) -> Result<(), Exit> {
+    let confirmed = report.confirmed_lsn.as_deref().and_then(|text| text.parse().ok());
+    let Some(confirmed) = confirmed else { return Ok(()) };
+    let told = relay(config).await;
+    let end = sample(queries).await?;
+    let mut known = Known {
+        confirmed,
+        wanted: end.end,
+        relay: told.and_then(|told| told.lag(&config.slot, confirmed, end.end)),
+        looked: watch.looks.passed(confirmed),
+        checkpoint: checkpoint(queries).await?,
+        ..Known::default()
     };
-    Ok(Sample { bytes, seconds })
+    if arguments.facts {
+        let (facts, first) = count(config, end.end, arguments.facts_timeout).await?;
+        report.facts_behind = Some(facts);
+        known.first = first;
+    } else if report.state == State::Inactive
+        && known.relay.is_none()
+        && confirmed < known.wanted
+        && report.publication_exists
+    {
+        let before = watch.searched.take();
+        let before = before.filter(|searched| searched.holds(confirmed, end.seconds));
+        let searched = match before {
+            Some(searched) => searched,
+            None => Searched { confirmed, end, found: first(config, end.end).await },
+        };
+        match &searched.found {
+            // Since then there may be one.
+            Ok(First::Nothing) if searched.end != end => {
+                let at = searched.end.seconds;
+                known.looked = Some(known.looked.map_or(at, |looked| looked.max(at)));
+            }
+            Ok(first) => known.first = Some(*first),
+            Err(reason) => report.log_not_read = Some(reason.clone()),
+        }
+        watch.searched = Some(searched);
+    }
+    known.now = sample(queries).await?.seconds;
+    if let Some(Lag { seconds, is, by }) = known.lag() {
+        (report.lag_seconds, report.lag_seconds_is) = (Some(seconds), Some(is));
+        report.lag_seconds_by = Some(by);
+    }
+    Ok(())
+}
+
+/// What a relay on this machine says of itself, if one does.
+async fn relay(config: &Config) -> Option<Told> {
+    // Nobody there, or nobody of ours: the slot tells the rest.
+    http::ask(config.http?, "/status.json").await.ok()
+}
+
+/// Not every role may ask for it everywhere.
+async fn checkpoint(queries: &mut Queries) -> Result<Option<Checkpoint>, Gone> {
+    let may = "SELECT has_function_privilege('pg_control_checkpoint()', 'EXECUTE') \
+               AND NOT pg_is_in_recovery()";
+    let rows = queries.query(may).await?;
+    if rows.first().and_then(|row| text(row, 0)).as_deref() != Some("t") {
+        return Ok(None);
+    }
+    let sql =
+        "SELECT redo_lsn, extract(epoch FROM checkpoint_time)::float8 FROM pg_control_checkpoint()";
+    let rows = queries.query(sql).await?;
+    Ok(rows
+        .first()
+        .and_then(|row| Some(Checkpoint { redo: number(row, 0)?, seconds: number(row, 1)? })))
 }
 
 async fn look(queries: &mut Queries, config: &Config, rate: f64) -> Result<Report, Gone> {
@@ -250,7 +369,6 @@ async fn look(queries: &mut Queries, config: &Config, rate: f64) -> Result<Repor
         _ if is(3) => State::Active,
         _ => State::Inactive,
     };
-    let lag_bytes: Option<i64> = number(row, 10);
     let safe_wal_bytes: Option<i64> = number(row, 12);
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let at_rate =
@@ -268,11 +386,11 @@ async fn look(queries: &mut Queries, config: &Config, rate: f64) -> Result<Repor
         confirmed_lsn: text(8),
         restart_lsn: text(9),
         insert_lsn: text(0).unwrap_or_default(),
-        lag_bytes,
-        lag_seconds: match lag_bytes {
-            Some(0) => Some(0.0),
-            bytes => at_rate(bytes),
-        },
+        lag_bytes: number(row, 10),
+        lag_seconds: None,
+        lag_seconds_is: None,
+        lag_seconds_by: None,
+        log_not_read: None,
         answers_seconds: number(row, 14),
         retained_bytes: number(row, 11),
         wal_bytes_per_second: rate,
@@ -305,14 +423,61 @@ async fn oldest(queries: &mut Queries) -> Result<Option<Transaction>, Gone> {
     }))
 }
 
-/// Counts what the relay has still to publish.
-async fn count(config: &Config, until: Lsn, limit: Duration) -> Result<Facts, Exit> {
-    let mut counted = 0;
+/// Counts what the relay has still to publish; and the first of it, if time was not over before.
+async fn count(
+    config: &Config,
+    until: Lsn,
+    limit: Duration,
+) -> Result<(Facts, Option<First>), Exit> {
+    let mut facts = Facts { counted: 0, all: true };
+    let mut first = First::Nothing;
+    let each = |found: First| {
+        facts.counted += 1;
+        first = found;
+        More::Wanted
+    };
+    let all = read(config, until, limit, each).await?;
+    facts.all = all;
+    Ok((facts, Some(first).filter(|first| all || *first != First::Nothing)))
+}
+
+/// The first fact that the relay has still to publish.
+async fn first(config: &Config, until: Lsn) -> Result<First, String> {
+    if config.prefixes.is_empty() {
+        return Err("SRC_SERVICE_NAME is not set".to_owned());
+    }
+    let mut first = First::Nothing;
+    let each = |found: First| {
+        first = found;
+        if found.is_known() { More::Enough } else { More::Wanted }
+    };
+    let all = read(config, until, LOOK_MAX, each).await.map_err(|exit| exit.reason)?;
+    match first {
+        First::Nothing if !all => {
+            Err(format!("no fact was found in {}", humantime::format_duration(LOOK_MAX)))
+        }
+        first => Ok(first),
+    }
+}
+
+/// Reads the log from where the slot stands; false if time was over before the end.
+async fn read(
+    config: &Config,
+    until: Lsn,
+    limit: Duration,
+    mut each: impl FnMut(First) -> More,
+) -> Result<bool, Exit> {
+    // Whoever cannot be let in is told at once.
+    drop(Queries::connect_to_walsender(&config.postgres, ANSWER_MAX).await?);
     let slot = Temporary::CopyOf { slot: config.slot.clone(), from: None };
     let stretch = Stretch { slot, until: Some(until) };
-    let each = |_: &str, _: &Record| {
-        counted += 1;
-        More::Wanted
+    let mut first = First::Nothing;
+    let each = |_: &str, record: &Record| {
+        let position = record.header(POSITION).and_then(Position::from_text);
+        if let Some(position) = position {
+            first = first.with(position.unit.class, record.timestamp_ms);
+        }
+        each(first)
     };
     let mut over = false;
     let stop = async {
@@ -320,7 +485,7 @@ async fn count(config: &Config, until: Lsn, limit: Duration) -> Result<Facts, Ex
         over = true;
     };
     along::read(config, stretch, each, |_| {}, stop).await?;
-    Ok(Facts { counted, all: !over })
+    Ok(!over)
 }
 
 fn text(row: &Row, at: usize) -> Option<String> {
@@ -345,6 +510,33 @@ fn seconds(seconds: f64) -> String {
         duration -= Duration::from_nanos(u64::from(duration.subsec_nanos() % 1_000_000));
     }
     humantime::format_duration(duration).to_string()
+}
+
+/// How long the oldest fact has waited, in words.
+fn age(report: &Report) -> String {
+    let (Some(age), Some(is), Some(by)) =
+        (report.lag_seconds, report.lag_seconds_is, report.lag_seconds_by)
+    else {
+        let why =
+            report.log_not_read.as_deref().map(|why| format!(" ({})", printable(why.as_bytes())));
+        return format!("not known{}: --facts reads the log", why.unwrap_or_default());
+    };
+    let bound = match is {
+        Is::Exact => "",
+        Is::AtMost => "at most ",
+        Is::AtLeast => "at least ",
+    };
+    let age = seconds(age);
+    match by {
+        By::Position => "none waits: everything is confirmed".to_owned(),
+        By::Log if age == "0s" => "none waits: there is none in the log".to_owned(),
+        By::Log => format!("{bound}{age} old, by its commit in the log"),
+        By::Relay => format!("{bound}{age} old, says the relay"),
+        By::Samples => format!("{bound}{age} old: what was written before is confirmed"),
+        By::Checkpoint => {
+            format!("{bound}{age} old: what was written before the last checkpoint is confirmed")
+        }
+    }
 }
 
 fn words(report: &Report) -> String {
@@ -396,9 +588,10 @@ fn words(report: &Report) -> String {
         false => "nothing is being written".to_owned(),
     };
     if let Some(lag) = report.lag_bytes {
-        let takes = report.lag_seconds.filter(|_| lag > 0);
-        let takes = takes.map(|s| format!(", which took {} at this rate", seconds(s)));
-        line("behind", format!("{} ({rate}){}", bytes(lag), takes.unwrap_or_default()));
+        line("behind", format!("{} ({rate})", bytes(lag)));
+        if report.state != State::Lost {
+            line("oldest fact", age(report));
+        }
     }
     if let Some(answers) = report.answers_seconds {
         line("answers", format!("after {}", seconds(answers)));
@@ -468,6 +661,9 @@ mod tests {
             insert_lsn: "0/400010".to_owned(),
             lag_bytes: Some(4 << 20),
             lag_seconds: Some(4.0),
+            lag_seconds_is: Some(Is::AtMost),
+            lag_seconds_by: Some(By::Samples),
+            log_not_read: None,
             answers_seconds: Some(0.012_345),
             retained_bytes: Some(5 << 20),
             wal_bytes_per_second: 1048576.0,
@@ -486,7 +682,8 @@ mod tests {
 slot          factlib_slot, in use by owlpost\\u{1b}[2J (pid 7)
 publication   facts
 confirmed     0/10, of 0/400010
-behind        4.0 MiB (1.0 MiB/s), which took 4s at this rate
+behind        4.0 MiB (1.0 MiB/s)
+oldest fact   at most 4s old: what was written before is confirmed
 answers       after 12ms
 facts         3 wait and more: time was over
 kept for it   5.0 MiB of log, from 0/8

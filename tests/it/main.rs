@@ -22,6 +22,7 @@ mod failover;
 mod heal;
 mod idle;
 mod interop;
+mod lag;
 mod metrics;
 mod misconfigured;
 mod oracle;
