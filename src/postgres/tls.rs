@@ -51,11 +51,11 @@ pub enum TlsFailure {
     NoSystemRoots(String),
     /// `verify-full` and a host that no certificate can be for.
     #[error(
-        "{0:?} is no name that a certificate can be for: connect by another, or set sslmode=verify-ca"
+        "{0:?} is no name that a certificate can be for; connect by another, or set sslmode=verify-ca"
     )]
     Name(String),
     /// The server has no TLS.
-    #[error("the server does not do TLS, and sslmode wants it: set ssl = on there")]
+    #[error("the server does not do TLS, and sslmode wants it; set ssl = on there")]
     NotThere,
     /// Asking for it went wrong.
     #[error("{0}")]
@@ -340,11 +340,11 @@ pub(super) fn describe(error: &io::Error) -> Option<String> {
             alert
             @ (Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity),
         ) => format!(
-            "the server and we have no version, cipher or kind of key of TLS in common ({alert:?}): we do \
+            "the server and we have no version, cipher or kind of key of TLS in common ({alert:?}); we do \
              TLS 1.2 and 1.3 with keys of RSA, ECDSA (P-256, P-384) and Ed25519"
         ),
         rustls::Error::AlertReceived(Alert::CertificateRequired) => {
-            "the server wants a certificate of ours: name one in sslcert and its key in sslkey"
+            "the server wants a certificate of ours; name one in sslcert and its key in sslkey"
                 .to_owned()
         }
         rustls::Error::AlertReceived(alert) => format!(
@@ -352,7 +352,7 @@ pub(super) fn describe(error: &io::Error) -> Option<String> {
              ssl_ca_file, and still valid?"
         ),
         rustls::Error::PeerIncompatible(reason) => {
-            format!("the server cannot do TLS as we do ({reason:?}): we do TLS 1.2 and 1.3")
+            format!("the server cannot do TLS as we do ({reason:?}); we do TLS 1.2 and 1.3")
         }
         error => format!("TLS: {error}"),
     })
@@ -366,50 +366,50 @@ fn of_certificate(fault: &CertificateError) -> String {
     };
     match fault {
         Fault::UnknownIssuer | Fault::BadSignature => "the server's certificate is of an authority that is not \
-             trusted: name the file with that authority's certificate in sslrootcert"
+             trusted; name the file with that authority's certificate in sslrootcert"
             .to_owned(),
         Fault::NotValidForNameContext { expected, presented } => {
             let expected = expected.to_str();
             let names = presented.iter().take(NAMES_SHOWN_MAX).map(|name| plain(name));
             match &*names.collect::<Vec<_>>().join(", ") {
                 "" => format!(
-                    "the server's certificate is for no host, because it has no subjectAltName: issue one \
+                    "the server's certificate is for no host, because it has no subjectAltName; issue one \
                      for {expected}, or set sslmode=verify-ca"
                 ),
                 names => format!(
-                    "the server's certificate is for {names}, and not for {expected}: connect by a name that \
+                    "the server's certificate is for {names}, and not for {expected}; connect by a name that \
                      it has, or issue one for {expected}"
                 ),
             }
         }
         Fault::ExpiredContext { not_after, .. } => format!(
-            "the server's certificate has expired, at {}: renew it there, or look at our clock",
+            "the server's certificate has expired, at {}; renew it there, or look at our clock",
             date(not_after)
         ),
         Fault::NotValidYetContext { not_before, .. } => format!(
-            "the server's certificate is not valid before {}: look at both clocks",
+            "the server's certificate is not valid before {}; look at both clocks",
             date(not_before)
         ),
-        Fault::Revoked => "the server's certificate is revoked, says sslcrl: issue another".to_owned(),
+        Fault::Revoked => "the server's certificate is revoked, says sslcrl; issue another".to_owned(),
         Fault::UnknownRevocationStatus => {
-            "sslcrl says nothing of the server's certificate: it must hold a list of its authority, and of \
+            "sslcrl says nothing of the server's certificate; it must hold a list of its authority, and of \
              each one above but the last"
                 .to_owned()
         }
         Fault::ExpiredRevocationListContext { next_update, .. } => {
-            format!("the list in sslcrl is out of date since {}: fetch it again", date(next_update))
+            format!("the list in sslcrl is out of date since {}; fetch it again", date(next_update))
         }
         Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. } => {
-            "the server's certificate is not one for servers: its extendedKeyUsage lacks serverAuth".to_owned()
+            "the server's certificate is not one for servers; issue one with serverAuth in its extendedKeyUsage".to_owned()
         }
         Fault::Other(OtherError(error)) => match error.downcast_ref::<webpki::Error>() {
             Some(webpki::Error::CaUsedAsEndEntity) => {
-                "the server's certificate is an authority's own: put that very certificate into the file of \
+                "the server's certificate is an authority's own; put that very certificate into the file of \
                  sslrootcert, or issue the server one that is not (CA:FALSE)"
                     .to_owned()
             }
             Some(webpki::Error::UnsupportedCertVersion) => {
-                "the server's certificate is of X.509 version 1, which cannot be verified: issue one with a \
+                "the server's certificate is of X.509 version 1, which cannot be verified; issue one with a \
                  subjectAltName"
                     .to_owned()
             }

@@ -450,6 +450,78 @@ fn a_server_that_cannot_serve() {
     ]);
 }
 
+#[test]
+fn tls_to_postgresql_misconfigured() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let certificate = authority.issue("server", &["db.example.com"]);
+    let encrypted = Postgres::builder().tls(&certificate, &authority).start();
+    let clear = Postgres::builder().start();
+    let with = |postgres: &Postgres, name: &str, parameters: &str| {
+        at(postgres, name)
+            .env("MASTER_DATABASE_URL", format!("{}?{parameters}", postgres.url()))
+            // As in a container, where nothing else says whom to trust.
+            .env("HOME", "/nonexistent")
+    };
+    let trusting = |name: &str, mode: &str, authority: &Authority| {
+        let file = authority.file();
+        with(&encrypted, name, &format!("sslmode={mode}&sslrootcert={}", file.display()))
+    };
+    let refused =
+        |postgres: &Postgres, cause: &str| format!("127.0.0.1:{}: {cause}", postgres.port());
+    let not_trusted = refused(
+        &encrypted,
+        "the server's certificate is of an authority that is not trusted; name the file with that authority's \
+         certificate in sslrootcert",
+    );
+    hold(vec![
+        same("wrong authority", trusting("stranger", "verify-full", &stranger), 3, &not_trusted),
+        same("wrong authority, any name", trusting("any", "verify-ca", &stranger), 3, &not_trusted),
+        // libpq does so, too: a file of authorities turns require into verify-ca.
+        same(
+            "wrong authority, require",
+            trusting("require", "require", &stranger),
+            3,
+            &not_trusted,
+        ),
+        same(
+            "authorities of the system",
+            with(&encrypted, "system", "sslmode=verify-full&sslrootcert=system")
+                .env("SSL_CERT_FILE", stranger.file().display()),
+            3,
+            &not_trusted,
+        ),
+        same(
+            "certificate of another host",
+            trusting("elsewhere", "verify-full", &authority),
+            3,
+            &refused(
+                &encrypted,
+                "the server's certificate is for db.example.com, and not for 127.0.0.1; connect by a name that it \
+                 has, or issue one for 127.0.0.1",
+            ),
+        ),
+        same(
+            "no file of authorities",
+            with(&encrypted, "nofile", "sslmode=verify-full"),
+            3,
+            &refused(
+                &encrypted,
+                "sslrootcert /nonexistent/.postgresql/root.crt: No such file or directory (os error 2); sslmode \
+                 wants the certificate of the server's authority there, or sslrootcert=system",
+            ),
+        ),
+        same(
+            "server without TLS",
+            with(&clear, "clear", "sslmode=require"),
+            3,
+            &refused(
+                &clear,
+                "the server does not do TLS, and sslmode wants it; set ssl = on there",
+            ),
+        ),
+    ]);
+}
+
 /// One broker that asks who comes, and lets not everybody do everything.
 struct Guarded {
     kafka: Kafka,
