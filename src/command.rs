@@ -24,7 +24,9 @@ pub use barrier::Barrier;
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::kafka::Tls;
+use crate::progress::{Bar, Step};
 use crate::relay::gone::{Exit, ExitKind, Gone};
+use crate::telemetry::Telemetry;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,6 +86,19 @@ pub async fn asked_to_stop() {
 /// Whether standard output is a terminal that takes colours. <https://no-color.org>
 fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A bar on the terminal, where there is one and it is for people.
+pub fn bar(
+    log: &Telemetry,
+    json: bool,
+    look: impl FnMut() -> Step + Send + 'static,
+) -> Option<Bar> {
+    let bar = log.terminal().filter(|_| !json)?.show(look);
+    bar.inspect_err(
+        |error| tracing::warn!(%error, "no thread for the bar: nothing else is missing"),
+    )
+    .ok()
 }
 
 /// A line, or several, to standard output, at once.

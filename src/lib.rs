@@ -13,6 +13,7 @@ pub mod http;
 pub mod kafka;
 pub mod metrics;
 pub mod postgres;
+pub mod progress;
 pub mod relay;
 mod report;
 pub mod run;

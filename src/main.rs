@@ -9,6 +9,7 @@ use factlib::exit::ExitCode;
 use factlib::http::{self, Health, Port};
 use factlib::postgres::audit_slot::audit_slot;
 use factlib::postgres::{accept_gap, identify};
+use factlib::progress::Work;
 use factlib::relay::gone::ExitKind;
 use factlib::relay::seeded_bug::Seeded;
 use factlib::{command, run, slot_watch, telemetry};
@@ -106,10 +107,12 @@ async fn relay(config: &Config) -> ExitCode {
             None
         }
     };
+    let bar = command::bar(&log, false, run::catching_up(Arc::clone(&health), None));
     let exit = tokio::select! {
         exit = run::run(config, tls, Arc::clone(&health), asked_to_stop()) => exit,
         never = audit::look_after(config) => match never {},
     };
+    drop(bar);
     match exit.kind {
         ExitKind::Stopped => tracing::info!(slot = config.slot, "stopped: {}", exit.reason),
         _ => tracing::error!(slot = config.slot, "stopped: {}", exit.reason),
@@ -255,7 +258,10 @@ async fn audit(config: &Config, json: bool, accepted: Accepted) -> ExitCode {
         Ok(tls) => tls,
         Err(code) => return code,
     };
-    let audited = audit::audit(config, tls, accepted).await;
+    let work = Work::default();
+    let bar = command::bar(&log, json, work.look());
+    let audited = audit::audit(config, tls, accepted, &work).await;
+    drop(bar);
     drop(log);
     let Audited { from, until, outcome, is_well } = match audited {
         Ok(audited) => audited,

@@ -1,7 +1,10 @@
 //! Puts the engine's events and standing into words and numbers: log lines, the health board, metrics.
 
+mod behind;
 mod news;
 mod repeats;
+
+pub use behind::catching_up;
 
 use crate::exit::ExitCode;
 use crate::http::{self, Health, Snapshot};

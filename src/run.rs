@@ -11,6 +11,7 @@ use crate::relay::pages::Pages;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
 use crate::relay::{Input, Now, Output, Reading, Relay, Settings, Standing};
 use crate::report::Report;
+pub use crate::report::catching_up;
 use bytes::BytesMut;
 use factlib_protocol::replication::{quote_identifier, start_logical};
 use factlib_protocol::session::SessionError;
@@ -164,11 +165,11 @@ pub async fn run(
 pub async fn drain(
     config: &Config,
     tls: Option<Tls>,
+    health: Arc<Health>,
     until: Lsn,
     stop: impl Future<Output = ()>,
 ) -> (Exit, bool) {
     let reached = Arc::new(Reached::default());
-    let health = Arc::new(Health::new(&config.slot));
     let stop = async {
         tokio::select! {
             () = stop => {}

@@ -7,6 +7,7 @@
 //! `partition`, `error`. Payloads and secrets are never logged.
 
 use crate::config::{LogConfig, LogFormat};
+use crate::progress::Terminal;
 use std::io::{IsTerminal, Write};
 use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -22,6 +23,7 @@ const BUFFERED_LINES_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Telemetry {
     dropped: ErrorCounter,
+    terminal: Option<Terminal>,
     _worker: WorkerGuard,
 }
 
@@ -35,6 +37,12 @@ impl Telemetry {
     pub fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
     }
+
+    /// Where bars may be drawn beside the lines; none unless standard error is a terminal, and the lines are for
+    /// people.
+    pub fn terminal(&self) -> Option<&Terminal> {
+        self.terminal.as_ref()
+    }
 }
 
 /// Sends this process's log to standard error. To be called once; a second call changes nothing.
@@ -46,7 +54,13 @@ pub fn init(log: &LogConfig) -> Telemetry {
         LogFormat::Auto => terminal,
     };
     let colour = terminal && !no_color();
-    let (subscriber, telemetry) = subscriber(&log.level, human, colour, std::io::stderr());
+    let bars = human.then(Terminal::of_standard_error).flatten();
+    let sink: Box<dyn Write + Send> = match &bars {
+        Some(terminal) => Box::new(terminal.clone()),
+        None => Box::new(std::io::stderr()),
+    };
+    let (subscriber, mut telemetry) = subscriber(&log.level, human, colour, sink);
+    telemetry.terminal = bars;
     // An error means that there is a log already: in a program that embeds us, its own.
     let _ = subscriber.try_init();
     telemetry
@@ -68,7 +82,8 @@ fn subscriber(
         .lossy(true)
         .thread_name("log")
         .finish(sink);
-    let telemetry = Telemetry { dropped: writer.error_counter(), _worker: worker };
+    let dropped = writer.error_counter();
+    let telemetry = Telemetry { dropped, terminal: None, _worker: worker };
     // The configuration has checked the level.
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::kafka::{Consumer, Kafka, Tls, records};
 use crate::postgres::audit_slot::{self, Bound};
 use crate::postgres::{Ask, Temporary};
+use crate::progress::{Seen, Unit, Work};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
@@ -26,6 +27,7 @@ use crate::run::{self, Surroundings, drive};
 use comparison::{Belongs, Comparison, Fact, Outcome, Place};
 use factlib_protocol::Lsn;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +37,9 @@ use tokio::time::sleep;
 /// Records are looked for from so long before the first fact's commit, in milliseconds: their time may be that of
 /// the relay or of a broker, whose clocks are not PostgreSQL's.
 const CLOCKS_APART_MS: i64 = 600_000;
+
+/// How far the reading of topics is, is said once in so many records.
+const RECORDS_SAID: u64 = 256;
 
 /// How often the trailing slot is looked at while the relay runs, how often whether there is one, and when first:
 /// each time on a connection of its own, which must not be in the way of the relay's first.
@@ -65,19 +70,24 @@ pub struct Audited {
 }
 
 /// Compares what the relay has confirmed with what is in Kafka, from where the last audit ended. The trailing
-/// slot is moved on if nothing is wrong.
+/// slot is moved on if nothing is wrong. How far it is can be seen in `work`.
 ///
 /// # Errors
 ///
 /// [`Exit`] if there is no trailing slot, or one of the servers cannot be read.
-pub async fn audit(config: &Config, tls: Option<Tls>, accepted: Accepted) -> Result<Audited, Exit> {
+pub async fn audit(
+    config: &Config,
+    tls: Option<Tls>,
+    accepted: Accepted,
+    work: &Work,
+) -> Result<Audited, Exit> {
     let ask = run::ask(config, Seeded::default(), None, false);
     let marks = audit_slot::marks(&ask).await?;
     let (from, until, source) = (marks.audited, marks.confirmed, marks.source);
     let mut outcome = Outcome::default();
     if from < until {
-        let written = written(config, tls.clone(), &ask, until).await?;
-        outcome = compare(config, tls, &source, written)
+        let written = written(config, tls.clone(), &ask, from..until, work).await?;
+        outcome = compare(config, tls, &source, written, work)
             .await
             .map_err(|reason| Exit { kind: ExitKind::Unreachable, reason })?;
     }
@@ -139,7 +149,8 @@ async fn written(
     config: &Config,
     tls: Option<Tls>,
     ask: &Ask,
-    until: Lsn,
+    log: Range<Lsn>,
+    work: &Work,
 ) -> Result<Written, Exit> {
     let (answers, answered) = mpsc::unbounded_channel();
     let reached = Arc::new(Notify::new());
@@ -147,7 +158,9 @@ async fn written(
         kafka: Kafka::new(run::kafka_config(config, tls), answers.clone()),
         answers,
         policies: &config.policies,
-        until,
+        work,
+        from: log.start,
+        until: log.end,
         reached: Arc::clone(&reached),
         facts: Vec::new(),
         oldest_ms: i64::MAX,
@@ -195,25 +208,39 @@ async fn compare(
     tls: Option<Tls>,
     source: &str,
     written: Written,
+    work: &Work,
 ) -> Result<Outcome, String> {
     let Written { facts, oldest_ms } = written;
     let mut comparison = Comparison::new(facts, config.policies.dead_letter_topic.clone());
     let mut consumer = Consumer::new(run::kafka_config(config, tls));
     let from_ms = oldest_ms.saturating_sub(CLOCKS_APART_MS).max(0);
+    let mut stretches = Vec::new();
     for topic in comparison.topics() {
-        let partitions = consumer.partitions(&topic).await.map_err(|cause| cause.0)?;
-        for partition in partitions {
-            let each = |found: crate::kafka::Found<'_>| {
-                let ours = found.source == Some(source.as_bytes());
-                if let Some(position) =
-                    found.position.filter(|_| ours).and_then(Position::from_text)
-                {
-                    let topic = Arc::clone(&topic);
-                    comparison.found(position, Place { topic, partition, offset: found.offset });
-                }
-            };
-            consumer.read(&topic, partition, from_ms, each).await.map_err(|cause| cause.0)?;
+        for partition in consumer.partitions(&topic).await.map_err(|cause| cause.0)? {
+            let offsets = consumer.offsets_from(&topic, partition, from_ms).await;
+            stretches.push((Arc::clone(&topic), partition, offsets.map_err(|cause| cause.0)?));
         }
+    }
+    let records = |offsets: &Range<i64>| u64::try_from(offsets.end - offsets.start).unwrap_or(0);
+    let of = stretches.iter().map(|(.., offsets)| records(offsets)).sum();
+    let mut before = 0;
+    for (topic, partition, offsets) in stretches {
+        let Range { start, end } = offsets;
+        let each = |found: crate::kafka::Found<'_>| {
+            let done = before + records(&(start..found.offset));
+            if done % RECORDS_SAID == 0 {
+                let what = "reading topics".to_owned();
+                work.is(Seen { what, done, of, unit: Unit::Records, facts: done });
+            }
+            let ours = found.source == Some(source.as_bytes());
+            if let Some(position) = found.position.filter(|_| ours).and_then(Position::from_text) {
+                let topic = Arc::clone(&topic);
+                comparison.found(position, Place { topic, partition, offset: found.offset });
+            }
+        };
+        let read = consumer.read_between(&topic, partition, start, end, each).await;
+        read.map_err(|cause| cause.0)?;
+        before += records(&(start..end));
     }
     Ok(comparison.outcome())
 }
@@ -224,6 +251,8 @@ struct Collector<'c> {
     kafka: Kafka,
     answers: mpsc::UnboundedSender<Answer>,
     policies: &'c Policies,
+    work: &'c Work,
+    from: Lsn,
     until: Lsn,
     reached: Arc<Notify>,
     facts: Vec<Fact>,
@@ -322,6 +351,14 @@ impl Surroundings for Collector<'_> {
     }
 
     fn standing(&mut self, standing: &Standing, _: Instant) {
+        let bytes = |to: Lsn| to.0.saturating_sub(self.from.0);
+        self.work.is(Seen {
+            what: "reading the log".to_owned(),
+            done: bytes(standing.confirmed),
+            of: bytes(self.until),
+            unit: Unit::Bytes,
+            facts: self.facts.len() as u64,
+        });
         if standing.confirmed >= self.until {
             self.reached.notify_one();
         }

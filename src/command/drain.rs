@@ -1,13 +1,15 @@
 //! `owlpost drain`: publishes up to a position, confirms it, and stops.
 
 use super::barrier::{Barrier, Log};
-use super::{ANSWER_MAX, asked_to_stop, ended, print, refused, say, tls, unwritten};
+use super::{ANSWER_MAX, asked_to_stop, bar, ended, print, refused, say, tls, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
+use crate::http::Health;
 use crate::postgres::Queries;
 use crate::relay::gone::ExitKind;
 use crate::{run, telemetry};
 use clap::Args;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -73,7 +75,10 @@ pub async fn drain(config: &Config, arguments: &Drain) -> ExitCode {
             () = over => {}
         }
     };
-    let (exit, reached) = run::drain(config, tls, until, stop).await;
+    let health = Arc::new(Health::new(&config.slot));
+    let bar = bar(&log, arguments.json, run::catching_up(Arc::clone(&health), Some(until)));
+    let (exit, reached) = run::drain(config, tls, health, until, stop).await;
+    drop(bar);
     let reached = reached && exit.kind == ExitKind::Stopped;
     drop(log);
     let printed = match arguments.json {

@@ -9,10 +9,11 @@ use self::seen::Seen;
 use self::sender::Sender;
 use super::printable::printable;
 use super::record::Record;
-use super::{asked_to_stop, ended, print, say, tls, unwritten};
+use super::{asked_to_stop, bar, ended, print, say, tls, unwritten};
 use crate::config::{Config, RecordValue};
 use crate::exit::ExitCode;
 use crate::kafka::{Committed, Consumer};
+use crate::progress::{Seen as Shown, Terminal, Unit, Work};
 use crate::relay::gone::{Exit, ExitKind};
 use crate::relay::kafka::Unanswered;
 use crate::relay::poison::TopicPattern;
@@ -140,11 +141,17 @@ pub async fn redrive(config: &Config, arguments: &Redrive) -> ExitCode {
         sender: Sender::new(run::settings(config), kafka),
         there: HashMap::new(),
         numbers: Numbers::default(),
+        work: Work::default(),
+        looked_at: 0,
+        of: 0,
+        terminal: log.terminal().cloned(),
     };
+    let bar = bar(&log, arguments.json, redriving.work.look());
     let ended_as = tokio::select! {
         ended = redriving.all() => Some(ended),
         () = asked_to_stop() => None,
     };
+    drop(bar);
     drop(log);
     let numbers = redriving.numbers;
     match ended_as {
@@ -192,6 +199,18 @@ fn summary(numbers: Numbers, arguments: &Redrive) -> String {
     )
 }
 
+/// What is remembered of a partition that has these offsets.
+fn seen(committed: Option<&Committed>, offsets: &Range<i64>) -> Seen {
+    let mut seen = committed
+        .map_or_else(Seen::default, |committed| Seen::read(committed.offset, &committed.metadata));
+    if seen.next() > offsets.end {
+        // Somebody has made the topic anew.
+        seen = Seen::default();
+    }
+    seen.begin(offsets.start);
+    seen
+}
+
 struct Redriving<'a> {
     arguments: &'a Redrive,
     filter: Filter,
@@ -202,6 +221,12 @@ struct Redriving<'a> {
     /// Topics that were looked for.
     there: HashMap<Arc<str>, bool>,
     numbers: Numbers,
+    /// How far it is: letters that were looked at, and all there are.
+    work: Work,
+    looked_at: u64,
+    of: u64,
+    /// Where there is a bar in the way of lines.
+    terminal: Option<Terminal>,
 }
 
 impl Redriving<'_> {
@@ -212,9 +237,17 @@ impl Redriving<'_> {
             return Err(Unanswered(format!("the dead-letter topic {topic} is not there")).into());
         }
         let committed = self.consumer.committed(GROUP, &topic, &partitions).await?;
+        let mut stretches = Vec::new();
         for partition in partitions {
+            let offsets = self.consumer.offsets(&topic, partition).await?;
             let committed = committed.iter().find(|committed| committed.partition == partition);
-            self.partition(partition, committed).await?;
+            let seen = seen(committed, &offsets);
+            let next = if self.arguments.again { offsets.start } else { seen.next() };
+            self.of += u64::try_from(offsets.end - next).unwrap_or(0);
+            stretches.push((partition, next..offsets.end, seen));
+        }
+        for (partition, offsets, seen) in stretches {
+            self.partition(partition, offsets, seen).await?;
         }
         Ok(())
     }
@@ -226,25 +259,26 @@ impl Redriving<'_> {
     async fn partition(
         &mut self,
         partition: i32,
-        committed: Option<&Committed>,
+        offsets: Range<i64>,
+        mut seen: Seen,
     ) -> Result<(), Ended> {
         let topic = Arc::clone(&self.topic);
-        let Range { start: first, end } = self.consumer.offsets(&topic, partition).await?;
-        let mut seen = committed.map_or_else(Seen::default, |committed| {
-            Seen::read(committed.offset, &committed.metadata)
-        });
-        if seen.next() > end {
-            // Somebody has made the topic anew.
-            seen = Seen::default();
-        }
-        seen.begin(first);
-        let mut next = if self.arguments.again { first } else { seen.next() };
+        let Range { start: mut next, end } = offsets;
         while next < end && !self.is_enough() {
             let mut letters = Vec::new();
             let mut each = |found: crate::kafka::Found<'_>| letters.push(Record::of(&found));
+            let from = next;
             next = self.consumer.read_some(&topic, partition, next..end, &mut each).await?;
             let rest = self.letters(partition, letters, &mut seen).await?;
             next = rest.unwrap_or(next);
+            self.looked_at += u64::try_from(next.min(end) - from).unwrap_or(0);
+            self.work.is(Shown {
+                what: if self.arguments.yes { "redriving" } else { "looking" }.to_owned(),
+                done: self.looked_at,
+                of: self.of,
+                unit: Unit::Records,
+                facts: self.looked_at,
+            });
         }
         Ok(())
     }
@@ -289,14 +323,16 @@ impl Redriving<'_> {
         if self.arguments.yes {
             self.send(partition, &sent, &mut judged, seen).await?;
         }
+        let mut lines = Vec::with_capacity(judged.len());
         for (letter, verdict) in judged {
             match &verdict {
                 Ok(()) => self.numbers.redriven += 1,
                 Err(_) => self.numbers.left += 1,
             }
             let verdict = verdict.as_ref().map_err(String::as_str).copied();
-            print(&self.line(partition, &letter, verdict)).map_err(Ended::Output)?;
+            lines.push(self.line(partition, &letter, verdict));
         }
+        self.print(&lines).map_err(Ended::Output)?;
         Ok(rest)
     }
 
@@ -345,6 +381,18 @@ impl Redriving<'_> {
             *seen = after;
         }
         Ok(())
+    }
+
+    /// Where a bar is drawn on the same terminal, beside it.
+    fn print(&self, lines: &[String]) -> io::Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let lines = lines.join("\n");
+        match &self.terminal {
+            Some(terminal) => terminal.beside(|| print(&lines)),
+            None => print(&lines),
+        }
     }
 
     async fn is_there(&mut self, topic: &Arc<str>) -> Result<bool, Unanswered> {

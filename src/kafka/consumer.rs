@@ -123,34 +123,33 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// As [`Consumer::read`].
+    /// As [`Consumer::read_between`].
     pub async fn end(&mut self, topic: &Arc<str>, partition: i32) -> Result<i64, Unanswered> {
         self.offset(topic, partition, ListOffsetsRequest::LATEST).await
     }
 
-    /// Calls `each` with every record of a partition from the first that is not older than `from_ms`
-    /// (milliseconds since 1970) to the last that is there when this is called.
+    /// The offsets of a partition from the first record that is not older than `from_ms` (milliseconds since 1970)
+    /// to the end.
     ///
     /// # Errors
     ///
-    /// [`Unanswered`] if the leader cannot be reached, refuses, or says nonsense, after several attempts.
-    pub async fn read(
+    /// As [`Consumer::read_between`].
+    pub async fn offsets_from(
         &mut self,
         topic: &Arc<str>,
         partition: i32,
         from_ms: i64,
-        each: impl FnMut(Found<'_>),
-    ) -> Result<(), Unanswered> {
+    ) -> Result<Range<i64>, Unanswered> {
         let end = self.end(topic, partition).await?;
         let first = self.offset(topic, partition, from_ms).await?;
-        self.read_between(topic, partition, first, end, each).await
+        Ok(first.min(end)..end)
     }
 
-    /// The same from one offset to before another, both of which were there.
+    /// Calls `each` with every record from one offset to before another, both of which were there.
     ///
     /// # Errors
     ///
-    /// As [`Consumer::read`].
+    /// [`Unanswered`] if the leader cannot be reached, refuses, or says nonsense, after several attempts.
     pub async fn read_between(
         &mut self,
         topic: &Arc<str>,
@@ -170,7 +169,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// As [`Consumer::read`].
+    /// As [`Consumer::read_between`].
     pub async fn offsets(
         &mut self,
         topic: &Arc<str>,
@@ -186,7 +185,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// As [`Consumer::read`].
+    /// As [`Consumer::read_between`].
     pub async fn read_some(
         &mut self,
         topic: &Arc<str>,

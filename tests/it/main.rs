@@ -6,6 +6,7 @@
 
 mod alerts;
 mod audit;
+mod bars;
 mod behind;
 mod check;
 mod clients;
