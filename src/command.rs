@@ -27,12 +27,16 @@ use crate::kafka::Tls;
 use crate::progress::{Bar, Step};
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::telemetry::Telemetry;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What is asked here takes milliseconds.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How often is looked whether anybody reads standard output.
+const READ_INTERVAL: Duration = Duration::from_millis(250);
 
 /// One sentence to standard error. If nobody reads it, there is nobody to tell.
 pub fn say(sentence: &str) {
@@ -80,6 +84,22 @@ pub async fn asked_to_stop() {
             tracing::warn!(%error, "signals cannot be heard: only SIGKILL stops this process");
             std::future::pending().await
         }
+    }
+}
+
+/// Returns once whoever read standard output, a pipe, has gone: at the latest a moment later. Of a file it never does.
+async fn nobody_reads() {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        let output = io::stdout();
+        // What is asked for is nothing: that nobody reads is always told.
+        let mut asked = [PollFd::new(&output, PollFlags::empty())];
+        // Where it cannot be asked, the next write tells.
+        let is_asked = poll(&mut asked, Some(&now)).is_ok();
+        if is_asked && asked.iter().any(|output| output.revents().contains(PollFlags::ERR)) {
+            return;
+        }
+        tokio::time::sleep(READ_INTERVAL).await;
     }
 }
 

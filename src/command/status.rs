@@ -5,7 +5,7 @@ use super::barrier::{Barrier, Log};
 use super::lag::{By, Checkpoint, First, Is, Known, Lag, Look, Looks, Told};
 use super::printable::printable;
 use super::record::Record;
-use super::{ANSWER_MAX, asked_to_stop, ended, print, say, unwritten};
+use super::{ANSWER_MAX, asked_to_stop, ended, nobody_reads, print, say, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::http;
@@ -221,6 +221,7 @@ pub async fn status(config: &Config, arguments: &Status) -> ExitCode {
     tokio::select! {
         code = watched => code,
         () = asked_to_stop(), if arguments.watch.is_some() => ExitCode::Stopped,
+        () = nobody_reads(), if arguments.watch.is_some() => ExitCode::Stopped,
     }
 }
 

@@ -4,7 +4,7 @@ use super::along::{self, More, NOWHERE, Stretch};
 use super::barrier::{Log, confirmed};
 use super::printable::printable;
 use super::record::Record;
-use super::{ANSWER_MAX, asked_to_stop, colours, ended, refused, say, unwritten};
+use super::{ANSWER_MAX, asked_to_stop, colours, ended, nobody_reads, refused, say, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::postgres::{Queries, Temporary};
@@ -30,7 +30,7 @@ begin once all transactions that are open have ended, and holds back log and one
 max_replication_slots and max_wal_senders meanwhile.
 Facts are shown as they would be published: topic, key, headers. Those that cannot be, with the reason.
 After a lost connection it goes on, and without --from or --slot what was committed meanwhile is
-not shown, which it says. When nobody reads its output any more it ends at the next fact, with 0.
+not shown, which it says. When nobody reads its output any more it ends, with 0.
 
 Formats: pretty is for people (payloads are escaped, so that they cannot command your terminal);
 json has one object a line; raw the envelopes as they were emitted, each followed by a line's end.
@@ -115,7 +115,15 @@ pub async fn tail(config: &Config, arguments: &Tail) -> ExitCode {
     let stretch = Stretch { slot, until: None };
     let read = match arguments.limit {
         Some(0) => Ok(()),
-        _ => along::read(config, stretch, each, away, asked_to_stop()).await,
+        _ => {
+            let stop = async {
+                tokio::select! {
+                    () = asked_to_stop() => {}
+                    () = nobody_reads() => {}
+                }
+            };
+            along::read(config, stretch, each, away, stop).await
+        }
     };
     drop(log);
     match (failed, read) {

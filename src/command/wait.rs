@@ -1,13 +1,14 @@
 //! `owlpost wait`: returns when everything up to a position is in Kafka and confirmed.
 
 use super::barrier::{Barrier, Log, confirmed};
-use super::{ANSWER_MAX, print, refused, say, unwritten};
+use super::{ANSWER_MAX, asked_to_stop, print, refused, say, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::postgres::Queries;
 use crate::relay::gone::{ExitKind, Gone};
 use clap::Args;
 use factlib_protocol::Lsn;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -39,7 +40,7 @@ pub struct Wait {
     /// The position, as PostgreSQL writes it, or `now`: pg_current_wal_insert_lsn() at the beginning
     #[arg(long, value_name = "LSN|now")]
     lsn: Barrier,
-    /// How long; then the exit code is 12
+    /// How long; then, or when it is told to stop, the exit code is 12
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// One JSON object: lsn, confirmed, reached
@@ -56,6 +57,8 @@ struct Outcome {
     /// Where the log ended at the beginning.
     insert: Lsn,
     reached: bool,
+    /// Somebody wanted no more of it.
+    stopped: bool,
 }
 
 /// Waits.
@@ -64,7 +67,7 @@ pub async fn wait(config: &Config, arguments: &Wait) -> ExitCode {
         Ok(outcome) => outcome,
         Err(gone) => return refused(gone),
     };
-    let Outcome { lsn, confirmed, insert, reached } = outcome;
+    let Outcome { lsn, confirmed, insert, reached, stopped } = outcome;
     let printed = match arguments.json {
         true => print(
             &serde_json::json!({
@@ -78,7 +81,10 @@ pub async fn wait(config: &Config, arguments: &Wait) -> ExitCode {
         false => Ok(()),
     };
     if !reached {
-        let after = humantime::format_duration(arguments.timeout);
+        let after = match stopped {
+            true => "stopped:".to_owned(),
+            false => format!("after {}", humantime::format_duration(arguments.timeout)),
+        };
         let beyond = match lsn > insert {
             true => format!(
                 "; this server's log ended at {insert} when we began: is it the right cluster, and the right LSN?"
@@ -86,7 +92,7 @@ pub async fn wait(config: &Config, arguments: &Wait) -> ExitCode {
             false => String::new(),
         };
         say(&format!(
-            "owlpost: after {after} slot {} is confirmed up to {confirmed}, not to {lsn}; `owlpost status` says \
+            "owlpost: {after} slot {} is confirmed up to {confirmed}, not to {lsn}; `owlpost status` says \
              whether a relay is running{beyond}",
             config.slot
         ));
@@ -117,11 +123,19 @@ async fn waited(config: &Config, arguments: &Wait) -> Result<Outcome, Gone> {
     };
     let mut last = confirmed(&mut queries, &config.slot).await?;
     let mut pause = PAUSE;
+    let mut stop = pin!(asked_to_stop());
     while last < wanted {
-        if Instant::now() + pause >= deadline {
-            return Ok(Outcome { lsn, confirmed: last, insert: log.insert, reached: false });
+        let over = Instant::now() + pause >= deadline;
+        let stopped = !over && {
+            tokio::select! {
+                () = &mut stop => true,
+                () = sleep(pause) => false,
+            }
+        };
+        if over || stopped {
+            let insert = log.insert;
+            return Ok(Outcome { lsn, confirmed: last, insert, reached: false, stopped });
         }
-        sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
         match confirmed(&mut queries, &config.slot).await {
             Ok(confirmed) => last = confirmed,
@@ -135,5 +149,5 @@ async fn waited(config: &Config, arguments: &Wait) -> Result<Outcome, Gone> {
             Err(gone) => return Err(gone),
         }
     }
-    Ok(Outcome { lsn, confirmed: last, insert: log.insert, reached: true })
+    Ok(Outcome { lsn, confirmed: last, insert: log.insert, reached: true, stopped: false })
 }

@@ -260,6 +260,12 @@ fn a_wait_ends_once_everything_is_confirmed_and_says_if_it_is_not() {
     let said = shell.run("owlpost wait --lsn FF/0 --timeout 50ms").ended(12);
     assert!(said.err.contains("is it the right cluster"), "{said:?}");
     assert!(shell.run("owlpost wait --lsn yesterday").ended(2).err.contains("like 16/B374D848"));
+    for signal in ["INT", "TERM"] {
+        let stopped = format!("timeout --preserve-status --signal={signal} 1");
+        let said = shell.run(&format!("{stopped} owlpost wait --lsn FF/0 --json")).ended(12);
+        assert_eq!(said.json()["reached"], false, "{said:?}");
+        assert!(said.err.contains("stopped: slot factlib_slot is confirmed up to"), "{said:?}");
+    }
 
     let relay = command.spawn();
     let said = shell.run(&format!("owlpost wait --lsn {barrier} --timeout 60s")).ended(0);
@@ -572,6 +578,8 @@ fn a_tail_shows_what_is_committed_and_touches_nothing() {
     assert!(said.err.trim_end().ends_with("ended 0"), "{said:?}");
     others.run("timeout --preserve-status --signal=INT 3 owlpost tail > /dev/null").ended(0);
     load.stop();
+    // Also if there is nothing to show any more, and nobody would notice at the next fact.
+    others.run("owlpost tail | true").ended(0);
     let slots = "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots";
     testkit::wait::until("the temporary slots to be gone", PATIENCE, || {
         postgres.ask(slots) == SLOT
