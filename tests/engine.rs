@@ -10,12 +10,14 @@ mod replayed;
 
 use bytes::BytesMut;
 use factlib::relay::compression::Compression;
-use factlib::relay::error_code::{NONE, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION};
+use factlib::relay::error_code::{
+    NONE, POLICY_VIOLATION, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION,
+};
 use factlib::relay::event::{End, Event, GivenUp};
 use factlib::relay::gone::{self, Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
-    Answer, Broker, Metadata, PartitionAnswer, PartitionBatch, PartitionMetadata, ProducerId,
-    Request, TopicMetadata, Unanswered,
+    Answer, Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch,
+    PartitionMetadata, ProducerId, Request, TopicMetadata, Unanswered,
 };
 use factlib::relay::poison::{Cause, Policies, Policy, TopicPattern};
 use factlib::relay::position::Unit;
@@ -29,6 +31,7 @@ use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType as _;
 use sha2::Digest as _;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const MS: Duration = Duration::from_millis(1);
@@ -1633,6 +1636,87 @@ fn a_topic_that_is_missing_is_asked_for_again_before_its_facts_are_given_up() {
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(208));
     assert_eq!(rig.hangups, 0);
+}
+
+/// The topics that the engine wants to know of now.
+#[track_caller]
+fn asked_for(rig: &Rig) -> Vec<String> {
+    let wanted = |request: &&Request| matches!(request, Request::Metadata { .. });
+    let Some(Request::Metadata { topics }) = rig.requests.iter().find(wanted) else {
+        panic!("no metadata wanted: {:?}", rig.requests)
+    };
+    topics.iter().map(ToString::to_string).collect()
+}
+
+/// Symptom: with skip, each topic that was missing held everything up for two seconds of its own.
+#[test]
+fn while_a_fact_waits_for_its_topic_those_of_the_facts_behind_it_are_asked_for() {
+    let mut rig = warm_with(policies(Policy::Skip));
+    let stream = Stream::default()
+        .begin(200)
+        .fact_of("1missing", 110, "m")
+        .fact_of("2missing", 120, "m")
+        .fact_of("no topic!", 130, "m")
+        .fact(140, "b")
+        .commit(200)
+        .begin(300)
+        .fact_of("3missing", 250, "m")
+        .fact_of("3missing", 260, "m")
+        .fact_of("new", 270, "c");
+    rig.receive(&stream.commit(300).0);
+    let asked = asked_for(&rig);
+    let new = |topic: &&String| !["orders.order", "orders.dead"].contains(&topic.as_str());
+    let new: Vec<_> = asked.iter().filter(new).collect();
+    assert_eq!(new, ["orders.1missing", "orders.2missing", "orders.3missing", "orders.new"]);
+    assert!(rig.produce().is_none(), "nothing is read past the fact that waits");
+    for _ in 0..2 {
+        rig.answer_metadata();
+        assert!(given_up(&rig).is_empty());
+        rig.pass(SECOND);
+    }
+    // The time of all of them is over at once.
+    rig.answer_metadata();
+    assert_eq!(given_up(&rig).len(), 5);
+    assert_eq!(rig.store_all(), ["b", "c"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(308));
+    assert_eq!(rig.hangups, 0);
+}
+
+#[test]
+fn topics_that_are_missing_are_created_many_at_once_and_not_before_it_is_known_that_they_are() {
+    let new = NewTopic { partitions: Some(30), replication_factor: None, configs: Vec::new() };
+    let mut rig = warm_with(Settings { create_topics: Some(new), ..settings() });
+    let mut stream = Stream::default().begin(900);
+    for nth in 0..80 {
+        stream = stream.fact_of(&format!("{nth}missing"), 100 + nth, "m");
+    }
+    rig.receive(&stream.commit(900).0);
+    let creating = |rig: &mut Rig| {
+        let request = rig.take(|request| matches!(request, Request::CreateTopics { .. }));
+        let Some(Request::CreateTopics { topics }) = request else { return Vec::new() };
+        topics.into_iter().map(|(topic, _)| topic).collect()
+    };
+    assert!(creating(&mut rig).is_empty());
+    rig.answer_metadata();
+    // A thousand partitions at once, and no more.
+    let topics: Vec<Vec<Arc<str>>> = (0..4).map(|_| creating(&mut rig)).collect();
+    assert_eq!(topics.iter().map(Vec::len).collect::<Vec<_>>(), [33, 33, 14, 0]);
+    let names: HashSet<_> = topics.iter().flatten().collect();
+    assert_eq!(names.len(), 80, "each once");
+    // One of them is refused, the others are there.
+    for topics in topics.into_iter().filter(|topics| !topics.is_empty()) {
+        let refused = |topic: &Arc<str>| match &**topic {
+            "orders.7missing" => Err(CreateRefusal { error: POLICY_VIOLATION, message: None }),
+            _ => Ok(()),
+        };
+        let answer = Ok(topics.iter().map(refused).collect());
+        rig.input(Input::Kafka(Answer::TopicsCreated { topics, answer }));
+    }
+    let created = |event: &&Event| matches!(event, Event::TopicCreated { .. });
+    assert_eq!(rig.events.iter().filter(created).count(), 79);
+    let refused = |event: &&Event| matches!(event, Event::TopicNotCreated { .. });
+    assert_eq!(rig.events.iter().filter(refused).count(), 1);
 }
 
 /// Symptom: every aggregate type that somebody had ever made up was asked for again and again, for ever.

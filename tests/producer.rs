@@ -115,7 +115,7 @@ struct World {
     /// Topics that are not there before somebody creates them.
     absent: HashSet<&'static str>,
     /// Topics to create.
-    creations: Vec<Arc<str>>,
+    creations: Vec<Vec<Arc<str>>>,
     /// What is to be read back: topic, partition and first offset.
     tails: Vec<(Arc<str>, i32, i64)>,
     /// Topics that the producer has seen.
@@ -269,11 +269,14 @@ impl World {
                 Request::Metadata { topics } => {
                     assert!(self.metadata.replace(topics).is_none(), "asked twice at once");
                 }
-                Request::CreateTopic { topic, new } => {
-                    assert_eq!(new, NEW_TOPIC);
-                    assert!(!self.seen.contains(&topic), "{topic} was there before");
-                    assert!(!self.creations.contains(&topic), "asked twice at once");
-                    self.creations.push(topic);
+                Request::CreateTopics { topics } => {
+                    for (topic, new) in &topics {
+                        assert_eq!(*new, NEW_TOPIC);
+                        assert!(!self.seen.contains(topic), "{topic} was there before");
+                        let mut asked = self.creations.iter().flatten();
+                        assert!(!asked.any(|asked| asked == topic), "asked twice at once");
+                    }
+                    self.creations.push(topics.into_iter().map(|(topic, _)| topic).collect());
                 }
                 Request::InitProducerId => {
                     assert!(!std::mem::replace(&mut self.init, true), "asked twice at once");
@@ -421,30 +424,39 @@ impl World {
     }
 
     fn create(&mut self) {
-        let Some(topic) = self.creations.pop() else { return };
-        let refusal = |error| Ok(Err(CreateRefusal { error, message: None }));
-        let fault = if self.faults { self.dice.below(100) } else { 100 };
-        let answer = match fault {
-            0..5 => refusal(INVALID_REPLICATION_FACTOR),
-            5..10 => refusal(POLICY_VIOLATION),
-            10..15 => refusal(THROTTLING_QUOTA_EXCEEDED),
-            15..20 => Err(Unanswered("silence".to_owned())),
-            _ if self.absent.remove(&*topic) => Ok(Ok(())),
-            _ => refusal(TOPIC_ALREADY_EXISTS),
-        };
+        let Some(topics) = self.creations.pop() else { return };
+        let refusal = |error| Err(CreateRefusal { error, message: None });
+        let silent = self.faults && self.dice.percent(5);
+        let mut answers = Vec::new();
+        for topic in topics.iter().filter(|_| !silent) {
+            let fault = if self.faults { self.dice.below(100) } else { 100 };
+            answers.push(match fault {
+                0..5 => refusal(INVALID_REPLICATION_FACTOR),
+                5..10 => refusal(POLICY_VIOLATION),
+                10..15 => refusal(THROTTLING_QUOTA_EXCEEDED),
+                _ if self.absent.remove(&**topic) => Ok(()),
+                _ => refusal(TOPIC_ALREADY_EXISTS),
+            });
+        }
         // Done, and the answer is lost.
-        let lost = fault < 30;
-        let answer = if lost && answer == Ok(Ok(())) {
-            Err(Unanswered("connection reset".to_owned()))
-        } else {
-            answer
+        let lost = self.faults && answers.contains(&Ok(())) && self.dice.percent(15);
+        let answer = match (silent, lost) {
+            (true, _) => Err(Unanswered("silence".to_owned())),
+            (_, true) => Err(Unanswered("connection reset".to_owned())),
+            _ => Ok(answers),
         };
-        self.saw(&match &answer {
-            Ok(Ok(())) => "created".to_owned(),
-            Ok(Err(refusal)) => format!("create: {}", name_of(refusal.error)),
-            Err(Unanswered(cause)) => format!("create: {cause}"),
-        });
-        self.answer(Answer::TopicCreated { topic, answer });
+        match &answer {
+            Ok(answers) => {
+                for answer in answers {
+                    self.saw(&match answer {
+                        Ok(()) => "created".to_owned(),
+                        Err(refusal) => format!("create: {}", name_of(refusal.error)),
+                    });
+                }
+            }
+            Err(Unanswered(cause)) => self.saw(&format!("create: {cause}")),
+        }
+        self.answer(Answer::TopicsCreated { topics, answer });
     }
 
     fn logs_of(&mut self, topic: &str) -> &mut Vec<Log> {

@@ -311,7 +311,7 @@ impl Surroundings for Collector<'_> {
             }
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 }))),
             request @ (Request::Metadata { .. }
-            | Request::CreateTopic { .. }
+            | Request::CreateTopics { .. }
             | Request::Tail { .. }) => {
                 return self.kafka.send(request);
             }

@@ -174,9 +174,10 @@ impl<E: FnMut(&str, &Record) -> More, A: FnMut(&str)> Surroundings for Along<E, 
                 topics: topics.iter().map(there).collect(),
             })),
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 }))),
-            Request::CreateTopic { topic, .. } => {
-                Answer::TopicCreated { topic, answer: Ok(Ok(())) }
-            }
+            Request::CreateTopics { topics } => Answer::TopicsCreated {
+                answer: Ok(vec![Ok(()); topics.len()]),
+                topics: topics.into_iter().map(|(topic, _)| topic).collect(),
+            },
             Request::Produce { broker, batches } => {
                 let mut partitions = Vec::with_capacity(batches.len());
                 for batch in batches {

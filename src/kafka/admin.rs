@@ -3,7 +3,7 @@
 use super::configs::{DescribeConfigsRequest, TopicConfigs};
 use super::consumer::Consumer;
 use super::dial::{Stream, WANTS_SASL, dial};
-use super::message::CreateTopicRequest;
+use super::message::CreateTopicsRequest;
 use super::metadata::{ClusterDescription, MetadataRequest};
 use super::{Address, Config};
 use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
@@ -77,16 +77,14 @@ impl Admin {
         topic: &Arc<str>,
         new: &NewTopic,
     ) -> Result<Result<(), CreateRefusal>, Unanswered> {
-        let new = Arc::new(new.clone());
+        let topics = Arc::new(vec![(Arc::clone(topic), new.clone())]);
         let timeout = self.config.ack_timeout;
-        let request = || CreateTopicRequest {
-            topic: Arc::clone(topic),
-            new: Arc::clone(&new),
-            timeout,
-            validate_only: true,
-        };
+        let request =
+            || CreateTopicsRequest { topics: Arc::clone(&topics), timeout, validate_only: true };
         let response = self.ask(async |m| m.request(request()).await).await?;
-        response.answer(topic).map_err(|what| Unanswered(format!("the cluster {what}")))
+        let answers = response.answers(&topics);
+        let mut answers = answers.map_err(|what| Unanswered(format!("the cluster {what}")))?;
+        answers.pop().ok_or_else(|| Unanswered("the cluster says nothing of it".to_owned()))
     }
 
     /// Connects and logs in at this address, and closes the connection again.

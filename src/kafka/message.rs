@@ -10,6 +10,7 @@ use rskafka::protocol::messages::{
     ReadVersionedError, ReadVersionedType, RequestBody, SaslAuthenticateResponse,
     WriteVersionedError, WriteVersionedType,
 };
+use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,38 +60,38 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for InitProducerIdResponse {
     }
 }
 
-/// CreateTopics for one topic, version 4: the first in which a broker fills in numbers that are not given
-/// (KIP-464). Later ones change the whole encoding.
+/// CreateTopics, version 4: the first in which a broker fills in numbers that are not given (KIP-464). Later ones
+/// change the whole encoding.
 #[derive(Debug)]
-pub(super) struct CreateTopicRequest {
-    pub(super) topic: Arc<str>,
-    pub(super) new: Arc<NewTopic>,
+pub(super) struct CreateTopicsRequest {
+    pub(super) topics: Arc<Vec<(Arc<str>, NewTopic)>>,
     /// How long the broker may wait until it is done.
     pub(super) timeout: Duration,
     /// Only to see whether it could be.
     pub(super) validate_only: bool,
 }
 
-impl RequestBody for CreateTopicRequest {
-    type ResponseBody = CreateTopicResponse;
+impl RequestBody for CreateTopicsRequest {
+    type ResponseBody = CreateTopicsResponse;
     const API_KEY: ApiKey = ApiKey::CreateTopics;
     const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(4), version(4));
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(5);
 }
 
-impl WriteVersionedType<Vec<u8>> for CreateTopicRequest {
+impl WriteVersionedType<Vec<u8>> for CreateTopicsRequest {
     fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
-        let NewTopic { partitions, replication_factor, configs } = &*self.new;
-        out.extend(int32(1)?);
-        put_string(out, &self.topic)?;
-        out.extend(partitions.unwrap_or(-1).to_be_bytes());
-        out.extend(replication_factor.unwrap_or(-1).to_be_bytes());
-        // No assignment of replicas to brokers.
-        out.extend(int32(0)?);
-        out.extend(int32(configs.len())?);
-        for (name, value) in configs {
-            put_string(out, name)?;
-            put_string(out, value)?;
+        out.extend(int32(self.topics.len())?);
+        for (topic, NewTopic { partitions, replication_factor, configs }) in &*self.topics {
+            put_string(out, topic)?;
+            out.extend(partitions.unwrap_or(-1).to_be_bytes());
+            out.extend(replication_factor.unwrap_or(-1).to_be_bytes());
+            // No assignment of replicas to brokers.
+            out.extend(int32(0)?);
+            out.extend(int32(configs.len())?);
+            for (name, value) in configs {
+                put_string(out, name)?;
+                put_string(out, value)?;
+            }
         }
         out.extend(millis(self.timeout).to_be_bytes());
         out.push(u8::from(self.validate_only));
@@ -98,36 +99,42 @@ impl WriteVersionedType<Vec<u8>> for CreateTopicRequest {
     }
 }
 
-/// What a broker said to a [`CreateTopicRequest`], not yet compared with the request.
+/// What a broker said to a [`CreateTopicsRequest`], not yet compared with the request.
 #[derive(Debug)]
-pub(super) struct CreateTopicResponse(Vec<(String, Result<(), CreateRefusal>)>);
+pub(super) struct CreateTopicsResponse(HashMap<String, Result<(), CreateRefusal>>);
 
-impl ReadVersionedType<Cursor<Vec<u8>>> for CreateTopicResponse {
+impl ReadVersionedType<Cursor<Vec<u8>>> for CreateTopicsResponse {
     fn read_versioned(
         reader: &mut Cursor<Vec<u8>>,
         _: ApiVersion,
     ) -> Result<Self, ReadVersionedError> {
         Ok(read_body(reader, |r| {
             let _throttle = r.int32()?;
-            let mut topics = Vec::new();
+            let mut topics = HashMap::new();
             for _ in 0..r.count()? {
                 let topic = r.string()?.to_owned();
                 let error = r.int16()?;
                 let message = r.nullable_string()?.map(str::to_owned);
                 let answer =
                     if error == 0 { Ok(()) } else { Err(CreateRefusal { error, message }) };
-                topics.push((topic, answer));
+                topics.insert(topic, answer);
             }
             Ok(Self(topics))
         })?)
     }
 }
 
-impl CreateTopicResponse {
-    /// The answer; a sentence if it is not one for `topic`.
-    pub(super) fn answer(self, topic: &str) -> Result<Result<(), CreateRefusal>, String> {
-        let answer = self.0.into_iter().find(|(name, _)| name == topic);
-        answer.map(|(_, answer)| answer).ok_or_else(|| format!("did not answer for topic {topic}"))
+impl CreateTopicsResponse {
+    /// What was said of each of these topics, in their order; a sentence if nothing was of one of them.
+    pub(super) fn answers(
+        mut self,
+        topics: &[(Arc<str>, NewTopic)],
+    ) -> Result<Vec<Result<(), CreateRefusal>>, String> {
+        let mut answer = |(topic, _): &(Arc<str>, NewTopic)| {
+            let answer = self.0.remove(&**topic);
+            answer.ok_or_else(|| format!("did not answer for topic {topic}"))
+        };
+        topics.iter().map(&mut answer).collect()
     }
 }
 

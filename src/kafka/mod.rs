@@ -19,7 +19,7 @@
 //!   bytes leave later. The time covers queueing, connecting, writing and waiting.
 //! - A Produce is not begun once the lease is over, and one that is half written then is not finished.
 //! - `sent: false` means that no byte left this machine.
-//! - A topic is created only by [`Request::CreateTopic`], never by asking for metadata.
+//! - A topic is created only by [`Request::CreateTopics`], never by asking for metadata.
 
 mod admin;
 mod configs;
@@ -180,17 +180,17 @@ impl Kafka {
                     }
                 });
             }
-            Request::CreateTopic { topic, new } => {
-                let owed = Owed::new(Owes::Topic(Arc::clone(&topic)), shared);
-                let (shared, new) = (Arc::clone(shared), Arc::new(new));
+            Request::CreateTopics { topics } => {
+                let names: Vec<_> = topics.iter().map(|(topic, _)| Arc::clone(topic)).collect();
+                let owed = Owed::new(Owes::Topics(names.clone()), shared);
+                let (shared, topics) = (Arc::clone(shared), Arc::new(topics));
                 self.shared.runtime.spawn(async move {
-                    let asked = shared.ask_any(|reply| Ask::CreateTopic {
-                        topic: Arc::clone(&topic),
-                        new: Arc::clone(&new),
-                        reply,
-                    });
+                    let asked = shared
+                        .ask_any(|reply| Ask::CreateTopics { topics: Arc::clone(&topics), reply });
                     match asked.await {
-                        Ok(answer) => owed.pay(Answer::TopicCreated { topic, answer: Ok(answer) }),
+                        Ok(answers) => {
+                            owed.pay(Answer::TopicsCreated { topics: names, answer: Ok(answers) });
+                        }
                         Err(cause) => owed.unanswered(cause, true),
                     }
                 });
@@ -385,7 +385,7 @@ struct Owed {
 enum Owes {
     Metadata,
     ProducerId,
-    Topic(Arc<str>),
+    Topics(Vec<Arc<str>>),
     Tail(Arc<str>, i32, i64),
     Produce(BrokerId, Arc<Vec<PartitionBatch>>),
 }
@@ -410,7 +410,7 @@ impl Owed {
             None => return,
             Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
             Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
-            Some(Owes::Topic(topic)) => Answer::TopicCreated { topic, answer: Err(cause) },
+            Some(Owes::Topics(topics)) => Answer::TopicsCreated { topics, answer: Err(cause) },
             Some(Owes::Tail(topic, partition, from)) => {
                 Answer::Tail { topic, partition, from, answer: Err(cause) }
             }

@@ -11,7 +11,7 @@
 use super::dial::{Address, Connection, Stream, WANTS_SASL, describe, dial};
 use super::lease::Lease;
 use super::message::{
-    CreateTopicRequest, CreateTopicResponse, InitProducerIdRequest, InitProducerIdResponse,
+    CreateTopicsRequest, CreateTopicsResponse, InitProducerIdRequest, InitProducerIdResponse,
 };
 use super::metadata::{MetadataRequest, MetadataResponse};
 use super::produce::{ProduceRequest, ProduceResponse};
@@ -49,10 +49,9 @@ pub(super) enum Ask {
     InitProducerId {
         reply: oneshot::Sender<Result<Result<ProducerId, i16>, Unanswered>>,
     },
-    CreateTopic {
-        topic: Arc<str>,
-        new: Arc<NewTopic>,
-        reply: oneshot::Sender<Result<Result<(), CreateRefusal>, Unanswered>>,
+    CreateTopics {
+        topics: Arc<Vec<(Arc<str>, NewTopic)>>,
+        reply: oneshot::Sender<Result<Vec<Result<(), CreateRefusal>>, Unanswered>>,
     },
     Produce {
         broker: BrokerId,
@@ -72,7 +71,7 @@ impl Ask {
         match self {
             Self::Metadata { reply, .. } => drop(reply.send(Err(cause))),
             Self::InitProducerId { reply } => drop(reply.send(Err(cause))),
-            Self::CreateTopic { reply, .. } => drop(reply.send(Err(cause))),
+            Self::CreateTopics { reply, .. } => drop(reply.send(Err(cause))),
             Self::Produce { owed, .. } => owed.unanswered(cause, sent),
         }
     }
@@ -186,14 +185,14 @@ async fn run(
 enum Outgoing {
     Metadata(MetadataRequest),
     InitProducerId,
-    CreateTopic(CreateTopicRequest),
+    CreateTopics(CreateTopicsRequest),
     Produce(ProduceRequest),
 }
 
 enum Response {
     Metadata(MetadataResponse),
     ProducerId(InitProducerIdResponse),
-    TopicCreated(CreateTopicResponse),
+    TopicsCreated(CreateTopicsResponse),
     Produce(ProduceResponse),
 }
 
@@ -210,8 +209,8 @@ async fn exchange(
         Outgoing::InitProducerId => {
             messenger.request(InitProducerIdRequest).await.map(Response::ProducerId)
         }
-        Outgoing::CreateTopic(request) => {
-            messenger.request(request).await.map(Response::TopicCreated)
+        Outgoing::CreateTopics(request) => {
+            messenger.request(request).await.map(Response::TopicsCreated)
         }
         Outgoing::Produce(request) => produce(&messenger, request).await.map(Response::Produce),
     };
@@ -302,10 +301,9 @@ async fn serve(
                         Outgoing::Metadata(MetadataRequest::of(topics.clone()))
                     }
                     Ask::InitProducerId { .. } => Outgoing::InitProducerId,
-                    Ask::CreateTopic { topic, new, .. } => {
-                        Outgoing::CreateTopic(CreateTopicRequest {
-                            topic: Arc::clone(topic),
-                            new: Arc::clone(new),
+                    Ask::CreateTopics { topics, .. } => {
+                        Outgoing::CreateTopics(CreateTopicsRequest {
+                            topics: Arc::clone(topics),
                             timeout: config.ack_timeout,
                             validate_only: false,
                         })
@@ -439,10 +437,10 @@ fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask
         (Ask::InitProducerId { reply }, Response::ProducerId(response)) => {
             drop(reply.send(Ok(response.0)));
         }
-        (Ask::CreateTopic { topic, reply, .. }, Response::TopicCreated(response)) => {
-            let answer =
-                response.answer(&topic).map_err(|what| Unanswered(format!("{address}: {what}")));
-            drop(reply.send(answer));
+        (Ask::CreateTopics { topics, reply }, Response::TopicsCreated(response)) => {
+            let answers = response.answers(&topics);
+            let answers = answers.map_err(|what| Unanswered(format!("{address}: {what}")));
+            drop(reply.send(answers));
         }
         (Ask::Produce { broker, batches, owed }, Response::Produce(response)) => {
             let throttle = response.throttle;

@@ -511,7 +511,7 @@ async fn a_topic_is_created_or_the_broker_says_why_not() {
         assert_eq!((i.api, i.version), (CREATE_TOPICS, 4));
         let mut out = Vec::new();
         out.put_i32(0);
-        out.put_i32(1);
+        out.put_i32(2);
         put_string(&mut out, "t");
         match asked.fetch_add(1, Ordering::SeqCst) {
             0 => {
@@ -523,6 +523,9 @@ async fn a_topic_is_created_or_the_broker_says_why_not() {
                 out.put_i16(-1);
             }
         }
+        put_string(&mut out, "u");
+        out.put_i16(0);
+        out.put_i16(-1);
         Reaction::Answer(out)
     })
     .await;
@@ -532,18 +535,19 @@ async fn a_topic_is_created_or_the_broker_says_why_not() {
         replication_factor: None,
         configs: vec![("a".to_owned(), "b".to_owned())],
     };
-    let topic: Arc<str> = Arc::from("t");
+    let (topic, other): (Arc<str>, Arc<str>) = (Arc::from("t"), Arc::from("u"));
     let mut create = async || {
-        driver.kafka.send(Request::CreateTopic { topic: Arc::clone(&topic), new: new.clone() });
-        let Answer::TopicCreated { topic: answered, answer } = driver.next().await else {
-            panic!()
-        };
-        assert_eq!(answered, topic);
-        answer
+        let topics = vec![(Arc::clone(&other), new.clone()), (Arc::clone(&topic), new.clone())];
+        driver.kafka.send(Request::CreateTopics { topics });
+        let Answer::TopicsCreated { topics, answer } = driver.next().await else { panic!() };
+        assert_eq!(topics, [Arc::clone(&other), Arc::clone(&topic)]);
+        let [first, second] = answer.unwrap().try_into().unwrap();
+        assert_eq!(first, Ok(()), "in the order of the request");
+        second
     };
     let message = Some("Unknown topic config name: a".to_owned());
-    assert_eq!(create().await, Ok(Err(CreateRefusal { error: INVALID_CONFIG, message })));
-    assert_eq!(create().await, Ok(Ok(())));
+    assert_eq!(create().await, Err(CreateRefusal { error: INVALID_CONFIG, message }));
+    assert_eq!(create().await, Ok(()));
 }
 
 #[tokio::test]
@@ -560,8 +564,8 @@ async fn an_answer_for_another_topic_is_no_answer() {
     .await;
     let mut driver = Driver::new(&[&broker.address()], |_| {});
     let new = NewTopic { partitions: None, replication_factor: None, configs: Vec::new() };
-    driver.kafka.send(Request::CreateTopic { topic: Arc::from("t"), new });
-    let Answer::TopicCreated { answer: Err(cause), .. } = driver.next().await else { panic!() };
+    driver.kafka.send(Request::CreateTopics { topics: vec![(Arc::from("t"), new)] });
+    let Answer::TopicsCreated { answer: Err(cause), .. } = driver.next().await else { panic!() };
     assert!(cause.0.contains("did not answer for topic t"), "{cause}");
 }
 

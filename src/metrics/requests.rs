@@ -73,7 +73,7 @@ pub(crate) struct Requests {
     /// Of these one at a time is under way.
     metadata_at: Option<Instant>,
     init_at: Option<Instant>,
-    creates: Vec<(Arc<str>, Instant)>,
+    creates: Vec<(Vec<Arc<str>>, Instant)>,
 }
 
 impl Requests {
@@ -91,7 +91,10 @@ impl Requests {
         match request {
             Request::Metadata { .. } => self.metadata_at = Some(at),
             Request::InitProducerId => self.init_at = Some(at),
-            Request::CreateTopic { topic, .. } => self.creates.push((Arc::clone(topic), at)),
+            Request::CreateTopics { topics } => {
+                let topics = topics.iter().map(|(topic, _)| Arc::clone(topic)).collect();
+                self.creates.push((topics, at));
+            }
             // Several of Kafka's requests, and none of those that facts wait for in the long run.
             Request::Tail { .. } => {}
             Request::Produce { broker, batches } => {
@@ -120,8 +123,8 @@ impl Requests {
             Answer::ProducerId(answer) => {
                 (&mut self.init_producer_id, self.init_at.take(), answer.is_ok())
             }
-            Answer::TopicCreated { topic, answer } => {
-                let at = self.creates.iter().position(|(name, _)| name == topic);
+            Answer::TopicsCreated { topics, answer } => {
+                let at = self.creates.iter().position(|(names, _)| names == topics);
                 let at = at.map(|at| self.creates.swap_remove(at).1);
                 (&mut self.create_topics, at, answer.is_ok())
             }

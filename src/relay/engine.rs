@@ -112,6 +112,8 @@ pub struct Relay {
     pub(super) sweep_at: Option<Instant>,
     pub(super) full: bool,
     pub(super) stuck: Option<Stuck>,
+    /// What was enqueued when topics were asked for that are needed later.
+    pub(super) foreseen: Option<Option<Position>>,
     /// Since when the socket is unread, and how much of the window waited for Kafka then.
     pub(super) paused: Option<(Instant, u64)>,
     pub(super) halted: Option<Halted>,
@@ -190,6 +192,7 @@ impl Relay {
             sweep_at: None,
             full: false,
             stuck: None,
+            foreseen: None,
             paused: None,
             halted: None,
             stalled: None,

@@ -114,12 +114,10 @@ pub enum Request {
     },
     /// InitProducerId without a transactional id, from any broker.
     InitProducerId,
-    /// CreateTopics for this one topic, from any broker.
-    CreateTopic {
-        /// Topic name.
-        topic: Arc<str>,
-        /// What it is to be like.
-        new: NewTopic,
+    /// CreateTopics for these topics, from any broker.
+    CreateTopics {
+        /// Their names, each once, and what they are to be like. At least one.
+        topics: Vec<(Arc<str>, NewTopic)>,
     },
     /// Produce with acks = all, one request for all these partitions, which this broker leads. The
     /// same topic may occur several times, the same partition only once; of one partition several
@@ -195,12 +193,12 @@ pub enum Answer {
     Metadata(Result<Metadata, Unanswered>),
     /// To [`Request::InitProducerId`]: the identity, or Kafka's error code.
     ProducerId(Result<Result<ProducerId, i16>, Unanswered>),
-    /// To [`Request::CreateTopic`].
-    TopicCreated {
-        /// Topic name.
-        topic: Arc<str>,
-        /// Nothing, or why not.
-        answer: Result<Result<(), CreateRefusal>, Unanswered>,
+    /// To [`Request::CreateTopics`].
+    TopicsCreated {
+        /// Their names, as in the request.
+        topics: Vec<Arc<str>>,
+        /// For each of them, in that order, nothing, or why not.
+        answer: Result<Vec<Result<(), CreateRefusal>>, Unanswered>,
     },
     /// To [`Request::Produce`], answered: an entry for each partition of the request.
     Produced {

@@ -25,6 +25,7 @@ pub mod error_code;
 pub mod event;
 mod exchange;
 pub mod fact;
+mod foresee;
 pub mod gone;
 pub mod kafka;
 pub mod ledger;

@@ -62,7 +62,12 @@ impl Relay {
             let len = frame.encoded_len();
             match self.frame(now, frame) {
                 Ok(Flow::Taken) => rest = rest.get(len..).unwrap_or_default(),
-                Ok(Flow::Stuck(stuck)) => self.stuck = Some(stuck),
+                Ok(Flow::Stuck(stuck)) => {
+                    self.stuck = Some(stuck);
+                    if stuck == Stuck::Topic {
+                        self.foresee(now.at, rest.get(len..).unwrap_or_default());
+                    }
+                }
                 Err(error) => {
                     failed = Some(error);
                     break;

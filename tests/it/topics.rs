@@ -286,3 +286,45 @@ fn a_missing_dead_letter_topic_is_created_and_never_compacted() {
         (None, Some(&b"no envelope"[..]))
     );
 }
+
+/// One fact of each of so many topics, in transactions of ten.
+fn emit_to_topics(postgres: &Postgres, prefix: &str, topics: u32) {
+    let mut client = postgres.client();
+    for first in (0..topics).step_by(10) {
+        let sql = format!(
+            "SELECT pg_logical_emit_message(true, '{prefix}', format('{{\"aggregate_type\":\"t%s\",\
+             \"aggregate_id\":\"1\"}}', n)) FROM generate_series({first}, {first} + 9) n",
+        );
+        client.simple_query(&sql).unwrap();
+    }
+}
+
+#[test]
+fn many_topics_that_are_missing_do_not_take_their_time_one_after_the_other() {
+    const TOPICS: u32 = 500;
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
+    for (name, policy, topics) in [("created", "true", TOPICS), ("skipped", "false", 20)] {
+        let command = relay(name, &postgres, &kafka)
+            .env("REPLICATION_SLOT_NAME", name)
+            .env("PUBLICATION_NAME", name)
+            .env("KAFKA_CREATE_TOPICS", policy)
+            .env("POISON_POLICY", "skip");
+        let init = command.clone().arg("init").spawn();
+        assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.log_text());
+        emit_to_topics(&postgres, name, topics);
+        let begun = std::time::Instant::now();
+        let drain = command.arg("drain").arg("--until").arg("now").spawn();
+        let status = drain.wait_exit(Duration::from_secs(300));
+        assert_eq!(status.code(), Some(0), "{}", drain.log_text());
+        let took = begun.elapsed();
+        match policy {
+            "true" => {
+                for topic in ["created.t0", "created.t250", "created.t499"] {
+                    assert_eq!(count(&kafka, topic), 1, "{topic}");
+                }
+            }
+            // Each of them is missing for two seconds before that is believed.
+            _ => assert!(took < Duration::from_secs(u64::from(topics)), "{took:?}"),
+        }
+    }
+}

@@ -755,20 +755,25 @@ impl World {
                 };
                 self.input(at, Input::Kafka(Answer::ProducerId(Ok(answer))));
             }
-            Request::CreateTopic { topic, .. } => {
-                let refused = self.faults && self.dice.percent(30);
-                let there = &mut self.cluster.topic(&topic).there;
-                let error = match (refused, *there) {
-                    (true, _) => THROTTLING_QUOTA_EXCEEDED,
-                    (false, true) => TOPIC_ALREADY_EXISTS,
-                    (false, false) => NONE,
-                };
-                *there |= !refused;
-                let answer = match error {
-                    NONE => Ok(()),
-                    error => Err(CreateRefusal { error, message: None }),
-                };
-                self.input(at, Input::Kafka(Answer::TopicCreated { topic, answer: Ok(answer) }));
+            Request::CreateTopics { topics } => {
+                let topics: Vec<_> = topics.into_iter().map(|(topic, _)| topic).collect();
+                let mut answers = Vec::new();
+                for topic in &topics {
+                    let refused = self.faults && self.dice.percent(30);
+                    let there = &mut self.cluster.topic(topic).there;
+                    let error = match (refused, *there) {
+                        (true, _) => THROTTLING_QUOTA_EXCEEDED,
+                        (false, true) => TOPIC_ALREADY_EXISTS,
+                        (false, false) => NONE,
+                    };
+                    *there |= !refused;
+                    answers.push(match error {
+                        NONE => Ok(()),
+                        error => Err(CreateRefusal { error, message: None }),
+                    });
+                }
+                let answer = Answer::TopicsCreated { topics, answer: Ok(answers) };
+                self.input(at, Input::Kafka(answer));
             }
             Request::Produce { broker, batches, .. } => self.produce(at, broker, batches),
             Request::Tail { broker, topic, partition, from, to, source } => {

@@ -17,6 +17,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// So many topics are created by one request, and so many partitions: brokers refuse one with more than 10,000 of
+/// these, and take their time for each.
+const TOPICS_AT_ONCE: usize = 50;
+const PARTITIONS_AT_ONCE: usize = 1000;
+
+/// How many partitions a topic is taken to get where the broker decides.
+const PARTITIONS_UNTOLD: i32 = 20;
+
 impl Producer {
     /// Why some topic is not created, if that is why facts wait.
     pub fn not_created(&self) -> Option<String> {
@@ -33,7 +41,7 @@ impl Producer {
         creating.filter_map(|topic| topic.create_at()).min()
     }
 
-    /// The next request for a topic, if it is time.
+    /// The next request for topics for which it is time.
     pub(super) fn create(&mut self, now: Instant) -> Option<Request> {
         let topics = &self.topics;
         self.creating.retain(|index| {
@@ -41,20 +49,25 @@ impl Producer {
             topic.is_some_and(|topic| matches!(topic.state, TopicState::Creating { .. }))
         });
         let new = self.settings.create_topics.as_ref()?;
-        let due = |index: &&usize| {
-            let at = topics.get(**index).and_then(|topic| topic.create_at());
-            at.is_some_and(|at| at <= now)
-        };
-        let index = *self.creating.iter().find(due)?;
-        let topic = self.topics.get_mut(index)?;
-        if let TopicState::Creating { at, .. } = &mut topic.state {
-            *at = None;
+        let partitions = usize::try_from(new.partitions.unwrap_or(PARTITIONS_UNTOLD));
+        let count = PARTITIONS_AT_ONCE / partitions.unwrap_or(1).max(1);
+        let mut asked = Vec::new();
+        for index in &self.creating {
+            let Some(topic) = self.topics.get_mut(*index) else { continue };
+            let TopicState::Creating { at, .. } = &mut topic.state else { continue };
+            if at.take_if(|at| *at <= now).is_none() {
+                continue;
+            }
+            let mut new = new.clone();
+            if self.settings.policies.dead_letter_topic.as_deref() == Some(&*topic.name) {
+                without_compaction(&mut new);
+            }
+            asked.push((Arc::clone(&topic.name), new));
+            if asked.len() >= count.clamp(1, TOPICS_AT_ONCE) {
+                break;
+            }
         }
-        let mut new = new.clone();
-        if self.settings.policies.dead_letter_topic.as_deref() == Some(&*topic.name) {
-            without_compaction(&mut new);
-        }
-        Some(Request::CreateTopic { topic: Arc::clone(&topic.name), new })
+        (!asked.is_empty()).then_some(Request::CreateTopics { topics: asked })
     }
 
     pub(super) fn created(

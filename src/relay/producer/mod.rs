@@ -349,6 +349,22 @@ impl Producer {
         }
     }
 
+    /// Facts of topic `name` will come: if it is not known, it is asked for, unless so many are not known that
+    /// somebody's who waits would have to be forgotten; true if it is.
+    pub fn foresee(&mut self, now: Instant, name: &str) -> bool {
+        let is_unknown = |topic: &&Topic| !matches!(topic.state, TopicState::Known { .. });
+        if self.names.contains_key(name)
+            || self.topics.iter().filter(is_unknown).count() >= MISSING_TOPICS_MAX
+        {
+            return false;
+        }
+        let topic = Topic::new(Arc::from(name));
+        self.names.insert(Arc::clone(&topic.name), self.topics.len());
+        self.topics.push(topic);
+        self.metadata.want(now);
+        true
+    }
+
     /// Of too many topics that are missing, the one of which that was said longest ago. Nothing but its name
     /// refers to it.
     fn forgettable(&self) -> Option<usize> {
@@ -529,9 +545,15 @@ impl Producer {
                     events.push_back(Event::NoProducerId { cause });
                 }
             }
-            Answer::TopicCreated { topic, answer } => {
-                if let Some(&index) = self.names.get(&topic) {
-                    self.created(now, index, answer, events);
+            Answer::TopicsCreated { topics, answer } => {
+                let answers = match answer {
+                    Ok(answers) => answers.into_iter().map(Ok).collect(),
+                    Err(cause) => vec![Err(cause); topics.len()],
+                };
+                for (topic, answer) in topics.iter().zip(answers) {
+                    if let Some(&index) = self.names.get(topic) {
+                        self.created(now, index, answer, events);
+                    }
                 }
             }
             Answer::Produced { broker, partitions, throttle } => {
