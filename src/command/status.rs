@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::http;
 use crate::postgres::{Queries, Row, Temporary};
-use crate::relay::gone::{Exit, Gone};
+use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::position::Position;
 use crate::relay::route::POSITION;
 use bytesize::ByteSize;
@@ -130,6 +130,13 @@ struct Report {
     sees_all_transactions: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     facts_behind: Option<Facts>,
+}
+
+impl Report {
+    /// The slot stands where the log has not come to yet: facts on the way there are lost.
+    fn is_ahead(&self) -> bool {
+        self.lag_bytes.is_some_and(|bytes| bytes < 0)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -276,6 +283,9 @@ async fn measure(
 ) -> Result<(), Exit> {
     let confirmed = report.confirmed_lsn.as_deref().and_then(|text| text.parse().ok());
     let Some(confirmed) = confirmed else { return Ok(()) };
+    if report.is_ahead() {
+        return Ok(());
+    }
     let told = relay(config).await;
     let end = sample(queries).await?;
     let mut known = Known {
@@ -485,8 +495,15 @@ async fn read(
         sleep(limit).await;
         over = true;
     };
-    along::read(config, stretch, each, |_| {}, stop).await?;
-    Ok(!over)
+    let mut away = None;
+    along::read(config, stretch, each, |cause| away = Some(cause.to_owned()), stop).await?;
+    match away {
+        // It may have come back, but not far.
+        Some(reason) if over && first == First::Nothing => {
+            Err(Exit { kind: ExitKind::Unreachable, reason })
+        }
+        _ => Ok(!over),
+    }
 }
 
 fn text(row: &Row, at: usize) -> Option<String> {
@@ -588,7 +605,16 @@ fn words(report: &Report) -> String {
         true => format!("{}/s", bytes(report.wal_bytes_per_second as i64)),
         false => "nothing is being written".to_owned(),
     };
-    if let Some(lag) = report.lag_bytes {
+    if let Some(lag) = report.lag_bytes.filter(|lag| *lag < 0) {
+        let ahead = bytes(lag.saturating_neg());
+        line(
+            "AHEAD",
+            format!(
+                "by {ahead} of what the log has: facts committed before that place will not be published; stop what \
+                 emits them, and make the log pass it"
+            ),
+        );
+    } else if let Some(lag) = report.lag_bytes {
         line("behind", format!("{} ({rate})", bytes(lag)));
         if report.state != State::Lost {
             line("oldest fact", age(report));
@@ -691,6 +717,13 @@ kept for it   5.0 MiB of log, from 0/8
 lost in       17m 4s at 1.0 MiB/s: 1.0 GiB are left of max_slot_wal_keep_size = 2GB
 oldest open   not visible to this role (pg_read_all_stats)";
         assert_eq!(words(&report()), expected);
+    }
+
+    #[test]
+    fn a_slot_that_is_ahead_of_the_log_is_not_said_to_be_well() {
+        let said = words(&Report { lag_bytes: Some(-2048), ..report() });
+        assert!(said.contains("AHEAD         by 2.0 KiB of what the log has"), "{said}");
+        assert!(!said.contains("behind") && !said.contains("oldest fact"), "{said}");
     }
 
     #[test]
