@@ -33,8 +33,8 @@ const SEARCHED_FOR: f64 = 30.0;
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 const EXAMPLES: &str = "\
-It asks PostgreSQL, and works whether a relay runs or not. Any role will do, and no walsender is taken;
-other sessions' transactions are only seen by roles with pg_read_all_stats.
+It asks PostgreSQL, and works whether a relay runs or not. Any role will do; other sessions' transactions
+are only seen by roles with pg_read_all_stats.
 
   behind       log written since the confirmed position, and how fast it is written: everything that is
                written to the server, not only facts
@@ -51,7 +51,7 @@ other sessions' transactions are only seen by roles with pg_read_all_stats.
 Facts are in the log only. Where nobody has the slot it is read up to the first one, for at most three
 seconds, and with --facts up to its end, for --facts-timeout at most: through a temporary copy of the slot,
 which takes REPLICATION, one of max_replication_slots and one of max_wal_senders, and with --facts costs
-the server as much as publishing them.
+the server as much as publishing them. Where these are not to be had a bound is said, and why.
 
 The exit code is 0 if the slot is there and can be read, 4 if it is missing or lost, 6 if the
 publication is missing.
