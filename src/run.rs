@@ -57,6 +57,7 @@ enum Happened {
     Answered(Answer),
     Deadline,
     Stop,
+    GivenUp,
 }
 
 /// What the engine has to do with beside PostgreSQL.
@@ -66,6 +67,14 @@ pub(crate) trait Surroundings {
 
     /// Facts may be published until then.
     fn lease_until(&mut self, until: Instant);
+
+    /// The slot is not ours: nothing more may be begun that needs it.
+    fn slot_gone(&mut self) {}
+
+    /// Comes once what is not settled never will be, when the relay is to stop. Cancel safe.
+    fn given_up(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 
     /// A request has come to its end; the engine takes the answer after this.
     fn answered(&mut self, _answer: &Answer) {}
@@ -219,12 +228,13 @@ pub(crate) async fn drive(
     let mut gather_until: Option<Instant> = None;
     let mut reported = now().at;
     let mut stop = std::pin::pin!(stop);
-    let mut stopping = false;
+    let (mut stopping, mut gave_up) = (false, false);
     relay.handle(now(), Input::Timeout);
     loop {
         let mut parting = None;
-        if let Some(until) = relay.lease() {
-            around.lease_until(until);
+        match relay.lease() {
+            Some(until) => around.lease_until(until),
+            None => around.slot_gone(),
         }
         while let Some(output) = relay.poll_output() {
             match output {
@@ -292,6 +302,7 @@ pub(crate) async fn drive(
             happened = postgres.turn(reading, relay.receive_buffer()) => happened,
             Some(answer) = answered.recv() => Happened::Answered(answer),
             () = &mut stop, if !stopping => Happened::Stop,
+            () = around.given_up(), if stopping && !gave_up => Happened::GivenUp,
             () = sleep_until(wake.into()) => Happened::Deadline,
         };
         match happened {
@@ -342,6 +353,15 @@ pub(crate) async fn drive(
             Happened::Stop => {
                 stopping = true;
                 relay.handle(now(), Input::Stop);
+            }
+            Happened::GivenUp => {
+                gave_up = true;
+                // What was settled before counts.
+                while let Ok(answer) = answered.try_recv() {
+                    around.answered(&answer);
+                    relay.handle(now(), Input::Kafka(answer));
+                }
+                relay.handle(now(), Input::GiveUp);
             }
             Happened::Deadline => relay.handle(now(), Input::Timeout),
         }
@@ -452,6 +472,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         create_topics: config.create_topics.clone(),
         skip_stored: config.skip_stored,
         in_flight_per_partition: config.limits.in_flight,
+        keeps_order: false,
         startup_timeout: config.limits.startup,
         seed: u64::from_ne_bytes(seed),
     }

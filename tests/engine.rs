@@ -59,6 +59,7 @@ fn settings() -> Settings {
         create_topics: None,
         skip_stored: false,
         in_flight_per_partition: 5,
+        keeps_order: false,
         startup_timeout: Some(30 * SECOND),
         seed: 7,
     }
@@ -2319,4 +2320,72 @@ fn a_missing_topic_is_given_up_also_where_attempts_are_far_between() {
         rig.connect(identity());
     }
     panic!("never given up");
+}
+
+/// What takes the facts keeps their order itself, and takes them one by one.
+fn keeps_order() -> Settings {
+    Settings { keeps_order: true, batch_records: 1, ..settings() }
+}
+
+#[test]
+fn what_keeps_order_has_all_of_a_partition_at_once_and_answers_in_any_order() {
+    let mut rig = warm_with(Settings { in_flight_bytes_max: 1 << 20, ..keeps_order() });
+    let stream = (2..500).fold(Stream::default(), |stream, n| stream.transaction(n * 100, &["a"]));
+    rig.receive(&stream.0);
+    let sent: Vec<_> = std::iter::from_fn(|| rig.produce()).collect();
+    assert_eq!(sent.len(), 498, "none waits for an answer to another");
+    let (oldest, others) = sent.split_first().unwrap();
+    for batches in others.iter().rev() {
+        rig.answer(batches, 0);
+    }
+    // Long enough for a broker to have forgotten us.
+    for _ in 0..20 {
+        rig.pass(5 * SECOND);
+        rig.keepalive(50_000, false);
+        rig.keepalive(50_000, false);
+    }
+    assert_eq!(rig.flush(), Lsn(108), "the oldest holds back what the server may forget");
+    rig.receive(&Stream::default().transaction(60_000, &["late"]).0);
+    let late = rig.produce().expect("what is in flight for long holds up no other");
+    assert_eq!(keys_of(&late[0]), ["late"]);
+    rig.answer(&late, 0);
+    rig.answer(oldest, 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(60_008));
+    assert_eq!(rig.hangups, 0);
+}
+
+#[test]
+fn what_keeps_order_is_not_waited_for_before_a_small_batch_goes() {
+    let mut rig = warm_with(Settings { batch_records: 100, ..keeps_order() });
+    rig.receive(&Stream::default().transaction(200, &["a"]).0);
+    let first = rig.produce().unwrap();
+    rig.receive(&Stream::default().transaction(300, &["b"]).0);
+    let second = rig.produce().expect("b does not wait for a");
+    assert_eq!(keys_of(&second[0]), ["b"]);
+    rig.answer(&second, 0);
+    rig.answer(&first, 0);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(308));
+}
+
+#[test]
+fn a_stop_that_is_given_up_confirms_what_is_settled_and_does_not_wait_for_the_rest() {
+    let mut rig = warm_with(keeps_order());
+    rig.receive(&Stream::default().transaction(200, &["a"]).transaction(300, &["b"]).0);
+    let (first, _never) = (rig.produce().unwrap(), rig.produce().unwrap());
+    rig.input(Input::GiveUp);
+    assert!(rig.exit.is_none(), "nothing is given up before it is to stop");
+    rig.input(Input::Stop);
+    rig.answer(&first, 0);
+    assert!(rig.exit.is_none());
+    rig.input(Input::GiveUp);
+    // Also what comes now, which nobody has.
+    rig.receive(&Stream::default().transaction(400, &["not taken"]).0);
+    rig.keepalive(500, false);
+    assert_eq!((rig.flush(), rig.copy_dones), (Lsn(208), 1));
+    rig.end_copy();
+    let exit = rig.exit.unwrap();
+    assert_eq!(exit.kind, ExitKind::Deadline);
+    assert!(exit.reason.contains("1 facts that were read are not settled"), "{}", exit.reason);
 }

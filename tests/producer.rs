@@ -156,6 +156,7 @@ impl World {
             batch_bytes: 200 + dice.below(1500),
             batch_records: 1 + dice.below(10),
             in_flight: 1 + dice.below(5),
+            keeps_order: false,
             compression: match seed % 5 {
                 0 => Compression::Lz4,
                 1 => Compression::Snappy,

@@ -82,6 +82,8 @@ pub(super) struct Stopping {
     pub(super) taking: bool,
     /// When the last status and CopyDone were sent in this session.
     pub(super) ended_at: Option<Instant>,
+    /// What is not settled is not waited for.
+    pub(super) gives_up: bool,
 }
 
 /// The relay. See the module's documentation for how to drive it.
@@ -166,6 +168,7 @@ impl Relay {
             batch_bytes: settings.batch_bytes,
             batch_records: settings.batch_records,
             in_flight: settings.in_flight_per_partition,
+            keeps_order: settings.keeps_order,
             compression: settings.compression,
             policies: settings.policies.clone(),
             create_topics: settings.create_topics.clone(),
@@ -284,6 +287,12 @@ impl Relay {
             }
             Input::Timeout => {}
             Input::Stop => self.stop(now),
+            Input::GiveUp => {
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.gives_up = true;
+                    stopping.taking = false;
+                }
+            }
         }
         self.step(now);
     }
@@ -643,6 +652,7 @@ impl Relay {
             deadline: now.at + self.settings.stop_timeout,
             taking: true,
             ended_at: None,
+            gives_up: false,
         });
         let unsettled = self.producer.unsettled_facts();
         self.events.push_back(Event::Stopping { unsettled });
@@ -675,6 +685,11 @@ impl Relay {
         let unfinished = self.is_unfinished();
         let Some(stopping) = &mut self.stopping else { return };
         let unsettled = self.producer.unsettled_facts();
+        // What is given up is as good as never read.
+        let (waits, unfinished) = match stopping.gives_up {
+            true => (false, false),
+            false => (unsettled > 0, unfinished),
+        };
         if now.at >= stopping.deadline {
             let reason = format!(
                 "the stop deadline has passed with {unsettled} facts not acknowledged by Kafka or not \
@@ -685,7 +700,7 @@ impl Relay {
         match &mut self.link {
             Link::Streaming(session) => {
                 stopping.taking = stopping.taking && unfinished;
-                if stopping.taking || unsettled > 0 {
+                if stopping.taking || waits {
                     return;
                 }
                 let mut out = BytesMut::new();
@@ -702,12 +717,15 @@ impl Relay {
                     self.outputs.push_back(Output::Send(out));
                 }
             }
-            Link::Starting if unsettled == 0 && !unfinished && self.told == flush => {
+            Link::Starting if !waits && !unfinished && self.told == flush => {
                 self.confirmed(unfinished);
             }
             // Nothing of ours waits for a confirmation. What was answered before the connection was lost
             // counts as known here, because there may be nobody to ask any more.
-            _ if !self.identified || (unsettled == 0 && !unfinished && self.told == flush) => {
+            _ if !self.identified || (!waits && !unfinished && self.told == flush) => {
+                if unsettled > 0 {
+                    return self.gave_up(unsettled);
+                }
                 let reason = if !self.identified {
                     "PostgreSQL had not been reached, and nothing was read".to_owned()
                 } else if let Some(cause) = &self.slot_in_use {
@@ -725,9 +743,23 @@ impl Relay {
         }
     }
 
+    /// See [`Input::GiveUp`].
+    fn gave_up(&mut self, unsettled: usize) {
+        let reason = format!(
+            "confirmed up to {}; {unsettled} facts that were read are not settled; they stay in the slot and \
+             will be delivered again",
+            self.ledger.flush()
+        );
+        self.exit(ExitKind::Deadline, reason);
+    }
+
     /// The server knows all that is settled.
     fn confirmed(&mut self, unfinished: bool) {
         let flush = self.ledger.flush();
+        let unsettled = self.producer.unsettled_facts();
+        if unsettled > 0 {
+            return self.gave_up(unsettled);
+        }
         if unfinished {
             let reason = format!(
                 "confirmed up to {flush}; a transaction was read only in part, and its facts that are in \

@@ -55,6 +55,10 @@ pub struct Settings {
     /// How many batches of a partition may be in flight, from 1 to
     /// [`super::producer::IN_FLIGHT_MAX`].
     pub in_flight_per_partition: usize,
+    /// What takes the batches is no Kafka: it never refuses one, answers each exactly once, when all of it is done
+    /// with, and keeps the order itself. Then any number of a partition is in flight, also ones that could still
+    /// grow, and one that takes long holds up no other.
+    pub keeps_order: bool,
     /// How long the first contact with PostgreSQL and Kafka may take; none is for ever.
     pub startup_timeout: Option<Duration>,
     /// How batches are compressed.
@@ -111,6 +115,8 @@ pub enum Input {
     Timeout,
     /// Finish: read on to the current Commit, settle, confirm, leave.
     Stop,
+    /// After [`Input::Stop`]: what is not settled never will be. Confirm what is, and leave.
+    GiveUp,
 }
 
 /// What the driver must do.

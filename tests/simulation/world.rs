@@ -295,6 +295,7 @@ fn settings(seed: u64, plan: Plan) -> Settings {
         create_topics: plan.creates.then_some(new),
         skip_stored: plan.skips,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
+        keeps_order: false,
         startup_timeout: None,
         seed,
     }

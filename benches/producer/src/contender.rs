@@ -168,6 +168,7 @@ async fn ours(case: &Case) -> Cost {
         batch_bytes: 900_000,
         batch_records: case.batch,
         in_flight: case.in_flight,
+        keeps_order: false,
         policies: Policies::HALT,
         create_topics: None,
         skip_stored: false,

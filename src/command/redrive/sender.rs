@@ -51,6 +51,7 @@ impl Sender {
             // One that is refused takes none with it, and can be named.
             batch_records: 1,
             in_flight: settings.in_flight_per_partition,
+            keeps_order: settings.keeps_order,
             compression: settings.compression,
             policies: Policies { general: Policy::Skip, ..Policies::HALT },
             create_topics: None,

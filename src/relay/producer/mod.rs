@@ -65,6 +65,8 @@ pub struct Settings {
     pub batch_records: usize,
     /// How many batches of a partition may be in flight, from 1 to [`IN_FLIGHT_MAX`].
     pub in_flight: usize,
+    /// What takes the batches keeps their order itself: see [`crate::relay::Settings::keeps_order`].
+    pub keeps_order: bool,
     /// How batches are compressed.
     pub compression: Compression,
     /// What becomes of facts that cannot be published.
@@ -398,8 +400,9 @@ impl Producer {
                 Some(known) => known.leader = leader,
                 None => {
                     partitions.push(self.partitions.len());
-                    let compression = self.settings.compression;
-                    let partition = Partition::new(index, partition, leader, compression, tail());
+                    let Settings { compression, keeps_order, .. } = self.settings;
+                    let partition =
+                        Partition::new(index, partition, leader, compression, keeps_order, tail());
                     self.partitions.push(partition);
                 }
             }

@@ -122,6 +122,8 @@ pub(super) struct Partition {
     /// What it had of us when this process began.
     pub(super) tail: Tail,
     compression: Compression,
+    /// See [`crate::relay::Settings::keeps_order`].
+    keeps_order: bool,
     open: Option<Open>,
     /// What was sent is at the front.
     queue: VecDeque<Queued>,
@@ -147,11 +149,13 @@ impl Partition {
         index: i32,
         leader: Option<BrokerId>,
         compression: Compression,
+        keeps_order: bool,
         tail: Tail,
     ) -> Self {
         Self {
             tail,
             compression,
+            keeps_order,
             topic,
             index,
             leader,
@@ -254,10 +258,9 @@ impl Partition {
         if self.failed || self.tail.holds_back(self.in_flight > 0) {
             return Next::Nothing;
         }
-        let is_ready = |queued: &Queued| matches!(queued.state, State::Ready);
-        let mut at = self.queue.iter().position(is_ready);
+        let mut at = self.first_ready();
         if at.is_none() {
-            if self.open.is_none() || self.in_flight > 0 {
+            if self.open.is_none() || (self.in_flight > 0 && !self.keeps_order) {
                 return Next::Nothing;
             }
             if !flush {
@@ -267,7 +270,8 @@ impl Partition {
             self.seal(generation);
         }
         let log = self.leader.map(|broker| Log { broker, topic });
-        if self.in_flight > 0 && !(self.in_flight < window && self.is_proven(now, log)) {
+        let follows = || self.in_flight < window && self.is_proven(now, log);
+        if self.in_flight > 0 && !self.keeps_order && !follows() {
             return Next::Nothing;
         }
         let (Some(queued), Some(_), Some(producer), true) = (
@@ -292,6 +296,36 @@ impl Partition {
         self.sent_to = log;
         self.retry_at = None;
         Next::Send(queued.batch.encoded(), base_sequence)
+    }
+
+    /// The oldest batch that is to be sent.
+    fn first_ready(&self) -> Option<usize> {
+        let is_ready = |queued: &Queued| matches!(queued.state, State::Ready);
+        if !self.keeps_order {
+            return self.queue.iter().position(is_ready);
+        }
+        // Nothing fails, so what was sent is in front of what was not; and there may be tens of thousands.
+        let at = self.queue.partition_point(|queued| !is_ready(queued));
+        (at < self.queue.len()).then_some(at)
+    }
+
+    /// The batch that was sent with this base sequence.
+    fn sent(&mut self, base_sequence: i32) -> Option<&mut Queued> {
+        let is_it = |queued: &&mut Queued| {
+            matches!(queued.state, State::InFlight)
+                && queued.batch.stamp().is_some_and(|(_, base)| base == base_sequence)
+        };
+        if !self.keeps_order {
+            return self.queue.iter_mut().find(is_it);
+        }
+        // Sequences rise from the front on, and begin at 0 again behind the largest.
+        let (_, front) = self.queue.front()?.batch.stamp()?;
+        let distance = |sequence: i32| sequence.wrapping_sub(front) & i32::MAX;
+        let lies_before = |queued: &Queued| {
+            queued.batch.stamp().is_some_and(|(_, base)| distance(base) < distance(base_sequence))
+        };
+        let at = self.queue.partition_point(lies_before);
+        self.queue.get_mut(at).filter(|queued| is_it(queued))
     }
 
     /// The partition is not there any more: whoever leads it next has nothing of us.
@@ -348,12 +382,7 @@ impl Partition {
         base_sequence: i32,
         answer: Result<(), Failure>,
     ) -> bool {
-        let is_it = |queued: &&mut Queued| {
-            matches!(queued.state, State::InFlight)
-                && queued.batch.stamp().is_some_and(|(_, base)| base == base_sequence)
-        };
-        let Some(queued) = self.queue.iter_mut().find(is_it) else { return false };
-        self.in_flight -= 1;
+        let Some(queued) = self.sent(base_sequence) else { return false };
         match answer {
             Ok(()) => {
                 queued.state = State::Stored;
@@ -364,6 +393,7 @@ impl Partition {
                 self.failed = true;
             }
         }
+        self.in_flight -= 1;
         true
     }
 
@@ -512,5 +542,45 @@ impl Partition {
     /// Length of the oldest batch, encoded, before compression.
     pub(super) fn first_len(&self) -> usize {
         self.queue.front().map_or(0, |queued| queued.batch.plain_len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::position::Unit;
+    use crate::relay::route::Headers;
+    use factlib_protocol::Lsn;
+
+    #[test]
+    fn a_batch_is_found_by_its_sequence_also_where_sequences_begin_again() {
+        let mut ledger = Ledger::default();
+        let mut partition = Partition::new(0, 0, Some(1), Compression::None, true, Tail::Off);
+        partition.producer = Some(ProducerId { id: 1, epoch: 0 });
+        partition.next_sequence = i32::MAX - 1;
+        #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+        let now = Instant::now();
+        let headers = Headers::default();
+        let mut sequences = Vec::new();
+        for n in 1..=5 {
+            let unit = Unit::transaction(Lsn(n));
+            let position = Position { timeline: 1, unit, index: 0 };
+            let record =
+                Record { timestamp_ms: 0, key: None, value: Some(b"fact"), headers: &headers };
+            ledger.begin(unit);
+            partition.push(position, Timestamp(0), &record, 0, 0, &mut ledger);
+            partition.seal(0);
+            match partition.next(now, None, 1, true, 0) {
+                Next::Send(_, sequence) => sequences.push(sequence),
+                Next::Nothing | Next::Later => panic!("batch {n} is not sent"),
+            }
+        }
+        assert_eq!(sequences, [i32::MAX - 1, i32::MAX, 0, 1, 2]);
+        for at in [4, 2, 0, 1, 3] {
+            assert!(partition.answered(now, sequences[at], Ok(())), "{at}");
+            assert!(!partition.answered(now, sequences[at], Ok(())), "{at} is answered once");
+        }
+        let settled = std::iter::from_fn(|| partition.take_stored()).count();
+        assert_eq!((settled, partition.in_flight), (5, 0));
     }
 }

@@ -399,6 +399,7 @@ mod tests {
                 batch_bytes: 1_000_000,
                 batch_records: 1000,
                 in_flight: 5,
+                keeps_order: false,
                 compression: Compression::None,
                 policies: Policies {
                     general: Policy::DeadLetter,
