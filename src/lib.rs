@@ -18,6 +18,7 @@ pub mod relay;
 mod report;
 pub mod run;
 pub mod slot_watch;
+pub mod subscribe;
 pub mod telemetry;
 mod tls;
 

@@ -186,6 +186,29 @@ impl<'a> Fact<'a> {
     }
 }
 
+/// `created_at` of an envelope, if it is there and a number. Not among a [`Fact`]'s fields: nothing depends on it,
+/// and no envelope is refused for it.
+pub fn created_at(content: &[u8]) -> Option<i64> {
+    #[derive(serde::Deserialize)]
+    struct Json<'a> {
+        #[serde(borrow)]
+        created_at: Option<&'a RawValue>,
+    }
+    if content.first() == Some(&b'{') {
+        let json: Json<'_> = serde_json::from_slice(content).ok()?;
+        return json.created_at?.get().parse().ok();
+    }
+    let mut fields = Fields { rest: content, message: "OutboxEvent" };
+    let mut found = None;
+    while let Ok(Some((number, value))) = fields.next() {
+        if let (CREATED_AT, Wire::Varint(value)) = (number, value) {
+            found = Some(value.cast_signed());
+        }
+    }
+    found
+}
+
+const CREATED_AT: u32 = 6;
 const EVENT_METADATA: u32 = 7;
 const TRACE_METADATA: u32 = 3;
 
@@ -246,7 +269,8 @@ impl Pairs<'_> {
 
 /// A field's value by wire type.
 enum Wire<'a> {
-    Number,
+    Varint(u64),
+    Fixed,
     Bytes(&'a [u8]),
 }
 
@@ -265,13 +289,13 @@ impl<'a> Fields<'a> {
         let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number));
         let number = number.ok_or_else(|| self.fault("a field number out of range"))?;
         let value = match tag & 7 {
-            0 => self.varint().map(|_| Wire::Number)?,
-            1 => self.take(8).map(|_| Wire::Number)?,
+            0 => self.varint().map(Wire::Varint)?,
+            1 => self.take(8).map(|_| Wire::Fixed)?,
             2 => {
                 let len = self.varint()?;
                 Wire::Bytes(self.take(usize::try_from(len).unwrap_or(usize::MAX))?)
             }
-            5 => self.take(4).map(|_| Wire::Number)?,
+            5 => self.take(4).map(|_| Wire::Fixed)?,
             _ => return Err(self.fault("a wire type that is not in use")),
         };
         Ok(Some((number, value)))
@@ -546,12 +570,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn created_at_is_what_was_emitted_and_its_absence_refuses_nothing() {
+        for (text, expected) in [
+            ("1700000000000001", Some(1_700_000_000_000_001)),
+            ("-1", Some(-1)),
+            ("0", Some(0)),
+            ("null", None),
+            ("\"yesterday\"", None),
+            ("1e3", None),
+            ("{}", None),
+        ] {
+            let content = format!(r#"{{"aggregate_type":"o","created_at":{text}}}"#);
+            assert_eq!(created_at(content.as_bytes()), expected, "{text}");
+            assert!(Fact::decode(content.as_bytes()).is_ok());
+        }
+        assert_eq!(created_at(br#"{"aggregate_type":"o"}"#), None);
+        // Field 6 with wire type 0: 300, and -1 as ten bytes; the last one wins.
+        assert_eq!(created_at(b"\x12\x01o\x30\xac\x02"), Some(300));
+        let minus_one = b"\x30\x05\x30\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
+        assert_eq!(created_at(minus_one), Some(-1));
+        assert_eq!(created_at(b"\x12\x01o"), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(mut content in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Fact::decode(&content);
+            let _ = (Fact::decode(&content), created_at(&content));
             content.insert(0, b'{');
-            let _ = Fact::decode(&content);
+            let _ = (Fact::decode(&content), created_at(&content));
         }
 
         #[test]

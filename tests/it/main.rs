@@ -37,6 +37,7 @@ mod refusals;
 mod security;
 mod sequences;
 mod sessions;
+mod subscriber;
 mod support;
 mod tail;
 mod takeover;
