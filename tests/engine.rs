@@ -33,6 +33,7 @@ use sha2::Digest as _;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::rng::Rng;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -2388,4 +2389,69 @@ fn a_stop_that_is_given_up_confirms_what_is_settled_and_does_not_wait_for_the_re
     let exit = rig.exit.unwrap();
     assert_eq!(exit.kind, ExitKind::Deadline);
     assert!(exit.reason.contains("1 facts that were read are not settled"), "{}", exit.reason);
+}
+
+#[test]
+fn what_keeps_order_is_given_each_fact_once_in_order_and_confirmed_only_behind_its_answer() {
+    for seed in 0..50 {
+        let mut dice = Rng::new(seed);
+        let mut rig = warm_with(keeps_order());
+        // Commit record and facts of each transaction.
+        let transactions: Vec<(u64, Vec<String>)> = (0..60)
+            .map(|n| {
+                let keys = (0..1 + dice.below(4)).map(|i| format!("{n:02}.{i}")).collect();
+                (1000 + n * 100, keys)
+            })
+            .collect();
+        let (mut next, mut steps) = (0, 0);
+        let mut outstanding: Vec<Vec<PartitionBatch>> = Vec::new();
+        let (mut produced, mut answered) = (Vec::new(), HashSet::new());
+        while next < transactions.len() || !outstanding.is_empty() {
+            steps += 1;
+            match dice.below(20) {
+                0 if steps < 400 => {
+                    rig.input(Input::PostgresGone(Gone::Lost("connection reset".to_owned())));
+                    rig.pass(6 * SECOND);
+                    rig.connect(identity());
+                    let start = rig.starts.last().unwrap().0;
+                    next = transactions.iter().take_while(|(lsn, _)| lsn + 8 <= start).count();
+                }
+                1..=9 if next < transactions.len() => {
+                    let (lsn, keys) = &transactions[next];
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    rig.receive(&Stream::default().transaction(*lsn, &keys).0);
+                    next += 1;
+                }
+                10..=18 if !outstanding.is_empty() => {
+                    let batches = outstanding.swap_remove(dice.below(outstanding.len()));
+                    rig.answer(&batches, 0);
+                    answered.extend(batches.iter().flat_map(keys_of));
+                }
+                _ => rig.pass(10 * MS),
+            }
+            while let Some(batches) = rig.produce() {
+                produced.extend(batches.iter().flat_map(keys_of));
+                outstanding.push(batches);
+            }
+            let flush = rig.flush().0;
+            let confirmed = transactions.iter().take_while(|(lsn, _)| lsn + 8 <= flush);
+            let mut facts = confirmed.flat_map(|(_, keys)| keys);
+            assert!(facts.all(|key| answered.contains(key)), "seed {seed}: {flush}");
+        }
+        let all: Vec<String> = transactions.iter().flat_map(|(_, keys)| keys.clone()).collect();
+        let order = |wanted: u32| {
+            let of = |keys: &[String]| -> Vec<String> {
+                let is_of = |key: &&String| partition(key.as_bytes(), 2) == wanted;
+                keys.iter().filter(is_of).cloned().collect()
+            };
+            (of(&produced), of(&all))
+        };
+        for index in 0..2 {
+            let (produced, all) = order(index);
+            assert_eq!(produced, all, "seed {seed}");
+        }
+        rig.pass(SECOND);
+        assert_eq!(rig.flush(), Lsn(transactions.last().unwrap().0 + 8), "seed {seed}");
+        assert_eq!(rig.standing().unsettled_facts, 0);
+    }
 }

@@ -200,6 +200,35 @@ fn judge(truth: &[Truth], handled: &[Line]) -> usize {
 }
 
 #[test]
+fn the_judge_finds_what_is_missing_swapped_or_unknown() {
+    let truth: Vec<Truth> = (1..=4)
+        .map(|n| Truth {
+            fact_id: format!("f{n}"),
+            aggregate_type: "order".to_owned(),
+            aggregate_id: if n < 4 { "a" } else { "b" }.to_owned(),
+            event_type: String::new(),
+            key_seq: n,
+            content: Vec::new(),
+            xid: 1,
+            lsn: Lsn(1),
+        })
+        .collect();
+    let line = |n: u32| {
+        let aggregate = if n == 4 { "b" } else { "a" };
+        (format!("f{n}"), aggregate.to_owned(), format!("position {n}"))
+    };
+    let judged = |order: &[u32]| {
+        let handled: Vec<Line> = order.iter().copied().map(line).collect();
+        std::panic::catch_unwind(|| judge(&truth, &handled)).ok()
+    };
+    assert_eq!(judged(&[1, 2, 4, 3]), Some(0), "aggregates overtake each other");
+    assert_eq!(judged(&[1, 4, 2, 1, 2, 3]), Some(2));
+    for wrong in [&[1, 2, 3][..], &[2, 1, 3, 4], &[1, 3, 2, 3, 4], &[1, 2, 3, 4, 5]] {
+        assert_eq!(judged(wrong), None, "{wrong:?}");
+    }
+}
+
+#[test]
 fn every_fact_is_handled_once_in_order_and_none_again_after_a_clean_stop() {
     let postgres = Postgres::builder().start();
     let seen = Seen::default();
@@ -498,6 +527,43 @@ fn what_is_no_fact_halts_is_skipped_or_goes_to_its_callback() {
     assert_eq!(third.standing().skipped, 1);
     third.stop();
     assert_eq!(seen.event_types(), ["1", "2", "3"]);
+}
+
+#[test]
+fn of_a_message_that_is_too_large_the_callback_has_the_first_part() {
+    let postgres = Postgres::builder().start();
+    let (seen, letters) = (Seen::default(), Arc::new(Mutex::new(Vec::<Unreadable>::new())));
+    let kept = Arc::clone(&letters);
+    let settings = RawConfig {
+        master_database_url: Some(postgres.url()),
+        frame_max_bytes: Some("64KiB".to_owned()),
+        ..RawConfig::default()
+    };
+    let handled = seen.clone();
+    let subscriber = Subscriber::from_settings(settings)
+        .slot(SLOT)
+        .create_if_missing(true)
+        .prefix("orders")
+        .on_unreadable(UnreadablePolicy::dead_letter(move |letter| {
+            kept.lock().unwrap().push(letter);
+            async { Ok(()) }
+        }))
+        .handler(move |fact: Delivery| {
+            handled.add(&fact);
+            async { Ok(()) }
+        });
+    let subscriber = Running::start(subscriber);
+    subscriber.wait_streaming();
+    let large = OutboxEvent { payload: vec![7; 200_000], ..event("a", "large") }.to_bytes();
+    let at = emit(&postgres, true, "orders", &large);
+    emit_event(&postgres, "a", "after");
+    subscriber.wait_confirmed(&postgres);
+    subscriber.stop();
+    assert_eq!(seen.event_types(), ["after"]);
+    let letters = letters.lock().unwrap();
+    let [letter] = letters.as_slice() else { panic!("{} letters", letters.len()) };
+    assert_eq!((letter.lsn.0, letter.whole_length), (at.0, Some(large.len() as u64)));
+    assert!(!letter.content.is_empty() && large.starts_with(&letter.content));
 }
 
 #[test]
