@@ -302,3 +302,20 @@ fn settings(config: &Config, unreadable: &Unread) -> Result<Settings, TemplateEr
         ..run::settings(config)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_can_be_spawned_on_a_runtime_of_several_threads() {
+        fn is_send<T: Send>(_: &T) {}
+        let subscriber = Subscriber::builder("postgres://app@db/app")
+            .slot("s")
+            .prefix("p")
+            .handler(|_| async { Ok(()) })
+            .build()
+            .unwrap();
+        is_send(&subscriber.run(std::future::pending()));
+    }
+}
