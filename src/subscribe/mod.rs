@@ -43,8 +43,8 @@
 //!
 //! # Duplicates
 //!
-//! Delivery is at least once. A fact comes again after a crash of the process, of PostgreSQL, or a failover; after a
-//! stop, if one before it was not done with; when its handler failed after it had done its work; and, now and then, in
+//! Delivery is at least once. A fact comes again after a crash of the process, or of both it and PostgreSQL; after a
+//! failover; after a stop, if one before it was not done with; when its handler failed after it had done its work; and, now and then, in
 //! another process: one that loses its slot (its connection broke, it was stopped for a while) lets the handlers that
 //! are under way go on, and begins no other, while a second process may take the slot and handle the same facts. Repeats
 //! are byte for byte the same, with the same [`Delivery::id`] and the same [`Delivery::position`].

@@ -889,6 +889,76 @@ fn a_million_facts_behind_slow_handlers_take_no_more_memory_and_do_not_hold_up_t
 }
 
 #[test]
+fn a_failover_goes_on_with_the_new_primary_and_keeps_the_order() {
+    // Before 17 a standby has no slots.
+    let primary = Postgres::builder().major(18).start();
+    let standby = primary.standby();
+    let (one, other) = (primary.port(), standby.port());
+    let settings = RawConfig {
+        master_database_url: Some(format!(
+            "postgres://postgres@127.0.0.1:{one},127.0.0.1:{other}/app"
+        )),
+        replication_slot_failover: Some("true".to_owned()),
+        backoff_max: Some("1s".to_owned()),
+        ..RawConfig::default()
+    };
+    let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let handler = {
+        let (seen, gate) = (seen.clone(), Arc::clone(&gate));
+        move |fact: Delivery| {
+            let (seen, gate) = (seen.clone(), Arc::clone(&gate));
+            async move {
+                if fact.aggregate_id() == "held" {
+                    drop(gate.acquire().await?);
+                }
+                seen.add(&fact);
+                Ok(())
+            }
+        }
+    };
+    let subscriber = Subscriber::from_settings(settings)
+        .slot(SLOT)
+        .create_if_missing(true)
+        .prefix("orders")
+        .handler(handler);
+    let subscriber = Running::start(subscriber);
+    subscriber.wait_streaming();
+    Workload { facts: 500, aggregates: 30, ..Workload::new("orders", 6) }.run(&primary);
+    subscriber.wait_confirmed(&primary);
+    let slot = format!(
+        "SELECT coalesce(max(confirmed_flush_lsn), '0/0') FROM pg_replication_slots
+         WHERE slot_name = '{SLOT}' AND NOT temporary"
+    );
+    subscriber.wait("the slot on the standby", |_| lsn(&standby, &slot) >= lsn(&primary, &slot));
+    // Under way while the primary goes.
+    for n in ["1", "2"] {
+        emit_event(&primary, "held", n);
+    }
+    subscriber.wait("the handler to be called", |standing| standing.waiting == 2);
+    Workload { facts: 200, aggregates: 30, ..Workload::new("orders", 7) }.run(&primary);
+    standby.wait_replayed(lsn(&primary, "SELECT pg_current_wal_flush_lsn()"));
+    primary.kill9();
+    standby.promote();
+    Workload { facts: 500, aggregates: 30, ..Workload::new("orders", 8) }.run(&standby);
+    emit_event(&standby, "held", "3");
+    let written = || lines(&seen).iter().map(|(id, ..)| id.clone()).collect::<HashSet<_>>();
+    let expected = truth(&standby).len();
+    subscriber.wait("all others to be handled", |_| written().len() == expected);
+    gate.add_permits(1);
+    subscriber.wait_confirmed(&standby);
+    subscriber.stop();
+    let mut others = lines(&seen);
+    others.retain(|(_, aggregate, _)| aggregate != "held");
+    judge(&truth(&standby), &others);
+    let timelines: HashSet<&str> = others.iter().map(|(_, _, position)| &position[..8]).collect();
+    assert_eq!(timelines, HashSet::from(["00000001", "00000002"]));
+    let mut told = HashSet::new();
+    let mut events = seen.of("held");
+    events.retain(|event| told.insert(event.clone()));
+    assert_eq!(events, ["1", "2", "3"], "first occurrences are in order");
+}
+
+#[test]
 fn a_process_that_was_asleep_begins_nothing_once_another_has_the_slot() {
     let postgres = Postgres::builder().start();
     let first = example(&postgres).env("PAUSE_MS", 50).env("CONCURRENCY", 1).spawn();
