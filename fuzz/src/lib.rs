@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use factlib::{
     config::{Config, RawConfig},
     kafka::records,
-    relay::fact::{Fact, Payload},
+    relay::fact::{Fact, Payload, created_at},
 };
 use factlib_protocol::{
     Frame, Lsn, Timestamp,
@@ -264,6 +264,7 @@ fn live(how: u8, bytes: &[u8], piece: usize) -> (Vec<String>, BytesMut) {
 
 /// An envelope that is read can be used: its type is never empty, and what is borrowed is part of it.
 pub fn envelope(data: &[u8]) {
+    let _ = created_at(data);
     let Ok(fact) = Fact::decode(data) else { return };
     assert!(!fact.aggregate_type.is_empty());
     assert!(fact.payload.bytes().is_none_or(|payload| !payload.is_empty()));
