@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup demo test lint footprint deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
+.PHONY: help setup servers demo test lint footprint deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -21,13 +21,17 @@ help:
 	@echo 'make deb     a Debian package, into target/debian'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
-	@echo 'make setup   only fetch PostgreSQL and Apache Kafka'
+	@echo 'make setup   only fetch PostgreSQL and Apache Kafka, and install what tests use'
 	@echo 'make clean   remove what was built (not what was fetched)'
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, KAFKA_VERSION=3.9.1 an older Kafka,'
 	@echo 'FACTLIB_CACHE the folder of downloads.'
 
 setup demo test lint footprint deb:
 	@scripts/$@
+
+# Without what only tests use.
+servers:
+	@cargo run --quiet --package testkit -- setup
 
 simulate:
 	SIMULATE_SEEDS=$(or $(SEEDS),100000) SIMULATE_FROM=$(or $(FROM),0) \
@@ -53,18 +57,18 @@ mutants:
 
 MINUTES ?= 3
 SEED ?= 1
-torture: setup
+torture: servers
 	@scripts/torture --minutes $(MINUTES) --seed $(SEED) $(if $(TABLE),--table $(TABLE)) $(ARGS)
 
 # Beside rskafka's own client and librdkafka, which is built from source for it.
-bench-producer: setup
+bench-producer: servers
 	cd benches/producer && cargo run --release -- $(ARGS)
 
-bench-drain: setup
+bench-drain: servers
 	cargo bench --bench drain -- $(ARGS)
 
 # What is measured is the server: no need to build the relay for release.
-bench-sql: setup
+bench-sql: servers
 	cargo bench --profile dev --bench emit_sql -- $(ARGS)
 
 clean:

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: testkit COMMAND
 
   setup   fetch PostgreSQL and Apache Kafka where they are missing
+  tools   install what only tests use: openssl, prometheus and chromium, Debian's packages
   demo    commit facts in PostgreSQL and see them arrive in Kafka
   serve   start PostgreSQL and Apache Kafka, say where, and keep them until this process ends
   footprint BINARY what the binary takes: its size, its start, and while it idles
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["setup"] => testkit::provision::setup(say),
+        ["tools"] => testkit::provision::tools(say),
         ["demo"] => testkit::demo::run(say),
         ["serve"] => testkit::demo::serve(say),
         ["footprint", binary] => testkit::footprint::measure(binary.as_ref(), say),

@@ -33,6 +33,40 @@ pub fn setup(mut say: impl FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
+/// Programs that only tests use: their names, their Debian package, what uses them.
+const TOOLS: [(&[&str], &str, &str); 4] = [
+    (&["openssl"], "openssl", "making certificates"),
+    (&["promtool"], "prometheus", "judging metrics and alerts"),
+    (&["prometheus"], "prometheus", "firing alerts"),
+    (&["chromium", "chromium-browser"], "chromium", "looking at the status page"),
+];
+
+/// Installs the programs that only tests use, where they are missing and we may; elsewhere says what is missing.
+///
+/// # Errors
+///
+/// When one cannot be installed without which tests fail: with [`is_ci`] that is each, else only `openssl`.
+pub fn tools(mut say: impl FnMut(&str)) -> Result<()> {
+    for (programs, package, why) in TOOLS {
+        let named = package == "chromium" && std::env::var_os("CHROMIUM").is_some();
+        if named || programs.iter().any(|program| find(program).is_some()) {
+            continue;
+        }
+        match need(programs[0], package, why) {
+            Ok(file) => say(&format!("installed {}", file.display())),
+            Err(error) if is_ci() || package == "openssl" => return Err(error),
+            Err(error) => say(&format!("{error}; without it that is skipped")),
+        }
+    }
+    Ok(())
+}
+
+/// Whether nobody is there to read that something was left out: `CI=true`.
+#[must_use]
+pub fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
 /// The PostgreSQL major to test against: `PG_MAJOR`, or the default.
 ///
 /// # Errors
@@ -168,12 +202,16 @@ fn debian(package: &str) -> Result<()> {
     if scratch::uid() != 0 {
         return Err(Error(format!("{please} as root")));
     }
-    for arguments in
-        [&["-q", "update"][..], &["-q", "install", "-y", "--no-install-recommends", package]]
-    {
+    let run = |arguments: &[&str]| {
         let mut command = Command::new(&apt);
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        process::run(&please, &mut command)?;
+        command.arg("-q").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        process::run(&please, &mut command)
+    };
+    let install = ["install", "-y", "--no-install-recommends", package];
+    // The lists are there and current, mostly.
+    if run(&install).is_err() {
+        run(&["update"])?;
+        run(&install)?;
     }
     Ok(())
 }
