@@ -32,6 +32,7 @@ use crate::relay::poison::{Policies, Policy, TopicPattern};
 use crate::relay::producer::IN_FLIGHT_MAX;
 use crate::relay::route::is_topic;
 use crate::relay::template::{Field, Naming, Template};
+use crate::size::human;
 use bytesize::ByteSize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -818,7 +819,8 @@ fn log_level(raw: &RawConfig, remarks: &mut Vec<Problem>, p: &mut Problems) -> S
     }
     // A word that is no level would otherwise be taken for the name of a target.
     let is_level = level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
-    let is_filter = level.contains('=') && tracing_subscriber::EnvFilter::try_new(level).is_ok();
+    let is_filter =
+        level.contains('=') && level.parse::<tracing_subscriber::filter::Targets>().is_ok();
     if !is_level && !is_filter {
         p.add("LOG_LEVEL", format!("{level:?} is no level; use error, warn, info, debug or trace"));
     }
@@ -1020,7 +1022,7 @@ fn size(
         None => default,
         Some((_, Ok(size))) if range.contains(&size.as_u64()) => size.as_u64(),
         Some((text, Ok(_))) => {
-            let (start, end) = (ByteSize(*range.start()), ByteSize(*range.end()));
+            let (start, end) = (human(*range.start()), human(*range.end()));
             p.add(setting, format!("{text:?} is outside {start} to {end}"));
             default
         }

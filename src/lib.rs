@@ -17,6 +17,7 @@ pub mod progress;
 pub mod relay;
 mod report;
 pub mod run;
+mod size;
 pub mod slot_watch;
 pub mod subscribe;
 pub mod telemetry;

@@ -9,9 +9,10 @@
 use crate::config::{LogConfig, LogFormat};
 use crate::progress::Terminal;
 use std::io::{IsTerminal, Write};
-use tracing::Subscriber;
+use tracing::{Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines kept while the sink is slow; a few hundred bytes each.
@@ -85,13 +86,14 @@ fn subscriber(
     let dropped = writer.error_counter();
     let telemetry = Telemetry { dropped, terminal: None, _worker: worker };
     // The configuration has checked the level.
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let filter = level.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    let filtered = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let subscriber: Box<dyn Subscriber + Send + Sync> = if human {
-        Box::new(builder.with_ansi(colour).with_target(false).finish())
+        Box::new(filtered.with(layer.with_ansi(colour).with_target(false)))
     } else {
-        let builder = builder.json().flatten_event(true);
-        Box::new(builder.with_current_span(false).with_span_list(false).finish())
+        let layer = layer.json().flatten_event(true);
+        Box::new(filtered.with(layer.with_current_span(false).with_span_list(false)))
     };
     (subscriber, telemetry)
 }

@@ -13,7 +13,7 @@ use crate::postgres::{
     too_old, without_failover,
 };
 use crate::relay::gone::Gone;
-use bytesize::ByteSize;
+use crate::size;
 use std::time::Duration;
 
 /// A transaction that is open for so long holds back write-ahead log, and whoever makes a slot.
@@ -278,14 +278,13 @@ fn slot_position(ask: &Ask, survey: &Survey, slot: &SlotState) -> Option<Check> 
 
 fn slot_state(config: &Config, survey: &Survey, slot: &SlotState) -> Vec<Check> {
     let name = &config.slot;
-    let bytes = |n: u64| ByteSize(n).display().iec().to_string();
     let retained = slot.retained.and_then(|n| u64::try_from(n).ok());
-    let held = retained.map_or_else(|| "an unknown amount".to_owned(), bytes);
+    let held = retained.map_or_else(|| "an unknown amount".to_owned(), size::human);
     let safe = slot.column("safe_wal_size").and_then(|text| text.parse::<i64>().ok());
     let safe = safe.map(|n| u64::try_from(n).unwrap_or(0));
     let status = slot.column("wal_status").unwrap_or_default();
     let mut checks = Vec::new();
-    let room = safe.map_or_else(String::new, |n| format!(", {} until it is lost", bytes(n)));
+    let room = safe.map_or_else(String::new, |n| format!(", {} until it is lost", size::human(n)));
     let seen = format!("slot {name} holds back {held} of it ({status}{room})");
     let is_short = status == "unreserved" || safe.is_some_and(|n| n < SAFE_WAL_SMALL);
     checks.push(match (status.as_str(), is_short) {

@@ -13,7 +13,7 @@ use crate::postgres::{Queries, Row, Temporary};
 use crate::relay::gone::{Exit, ExitKind, Gone};
 use crate::relay::position::Position;
 use crate::relay::route::POSITION;
-use bytesize::ByteSize;
+use crate::size;
 use clap::Args;
 use factlib_protocol::Lsn;
 use factlib_protocol::replication::quote_literal;
@@ -515,7 +515,7 @@ fn number<N: std::str::FromStr>(row: &Row, at: usize) -> Option<N> {
 }
 
 fn bytes(bytes: i64) -> String {
-    ByteSize(u64::try_from(bytes).unwrap_or(0)).display().iec().to_string()
+    size::human(u64::try_from(bytes).unwrap_or(0))
 }
 
 fn seconds(seconds: f64) -> String {

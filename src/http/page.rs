@@ -9,13 +9,13 @@ use super::history::{SAMPLE_INTERVAL, SAMPLES_MAX, Told};
 use super::{Blocked, Health, Snapshot, State};
 use crate::exit::ExitCode;
 use crate::metrics::{SlotFacts, View};
+use crate::size::human as bytes;
 use axum::Router;
 use axum::extract::State as Extract;
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine as _;
-use bytesize::ByteSize;
 use factlib_protocol::Lsn;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
@@ -513,10 +513,6 @@ fn moment(at: SystemTime) -> String {
     let text = humantime::format_rfc3339_seconds(at).to_string();
     let time = text.split_once('T').map_or(&*text, |(_, time)| time);
     format!("{} UTC", time.trim_end_matches('Z'))
-}
-
-fn bytes(count: u64) -> String {
-    ByteSize(count).to_string()
 }
 
 /// Seconds in two units at most.
