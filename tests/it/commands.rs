@@ -2,12 +2,11 @@
 //! that the help shows.
 
 use crate::support::{
-    PATIENCE, SLOT, confirmed, count, emit, lsn, number, read, relay, stop, wait_confirmed,
+    PATIENCE, SLOT, binary, confirmed, count, emit, lsn, number, read, relay, stop, wait_confirmed,
     wait_state,
 };
 use factlib::cli::Cli;
 use std::collections::HashSet;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use testkit::workload::Workload;
 use testkit::{Kafka, Lsn, Owlpost, Postgres, owlpost, process::Signal};
@@ -48,7 +47,8 @@ impl Shell {
     }
 
     pub(crate) fn empty() -> Self {
-        let folder = Path::new(env!("CARGO_BIN_EXE_owlpost")).parent().unwrap();
+        let binary = binary();
+        let folder = binary.parent().unwrap();
         Self(Vec::new()).env("PATH", &format!("{}:/usr/bin:/bin", folder.display()))
     }
 
@@ -61,6 +61,14 @@ impl Shell {
     pub(crate) fn without(mut self, name: &str) -> Self {
         self.0.retain(|(known, _)| known != name);
         self
+    }
+
+    /// A line of `sh`, to be run by the caller; it ends with the thread that starts it.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "sh", "-c", line]);
+        command.env_clear().envs(self.0.iter().cloned()).stdin(Stdio::null());
+        command
     }
 
     /// Runs a line of `sh`, to its end.
@@ -172,33 +180,6 @@ fn every_command_line_that_the_help_shows_can_be_run() {
     assert_eq!(left, HashSet::new(), "examples that no test runs");
     let page = std::fs::read_to_string(folder.path().join("man1/owlpost-status.1")).unwrap();
     assert!(page.contains("max_slot_wal_keep_size"), "{page}");
-}
-
-#[test]
-fn command_lines_of_the_readme_are_understood() {
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    // Between the first backtick and the second, and so on.
-    let quoted = readme.split('`').skip(1).step_by(2);
-    let quoted = quoted.filter(|part| part.starts_with("owlpost ") && !part.contains('\n'));
-    let shell = readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let listed = shell.flat_map(str::lines).filter(|line| line.starts_with("owlpost "));
-    let lines: HashSet<&str> = quoted
-        .chain(listed.map(|line| line.split('#').next().unwrap_or(line)))
-        .map(str::trim)
-        .collect();
-    assert!(lines.len() > 15, "{lines:?}");
-    for line in lines {
-        let words = line.split(' ').map(|word| word.trim_matches('\''));
-        // What stands for something else.
-        let words = words.map(|word| if word == "LSN" { "0/16B3748" } else { word });
-        let words = words.map(|word| if word == "SHELL" { "bash" } else { word });
-        match Cli::try_from_args(words.filter(|word| *word != "…")) {
-            Ok(_) => {}
-            Err(error) if error.exit_code() == 0 => {}
-            Err(error) => panic!("{line}: {error}"),
-        }
-    }
 }
 
 #[test]

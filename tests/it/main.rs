@@ -42,3 +42,4 @@ mod support;
 mod tail;
 mod takeover;
 mod topics;
+mod typed;

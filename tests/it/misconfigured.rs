@@ -3,7 +3,7 @@
 //! A table for each set of servers. A row is a relay's command, what `check` must say and how `run` must end, or
 //! where it must stand; all of it word for word.
 
-use crate::support::{PATIENCE, emit, stop};
+use crate::support::{PATIENCE, binary, emit, stop};
 use std::net::TcpListener;
 use testkit::certificates::Authority;
 use testkit::{Kafka, Owlpost, Postgres, owlpost, port};
@@ -161,7 +161,7 @@ const PASSWORD: &str = "s3cret-Pa55";
 
 /// A relay for this server, with slot, publication and prefix of its own, and no Kafka.
 fn at(postgres: &Postgres, name: &str) -> owlpost::Command {
-    Owlpost::command(env!("CARGO_BIN_EXE_owlpost"))
+    Owlpost::command(binary())
         .env("SRC_SERVICE_NAME", name)
         .env("REPLICATION_SLOT_NAME", name)
         .env("PUBLICATION_NAME", name)

@@ -1,7 +1,7 @@
 //! What cannot be published or started says so.
 
 use crate::support::{
-    PATIENCE, SLOT, confirmed, count, emit, relay, stop, truth, wait_confirmed, wait_state,
+    PATIENCE, SLOT, binary, confirmed, count, emit, relay, stop, truth, wait_confirmed, wait_state,
 };
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -265,7 +265,7 @@ fn refused(command: owlpost::Command, code: i32, words: &[&str]) {
 
 /// A relay that is complete except for a server.
 fn homeless() -> owlpost::Command {
-    Owlpost::command(env!("CARGO_BIN_EXE_owlpost"))
+    Owlpost::command(binary())
         .env("SRC_SERVICE_NAME", "orders")
         .env("MASTER_DATABASE_URL", format!("postgres://relay:{PASSWORD}@127.0.0.1:1/app"))
         .env("KAFKA_BROKERS", "127.0.0.1:1")
@@ -364,7 +364,7 @@ fn a_bad_prefix_is_refused() {
 
 #[test]
 fn all_problems_of_the_configuration_are_told_at_once() {
-    let relay = Owlpost::command(env!("CARGO_BIN_EXE_owlpost"))
+    let relay = Owlpost::command(binary())
         .env("WAL_PREFIX", "a b")
         .env("MASTER_DATABASE_URL", format!("postgres://relay:{PASSWORD}@127.0.0.1:five/app"))
         .env("REPLICATION_SLOT_NAME", "Not-A-Slot")
@@ -726,7 +726,7 @@ fn interrupted(postgres: &Postgres) {
 
 #[test]
 fn help_tells_a_person_what_to_set_what_to_type_and_what_the_exit_codes_mean() {
-    let relay = Owlpost::command(env!("CARGO_BIN_EXE_owlpost")).arg("--help").spawn();
+    let relay = Owlpost::command(binary()).arg("--help").spawn();
     assert_eq!(relay.wait_exit(PATIENCE).code(), Some(0));
     assert_eq!(relay.stderr(), "");
     let help = relay.stdout();
@@ -737,7 +737,7 @@ fn help_tells_a_person_what_to_set_what_to_type_and_what_the_exit_codes_mean() {
         let line = format!("  {}  {}", code.number(), code.meaning());
         assert!(help.lines().any(|l| l == line), "{line} in {help}");
     }
-    let short = Owlpost::command(env!("CARGO_BIN_EXE_owlpost")).arg("-h").spawn();
+    let short = Owlpost::command(binary()).arg("-h").spawn();
     assert_eq!(short.wait_exit(PATIENCE).code(), Some(0));
     assert!(short.stdout().lines().all(|line| line.len() <= 120), "{}", short.stdout());
 }

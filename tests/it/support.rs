@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::time::Duration;
 use testkit::workload::Truth;
 use testkit::{Kafka, Lsn, Owlpost, Postgres, Record, owlpost, workload};
@@ -15,9 +16,14 @@ pub(crate) const SLOT: &str = "factlib_slot";
 /// How far relays say that they have read. One that waits for the slot says nothing.
 pub(crate) const READ: &str = "SELECT coalesce(max(write_lsn), '0/0') FROM pg_stat_replication";
 
+/// The binary of this build, or the one that `OWLPOST` names.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("OWLPOST").map_or_else(|| env!("CARGO_BIN_EXE_owlpost").into(), PathBuf::from)
+}
+
 /// The relay of this build, not yet started, for one prefix.
 pub(crate) fn relay(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
-    Owlpost::command(env!("CARGO_BIN_EXE_owlpost"))
+    Owlpost::command(binary())
         .servers(postgres, kafka)
         .env("SRC_SERVICE_NAME", prefix)
         .env("WAL_PREFIX", prefix)
