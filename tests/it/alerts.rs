@@ -2,6 +2,7 @@
 //! dashboard, whose every metric must be one that there is.
 
 use crate::support::{PATIENCE, ask, drop_slots, emit, relay, skipped, wait_confirmed};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -150,6 +151,16 @@ scrape_configs:
         serde_json::from_str(&body[start..end]).unwrap_or_default()
     }
 
+    /// What a query of the dashboard finds now.
+    fn ask(&self, query: &str) -> serde_json::Value {
+        let query = query
+            .replace("$__rate_interval", "5m")
+            .replace("$instance", ".*")
+            .replace("$job", ".*");
+        let query = utf8_percent_encode(&query, NON_ALPHANUMERIC);
+        self.get(&format!("/api/v1/query?query={query}"))
+    }
+
     /// The alerts that fire now.
     fn firing(&self) -> BTreeSet<String> {
         let answer = self.get("/api/v1/alerts");
@@ -236,4 +247,85 @@ fn real_faults_fire_the_alerts_that_are_meant_for_them() {
     prometheus.wait_firing("OwlpostFailed");
     relay.kill9();
     prometheus.wait_firing("OwlpostDown");
+}
+
+/// The names in braces of a legend, which are labels.
+fn labels_in(legend: &str) -> impl Iterator<Item = &str> {
+    legend.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap().trim())
+}
+
+/// Grafana is not here to draw it; what it would draw is asked of Prometheus as it would ask.
+#[test]
+fn every_panel_of_the_dashboard_has_something_to_draw() {
+    if !is_installed("prometheus") {
+        return;
+    }
+    let postgres = Postgres::builder().setting("max_slot_wal_keep_size", "2GB").start();
+    let kafka = Kafka::builder().start();
+    kafka.create_topic("drawn.order", 2, &[]);
+    let relay = relay("drawn", &postgres, &kafka)
+        .env("SLOT_POLL_INTERVAL", "1s")
+        .env("REQUEST_TIMEOUT", "1s")
+        .env("STALL_TIMEOUT", "500ms")
+        .env("BACKOFF_MAX", "500ms")
+        .env("POISON_POLICY_TOPICS", "drawn.waste=skip")
+        .spawn();
+    relay.wait_ready();
+    let prometheus = Prometheus::start(relay.metrics_port());
+
+    // Something for each: an open transaction, another slot, a fact that is skipped, brokers that are away, a
+    // connection that ends.
+    let mut open = postgres.client();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    let other = "SELECT pg_create_physical_replication_slot('other')::text";
+    let _ = postgres.ask(other);
+    emit(&postgres, true, "drawn", FACT);
+    emit(&postgres, true, "drawn", br#"{"aggregate_type":"waste","aggregate_id":"1"}"#);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    kafka.kill9();
+    emit(&postgres, true, "drawn", FACT);
+    prometheus.wait_firing("OwlpostStalled");
+    kafka.start_again();
+    wait_confirmed(&relay, &postgres, 2 * PATIENCE);
+    let end =
+        "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE active";
+    let _ = postgres.ask(end);
+
+    let dashboard = fs::read_to_string(ops("grafana/owlpost.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let mut asked = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = &panel["title"];
+        let targets: Vec<_> = panel["targets"].as_array().into_iter().flatten().collect();
+        assert!(panel["type"] == "row" || !targets.is_empty(), "{title} asks for nothing");
+        for target in targets {
+            let query = target["expr"].as_str().unwrap();
+            let legend = target["legendFormat"].as_str().unwrap_or_default();
+            let mut answer = serde_json::Value::Null;
+            let drawn = wait::poll("numbers", PATIENCE, || {
+                // What moves is to move.
+                emit(&postgres, true, "drawn", FACT);
+                answer = prometheus.ask(query);
+                let series = answer["data"]["result"].as_array()?;
+                let is_number = |value: &serde_json::Value| {
+                    value.as_str().is_some_and(|text| text.parse::<f64>().is_ok_and(f64::is_finite))
+                };
+                let all = series.iter().all(|series| is_number(&series["value"][1]));
+                (all && !series.is_empty()).then(|| series.clone())
+            });
+            let series =
+                drawn.unwrap_or_else(|error| panic!("{title}: {query}: {error}: {answer}"));
+            for label in labels_in(legend) {
+                let named = series.iter().all(|series| series["metric"][label].is_string());
+                assert!(named, "{title}: nothing has a label {label:?}: {answer}");
+            }
+            asked += 1;
+        }
+    }
+    assert!(asked > 30, "only {asked} queries");
+    // What its variables are chosen from.
+    let chosen = prometheus.ask("owlpost_build_info");
+    for variable in ["job", "instance"] {
+        assert!(chosen["data"]["result"][0]["metric"][variable].is_string(), "{chosen}");
+    }
 }
