@@ -35,6 +35,7 @@ fn promtool(arguments: &[&str]) {
 #[test]
 fn the_alert_rules_pass_their_own_tests() {
     if is_installed("promtool") {
+        promtool(&["check", "config", "prometheus.yml"]);
         promtool(&["check", "rules", "alerts.yml"]);
         promtool(&["test", "rules", "alerts.test.yml"]);
     }
@@ -108,7 +109,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// With the alert rules, which are not as patient as they are in `ops/`.
+    /// With configuration and alert rules, which are not as patient as they are in `ops/`.
     fn start(metrics_port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let alerts = fs::read_to_string(ops("prometheus/alerts.yml")).unwrap();
@@ -118,14 +119,10 @@ impl Prometheus {
             .map(|line| if patient(line) { "        for: 1s" } else { line })
             .collect();
         fs::write(folder.path().join("alerts.yml"), hasty.join("\n")).unwrap();
-        let config = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}
-rule_files: [alerts.yml]
-scrape_configs:
-  - job_name: owlpost
-    static_configs: [{{targets: ['127.0.0.1:{metrics_port}']}}]
-"
-        );
+        let config = fs::read_to_string(ops("prometheus/prometheus.yml"))
+            .unwrap()
+            .replace("_interval: 15s", "_interval: 1s")
+            .replace("localhost:2112", &format!("127.0.0.1:{metrics_port}"));
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, config).unwrap();
         let port = port::free();
