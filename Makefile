@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup servers demo test lint footprint deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
+.PHONY: help setup servers demo test lint footprint static deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -18,6 +18,7 @@ help:
 	@echo 'make torture the release binary between real servers under every fault at once,'
 	@echo '             MINUTES=3 SEED=1 unless said, TABLE=FILE for the table'
 	@echo 'make footprint what the binary takes: its size, its start, and while it idles'
+	@echo 'make static  a binary without any shared library (musl), looked at and run'
 	@echo 'make deb     a Debian package, into target/debian'
 	@echo 'make mutants break the protocol crate on purpose: do its tests notice?'
 	@echo 'make capture record what PostgreSQL 14 to 18 say, for the protocol crate'
@@ -26,7 +27,7 @@ help:
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, KAFKA_VERSION=3.9.1 an older Kafka,'
 	@echo 'FACTLIB_CACHE the folder of downloads.'
 
-setup demo test lint footprint deb:
+setup demo test lint footprint static deb:
 	@scripts/$@
 
 # Without what only tests use.

@@ -122,7 +122,27 @@ fn the_image_is_built_by_a_compiler_that_is_new_enough() {
         digits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
     };
     assert!(minor(tag) >= minor(env!("CARGO_PKG_RUST_VERSION")));
-    assert!(dockerfile.contains("\nFROM gcr.io/distroless/cc-debian12:nonroot\n"));
+}
+
+#[test]
+fn both_images_are_one_but_for_what_is_below_the_binary() {
+    let dockerfile = file("Dockerfile");
+    let stage = |from: &str| {
+        let stage = dockerfile.split("\nFROM ").find_map(|stage| stage.strip_prefix(from));
+        let lines = stage.unwrap_or_else(|| panic!("no stage is from {from}")).lines();
+        lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>()
+    };
+    let usual = stage("gcr.io/distroless/cc-debian12:nonroot\n");
+    let fixed = stage("gcr.io/distroless/static-debian12:nonroot AS static\n");
+    assert_eq!(usual[0], "COPY --from=build /out/owlpost /usr/local/bin/owlpost");
+    assert_eq!(fixed[0], "COPY --from=build-static /out/owlpost /usr/local/bin/owlpost");
+    assert_eq!(usual[1..], fixed[1..]);
+    assert!(usual.contains(&"STOPSIGNAL SIGTERM"));
+    // What is built without --target is the last one.
+    assert!(dockerfile.rfind("cc-debian12") > dockerfile.rfind("static-debian12"));
+    for target in ["source AS build\n", "source AS build-static\n"] {
+        assert!(stage(target).join("").contains("--profile dist --package factlib --bin owlpost"));
+    }
 }
 
 /// These variables as flags, behind a command.

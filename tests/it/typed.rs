@@ -14,6 +14,10 @@ use testkit::{Kafka, Postgres, port, wait};
 const NOT_RUN: &[(&str, &str)] = &[
     ("cargo install --path .", "builds for minutes what `make footprint` builds, too"),
     ("cargo deny check advisories", "what was found since is another matter than what is in here"),
+    (
+        "docker build --target static .",
+        "no container engine runs here; `make static` builds the same",
+    ),
     ("scripts/fuzz 1800", "takes hours; `make test` runs it for seconds"),
     ("scripts/torture-bugs", "takes minutes; part of `make test`"),
     ("pg_upgrade --check", "there are no two installations that have it"),
