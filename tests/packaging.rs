@@ -145,6 +145,23 @@ fn both_images_are_one_but_for_what_is_below_the_binary() {
     }
 }
 
+#[test]
+fn the_script_of_the_package_makes_what_the_package_is_made_of() {
+    let (manifest, script) = (file("Cargo.toml"), file("scripts/deb"));
+    let sources = manifest.lines().filter_map(|line| line.trim().strip_prefix("[\"target/"));
+    let mut made = 0;
+    for source in sources.map(|rest| rest.split('"').next().unwrap()) {
+        let wanted = match source.strip_suffix("/*.1") {
+            Some(folder) => format!("man --out target/{folder}\n"),
+            None if source == "release/owlpost" => "--profile dist --bin owlpost\n".to_owned(),
+            None => format!(">target/{source}\n"),
+        };
+        assert!(script.contains(&wanted), "nothing makes target/{source}");
+        made += 1;
+    }
+    assert!(made > 4, "only {made} files are made");
+}
+
 /// These variables as flags, behind a command.
 fn config_of<'a>(
     command: &[&str],
