@@ -9,7 +9,7 @@ mod pace;
 
 pub(crate) use catch_up::{CatchUp, CaughtUp, Stands, shortly};
 
-use bytesize::ByteSize;
+use crate::size;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pace::Pace;
 use std::io::{self, IsTerminal as _, Write};
@@ -192,7 +192,7 @@ fn style() -> ProgressStyle {
 fn words(seen: &Seen, pace: &Pace) -> String {
     let left = seen.of.saturating_sub(seen.done);
     let (left_words, noun) = match seen.unit {
-        Unit::Bytes => (ByteSize(left).display().iec().to_string(), "facts"),
+        Unit::Bytes => (size::human(left), "facts"),
         Unit::Records => (format!("{left} records"), "records"),
     };
     let facts = pace.facts();

@@ -2,7 +2,7 @@
 
 use crate::http::Health;
 use crate::progress::{CatchUp, CaughtUp, Stands, Step, shortly};
-use bytesize::ByteSize;
+use crate::size;
 use factlib_protocol::Lsn;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ pub fn catching_up(health: Arc<Health>, until: Option<Lsn>) -> impl FnMut() -> S
         }
         if let (Some(CaughtUp { bytes, facts }), Some(begun), None) = (caught_up, begun, until) {
             let took = shortly(at.saturating_duration_since(begun));
-            let log = ByteSize(bytes).display().iec();
+            let log = size::human(bytes);
             info!(facts, %log, %took, "caught up");
         }
         step

@@ -126,8 +126,10 @@ impl Surroundings for Sink {
                 topics: topics.iter().map(there).collect(),
             })),
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 }))),
-            Request::CreateTopic { topic, .. } => {
-                Answer::TopicCreated { topic, answer: Ok(Ok(())) }
+            Request::CreateTopics { topics } => {
+                let topics: Vec<_> = topics.into_iter().map(|(topic, _)| topic).collect();
+                let answer = Ok(topics.iter().map(|_| Ok(())).collect());
+                Answer::TopicsCreated { topics, answer }
             }
             Request::Tail { topic, partition, from, .. } => {
                 let answer = Err(Unanswered("handlers remember nothing here".to_owned()));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: testkit COMMAND
 
   setup   fetch PostgreSQL and Apache Kafka where they are missing
-  tools   install what only tests use: openssl, prometheus and chromium, Debian's packages
+  tools   install what only tests use: openssl, valgrind, prometheus and chromium, Debian's packages
   demo    commit facts in PostgreSQL and see them arrive in Kafka
   serve   start PostgreSQL and Apache Kafka, say where, and keep them until this process ends
   footprint BINARY what the binary takes: its size, its start, and while it idles

@@ -158,6 +158,7 @@ fn settings(prefix: &str, compression: Compression) -> Settings {
         batch_bytes: 384 * 1024,
         batch_records: 10_000,
         in_flight_per_partition: 5,
+        keeps_order: false,
         startup_timeout: None,
         compression,
         policies: Policies::HALT,

@@ -34,8 +34,9 @@ pub fn setup(mut say: impl FnMut(&str)) -> Result<()> {
 }
 
 /// Programs that only tests use: their names, their Debian package, what uses them.
-const TOOLS: [(&[&str], &str, &str); 4] = [
+const TOOLS: [(&[&str], &str, &str); 5] = [
     (&["openssl"], "openssl", "making certificates"),
+    (&["valgrind"], "valgrind", "counting instructions"),
     (&["promtool"], "prometheus", "judging metrics and alerts"),
     (&["prometheus"], "prometheus", "firing alerts"),
     (&["chromium", "chromium-browser"], "chromium", "looking at the status page"),
