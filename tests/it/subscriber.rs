@@ -973,6 +973,8 @@ fn a_process_that_was_asleep_begins_nothing_once_another_has_the_slot() {
     let before = printed(&first);
     first.signal(Signal::SIGCONT);
     first.wait_for_log("waiting for the slot", PATIENCE);
+    // Long enough for twenty, if it began them.
+    std::thread::sleep(Duration::from_secs(1));
     let after = printed(&first);
     assert!(after.len() <= before.len() + 1, "what was under way, and no more: {after:?}");
     second.kill9();
