@@ -12,7 +12,10 @@ use testkit::{Kafka, Postgres, port, wait};
 
 /// Lines that are not run, and why.
 const NOT_RUN: &[(&str, &str)] = &[
-    ("cargo install --path .", "builds for minutes what `make footprint` builds, too"),
+    (
+        "cargo install --locked --profile dist --path .",
+        "builds for minutes what `make footprint` builds, too",
+    ),
     ("cargo deny check advisories", "what was found since is another matter than what is in here"),
     (
         "docker build --target static .",
