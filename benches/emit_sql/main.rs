@@ -1,9 +1,9 @@
 //! What `factlib.emit` costs beside the bare `pg_logical_emit_message`: `make bench-sql`.
 //!
 //! In a batch: one statement that emits many facts, by `generate_series`; what remains of it per fact once the
-//! series itself is taken off. And as an application does it: a prepared statement, one fact a transaction, over a
-//! Unix socket. The contenders take turns within each round, so that what else the machine does meets all of them;
-//! the first round warms up and is not counted. Written are the medians of the rounds, and the lowest and highest.
+//! series itself is taken off; the contenders take turns within each round, and the first round warms up. And as an
+//! application does it: a prepared statement, one fact a transaction, over a Unix socket. Written are medians, and
+//! between what three of five are.
 //!
 //! The server does not wait for its disk (`fsync = off`), because a disk would be all that one saw. Wall time, and
 //! the time on a processor of the server's process, which other work on the machine changes less.
@@ -31,8 +31,8 @@ struct Arguments {
     /// How many facts a batch has.
     #[arg(long, default_value_t = 50_000)]
     facts: u32,
-    /// How many transactions of one fact a turn has.
-    #[arg(long, default_value_t = 2_000)]
+    /// How many transactions of one fact each contender has.
+    #[arg(long, default_value_t = 10_000)]
     transactions: u32,
 }
 
@@ -48,6 +48,9 @@ const CONTENDERS: [(&str, &str); 7] = [
     ),
     ("factlib.emit, guard on", "factlib.emit('order', key, 'paid', '{\"by\": \"card\"}')"),
 ];
+
+/// Transactions before the first that counts.
+const WARM_UP: u32 = 200;
 
 /// Microseconds a fact: on the clock and on the server's processor.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +85,18 @@ fn main() {
         .unwrap();
     let version = postgres.ask("SHOW server_version");
     println!(
-        "PostgreSQL {version}, fsync = off; {} rounds; microseconds a fact: median (lowest to highest)\n",
+        "PostgreSQL {version}, fsync = off; {} rounds; microseconds a fact\n",
         arguments.rounds
     );
     batches(&mut client, &arguments);
-    transactions(&mut client, &arguments);
+    client.batch_execute("SELECT factlib.guard(false)").unwrap();
+    client.batch_execute("CREATE DATABASE guarded").unwrap();
+    let mut guarded = connect(&postgres, "guarded");
+    guarded.batch_execute(include_str!("../../sql/factlib.sql")).unwrap();
+    let grant = "INSERT INTO factlib.prefix_grant VALUES ('postgres', 'orders'); SELECT factlib.guard(true)";
+    guarded.batch_execute(grant).unwrap();
+    drop(guarded);
+    transactions(&postgres, &arguments);
 }
 
 /// Nanoseconds that this session's process was on a processor.
@@ -141,54 +151,72 @@ fn batches(client: &mut Client, arguments: &Arguments) {
     table(&format!("in a batch of {facts}"), &costs);
 }
 
-fn transactions(client: &mut Client, arguments: &Arguments) {
-    let mut costs = vec![Vec::new(); CONTENDERS.len()];
-    let statements: Vec<_> = CONTENDERS
+/// Each contender has a connection, and all take turns, transaction by transaction: of so many short ones few are
+/// interrupted by what else runs on the machine, and the median is of those that were not.
+fn transactions(postgres: &Postgres, arguments: &Arguments) {
+    let envelope = vec![0_u8; 96];
+    let mut contenders: Vec<_> = CONTENDERS
         .iter()
-        .map(|(_, call)| {
+        .map(|(name, call)| {
+            let mut client =
+                connect(postgres, if name.contains("guard") { "guarded" } else { "app" });
+            set_up(&mut client, name);
             let sql = format!(
                 "SELECT {call} FROM (SELECT $1::text AS key, $2::bytea AS envelope) AS fact"
             );
-            client.prepare(&sql).unwrap()
+            let statement = client.prepare(&sql).unwrap();
+            (client, statement, Vec::new(), 0.0)
         })
         .collect();
-    let envelope = vec![0_u8; 96];
-    for round in 0..=arguments.rounds {
-        for (costs, ((name, _), statement)) in
-            costs.iter_mut().zip(CONTENDERS.iter().zip(&statements))
-        {
-            set_up(client, name);
-            let cost = measure(client, arguments.transactions, |client| {
-                for _ in 0..arguments.transactions {
-                    client.execute(statement, &[&"42", &envelope]).unwrap();
-                }
-            });
-            if round > 0 {
-                costs.push(cost);
+    for turn in 0..=arguments.transactions + WARM_UP {
+        for (client, statement, walls, processor) in &mut contenders {
+            if turn == WARM_UP {
+                *processor = on_processor(client);
+            }
+            let begun = Instant::now();
+            client.execute(&*statement, &[&"42", &envelope]).unwrap();
+            if turn > WARM_UP {
+                walls.push(begun.elapsed().as_secs_f64() * 1e6);
             }
         }
     }
+    let costs: Vec<Vec<Cost>> = contenders
+        .into_iter()
+        .map(|(mut client, _, walls, before)| {
+            let cpu =
+                (on_processor(&mut client) - before) / 1e3 / f64::from(arguments.transactions);
+            walls.into_iter().map(|wall| Cost { wall, cpu }).collect()
+        })
+        .collect();
     table(&format!("prepared, one fact a transaction, {} of them", arguments.transactions), &costs);
 }
 
+fn connect(postgres: &Postgres, database: &str) -> Client {
+    let mut config = postgres::Config::new();
+    config.host_path(postgres.socket_dir()).port(postgres.port()).user("postgres").dbname(database);
+    let mut client = config.connect(postgres::NoTls).unwrap();
+    client.batch_execute("SET factlib.prefix = 'orders'; SET jit = off").unwrap();
+    client
+}
+
 fn table(title: &str, costs: &[Vec<Cost>]) {
-    println!("| {title} | wall | times bare | on the server's processor |\n|---|---|---|---|");
+    println!(
+        "| {title} | wall: median (fifth part below, fifth part above) | times bare | on the server's processor |\n|---|---|---|---|"
+    );
     let bare = median(costs.first().expect("the bare function"), |cost| cost.wall).1;
     for ((name, _), costs) in CONTENDERS.iter().zip(costs) {
         let (low, wall, high) = median(costs, |cost| cost.wall);
-        let (cpu_low, cpu, cpu_high) = median(costs, |cost| cost.cpu);
+        let (_, cpu, _) = median(costs, |cost| cost.cpu);
         let times = wall / bare;
-        println!(
-            "| {name} | {wall:.1} ({low:.1} to {high:.1}) | {times:.2} | {cpu:.1} ({cpu_low:.1} to {cpu_high:.1}) |"
-        );
+        println!("| {name} | {wall:.1} ({low:.1}, {high:.1}) | {times:.2} | {cpu:.1} |");
     }
     println!();
 }
 
-/// Lowest, median, highest.
+/// The median, and between what three of five are.
 fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> (f64, f64, f64) {
     let mut sorted: Vec<f64> = costs.iter().map(of).collect();
     sorted.sort_by(f64::total_cmp);
-    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
-    (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+    let at = |fifths: usize| sorted.get(sorted.len() * fifths / 10).copied().unwrap_or(f64::NAN);
+    (at(2), at(5), at(8))
 }
