@@ -2,7 +2,7 @@
 //! other ports, or is in [`NOT_RUN`] with the reason. A new line that is in neither fails.
 
 use crate::commands::Shell;
-use crate::support::{PATIENCE, ask, drop_slots, emit, lsn};
+use crate::support::{PATIENCE, ask, drop_slots, emit, lsn, skipped};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -402,6 +402,11 @@ impl Stage {
     /// What a server of the documents' version has in its log.
     fn waldump(&self, line: &str) {
         let documented = Postgres::builder().major(15).start();
+        let version = documented.command("pg_waldump").arg("--version").output();
+        if !version.is_ok_and(|output| output.status.success()) {
+            skipped("pg_waldump is not installed (Debian's package postgresql-15)");
+            return;
+        }
         let from = lsn(&documented, "SELECT pg_current_wal_insert_lsn()");
         emit(&documented, true, "orders", b"in the log");
         let to = lsn(&documented, "SELECT pg_current_wal_flush_lsn()");
