@@ -11,6 +11,12 @@ use testkit::{Kafka, Lsn, Mode, Postgres, Stream, java_partitions, wait};
 pub(crate) const OPERATING: &str = include_str!("../../docs/operating.md");
 pub(crate) const MIGRATING: &str = include_str!("../../docs/migrating.md");
 
+/// What no server is to take, and why.
+const NOT_RUN: &[(&str, &str)] = &[(
+    "REVOKE ALL ON FUNCTION pg_catalog.pg_logical_emit_message(boolean, text, bytea)",
+    "a line of a dump, which is quoted because it fails",
+)];
+
 /// With these words SQL begins that is whole enough to be run, where it is more than the word.
 const VERBS: [&str; 8] =
     ["ALTER ", "COMMENT ", "CREATE ", "DROP ", "GRANT ", "INSERT ", "REVOKE ", "SELECT "];
@@ -53,10 +59,18 @@ fn the_statements_of_the_documents_are_taken_by_a_real_server() {
     let (ordinary, newest) = (Postgres::builder().start(), Postgres::builder().major(18).start());
     let tables = format!("CREATE TABLE orders (id int PRIMARY KEY, paid bool); {OUTBOX}");
     ordinary.client().batch_execute(&tables).unwrap();
+    // What the documents say that a database has by then.
+    let there = "CREATE ROLE app; ALTER DATABASE app SET factlib.prefix = 'orders'";
+    ordinary.client().batch_execute(there).unwrap();
     ordinary.client().batch_execute("INSERT INTO orders VALUES (42, false), (43, true)").unwrap();
     crate::emit_sql::install(&mut ordinary.client());
     let mut run = 0;
-    for (version, sql) in documents().iter().flat_map(|(_, document)| statements(document)) {
+    let all: Vec<_> = documents().iter().flat_map(|(_, document)| statements(document)).collect();
+    for (known, _) in NOT_RUN {
+        assert!(all.iter().any(|(_, sql)| sql == known), "{known}: no document has it any more");
+    }
+    let all = all.into_iter().filter(|(_, sql)| !NOT_RUN.iter().any(|(known, _)| known == sql));
+    for (version, sql) in all {
         let postgres = match version {
             Some(version) if version > ordinary.major() => &newest,
             _ => &ordinary,
@@ -73,6 +87,8 @@ fn the_statements_of_the_documents_are_taken_by_a_real_server() {
         }
         // The example's place in the log is another cluster's.
         let sql = sql.replace("'0/21EB678'", "pg_current_wal_insert_lsn()");
+        // The application's parameters are all texts.
+        let sql = (1..=9).fold(sql, |sql, n| sql.replace(&format!("${n}"), "'1'"));
         let taken = postgres.client().batch_execute(&sql);
         taken.unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
         run += 1;
