@@ -538,21 +538,21 @@ fn a_consumer_in_each_language_works_on_each_fact_once() {
     let languages: Vec<_> = languages.into_iter().filter(|language| language.is_ready()).collect();
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
     install(&mut postgres.client());
-    for topic in ["again.order", "again.dead"] {
+    for topic in ["eachonce.order", "eachonce.dead"] {
         kafka.create_topic(topic, 3, &[]);
     }
     let command = |slot: &str| {
-        relay("again", &postgres, kafka)
+        relay("eachonce", &postgres, kafka)
             .env("REPLICATION_SLOT_NAME", format!("{slot}_slot"))
             .env("PUBLICATION_NAME", format!("{slot}_facts"))
             .env("POISON_POLICY", "dead-letter")
-            .env("DEAD_LETTER_TOPIC", "again.dead")
+            .env("DEAD_LETTER_TOPIC", "eachonce.dead")
     };
     let mut runner = TestRunner::default();
     let emit = |aggregate_type: &str, facts: &mut Vec<Value>| {
         for fact in facts.iter_mut() {
             fact["aggregate_type"] = aggregate_type.into();
-            fact["prefix"] = "again".into();
+            fact["prefix"] = "eachonce".into();
         }
         let said = emit_by_sql(&postgres, true, facts);
         assert!(said.iter().all(|line| line["lsn"].is_string()), "{said:?}");
@@ -564,28 +564,28 @@ fn a_consumer_in_each_language_works_on_each_fact_once() {
     let first = command("first").spawn();
     first.wait_ready();
     emit("late", &mut some(3));
-    first.wait_until("dead letters", PATIENCE, || count(kafka, "again.dead") == 3);
-    kafka.create_topic("again.late", 3, &[]);
+    first.wait_until("dead letters", PATIENCE, || count(kafka, "eachonce.dead") == 3);
+    kafka.create_topic("eachonce.late", 3, &[]);
     let shell = Shell::empty()
         .env("KAFKA_BROKERS", &kafka.bootstrap())
-        .env("DEAD_LETTER_TOPIC", "again.dead");
+        .env("DEAD_LETTER_TOPIC", "eachonce.dead");
     shell.run("owlpost redrive --yes").ended(0);
     shell.run("owlpost redrive --yes --again").ended(0);
-    assert_eq!(count(kafka, "again.late"), 6);
+    assert_eq!(count(kafka, "eachonce.late"), 6);
 
     // A slot of another relay, which does not know what the first one published: all of it comes again.
     let init = command("second").arg("init").spawn();
     assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.log_text());
     emit("order", &mut some(50));
-    first.wait_until("the facts", PATIENCE, || count(kafka, "again.order") == 50);
+    first.wait_until("the facts", PATIENCE, || count(kafka, "eachonce.order") == 50);
     stop(&first);
     let second = command("second").spawn();
-    second.wait_until("the facts again", PATIENCE, || count(kafka, "again.order") == 100);
+    second.wait_until("the facts again", PATIENCE, || count(kafka, "eachonce.order") == 100);
     emit("order", &mut some(20));
-    second.wait_until("the facts behind them", PATIENCE, || count(kafka, "again.order") == 120);
+    second.wait_until("the facts behind them", PATIENCE, || count(kafka, "eachonce.order") == 120);
     stop(&second);
 
-    for (topic, facts) in [("again.order", 70), ("again.late", 3)] {
+    for (topic, facts) in [("eachonce.order", 70), ("eachonce.late", 3)] {
         let records = kafka.read_topic(topic);
         let mut seen = std::collections::HashSet::new();
         let place = |r: &Record| {

@@ -44,6 +44,9 @@ impl Shell {
             .env("SRC_SERVICE_NAME", prefix)
             .env("MASTER_DATABASE_URL", &postgres.url())
             .env("KAFKA_BROKERS", &kafka.bootstrap())
+            // The defaults are two ports for all tests of the machine.
+            .env("WAL_HEALTH_PORT", "0")
+            .env("METRICS_PORT", "0")
     }
 
     pub(crate) fn empty() -> Self {

@@ -1,9 +1,9 @@
 //! The protocol crate's example clients, each a page, stream from a real server.
 
-use crate::support::{confirmed, emit, lsn};
+use crate::support::{PATIENCE, confirmed, emit, lsn};
 use std::path::PathBuf;
 use std::process::Command;
-use testkit::{Lsn, Postgres};
+use testkit::{Lsn, Postgres, wait};
 
 /// Where cargo puts a workspace's examples: beside the tests.
 fn example(name: &str) -> PathBuf {
@@ -24,7 +24,8 @@ fn streamed(client: &str, postgres: &Postgres) -> String {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(confirmed(postgres) >= endpos, "what was printed is confirmed");
+    // The server reads the last status when it comes to it.
+    wait::until("what was printed to be confirmed", PATIENCE, || confirmed(postgres) >= endpos);
     String::from_utf8(output.stdout).unwrap()
 }
 
