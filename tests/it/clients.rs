@@ -1,8 +1,9 @@
-//! Clients in other languages: facts arrive the same by every road, errors and limits are the same, and their
+//! The crate for Rust and clients in other languages: facts arrive the same by every road, errors and limits are the same, and their
 //! consumers tell repeats. `scripts/clients` builds them.
 
 use crate::commands::Shell;
 use crate::emit_sql::{emitted, install};
+use crate::examples::example;
 use crate::support::{PATIENCE, count, relay, skipped, stop, wait_confirmed};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,7 +22,8 @@ use testkit::envelope::OutboxEvent;
 use testkit::{Kafka, Lsn, Postgres, Record};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Language {
+pub(crate) enum Language {
+    Rust,
     Python,
     Go,
     TypeScript,
@@ -29,7 +31,12 @@ enum Language {
 }
 
 /// Every way in which a client emits, by its test program's word for it.
-const ROADS: [(Language, &str); 14] = [
+const ROADS: [(Language, &str); 19] = [
+    (Language::Rust, "sqlx"),
+    (Language::Rust, "tokio-postgres"),
+    (Language::Rust, "postgres"),
+    (Language::Rust, "diesel"),
+    (Language::Rust, "diesel-async"),
     (Language::Python, "psycopg"),
     (Language::Python, "psycopg2"),
     (Language::Python, "sqlalchemy"),
@@ -53,6 +60,7 @@ fn path(name: &str) -> PathBuf {
 impl Language {
     fn name(self) -> &'static str {
         match self {
+            Self::Rust => "rust",
             Self::Python => "python",
             Self::Go => "go",
             Self::TypeScript => "typescript",
@@ -61,7 +69,7 @@ impl Language {
     }
 
     /// Whether its client is built. Without its toolchain it is not, which is a failure in CI.
-    fn is_ready(self) -> bool {
+    pub(crate) fn is_ready(self) -> bool {
         static SAID: OnceLock<String> = OnceLock::new();
         let said = SAID.get_or_init(|| {
             let output = Command::new(path("scripts/clients")).output().unwrap();
@@ -74,10 +82,16 @@ impl Language {
         said.lines().any(|line| line == format!("{} ready", self.name()))
     }
 
+    /// Whether its metadata are texts and nothing else.
+    fn has_types(self) -> bool {
+        matches!(self, Self::Rust | Self::Java | Self::Go)
+    }
+
     /// The test program of its client.
     fn program(self) -> Command {
         let mut command = limited(120);
         match self {
+            Self::Rust => command.arg(example("road")),
             Self::Python => command
                 .arg(path("target/clients/python/bin/python"))
                 .arg(path("clients/python/tests/road.py")),
@@ -403,8 +417,7 @@ fn facts_arrive_the_same_by_every_road_and_are_refused_in_the_same_words() {
         lines.last_mut().unwrap()["prefix"] = prefix.as_str().into();
         let undone = run(&mut program("rollback"), &postgres, &lines);
         assert!(undone.iter().all(|line| line["lsn"].is_string()), "{prefix}: {undone:?}");
-        // Java and Go have no metadata but text.
-        let typed = matches!(language, Language::Java | Language::Go);
+        let typed = language.has_types();
         let bad = if typed { &bad[..refused.len()] } else { &bad };
         lines.extend_from_slice(bad);
         let said = run(&mut program("commit"), &postgres, &lines);
@@ -432,11 +445,20 @@ fn facts_arrive_the_same_by_every_road_and_are_refused_in_the_same_words() {
     for (value, fact) in values(&by_sql).into_iter().zip(&facts) {
         says(&OutboxEvent::from_bytes(value).unwrap(), fact);
     }
-    for prefix in &prefixes[1..] {
-        let records = kafka.read_topic(prefix);
+    for &(language, adapter) in &roads {
+        let prefix = prefix(language, adapter);
+        let records = kafka.read_topic(&prefix);
         let (here, there) = (values(&records), values(&by_sql));
         for ((one, other), fact) in here.iter().zip(&there).zip(&facts) {
-            assert_eq!(one, other, "{prefix}: {fact}");
+            if language == Language::Rust && fact["payload"].get("json").is_some() {
+                // As serde writes it, and not as `jsonb` does: the same JSON, and the rest to the byte.
+                let event = OutboxEvent::from_bytes(one).unwrap();
+                says(&event, fact);
+                let payload = OutboxEvent::from_bytes(other).unwrap().payload;
+                assert_eq!(&OutboxEvent { payload, ..event }.to_bytes(), other, "{prefix}: {fact}");
+            } else {
+                assert_eq!(one, other, "{prefix}: {fact}");
+            }
         }
     }
 }
@@ -500,9 +522,19 @@ fn the_golden_envelopes_are_written_by_every_road() {
             language != Language::Go || case["name"] != "created-at-long-before-1970"
         };
         let cases: Vec<_> = cases.iter().filter(can).collect();
-        let typed = matches!(language, Language::Java | Language::Go);
-        let lines: Vec<_> = cases.iter().map(|case| line_of(case, &postgres, typed)).collect();
+        let typed = language.has_types();
+        let mut lines: Vec<_> = cases.iter().map(|case| line_of(case, &postgres, typed)).collect();
         let mut program = language.program();
+        if language == Language::Rust {
+            // It asks the server for no setting, and writes JSON as serde does.
+            program.env("MAX_RECORD_BYTES", "8388608");
+            for (line, case) in lines.iter_mut().zip(&cases) {
+                line["prefix"] = "golden".into();
+                if let Value::String(json) = &case["payload"]["json"] {
+                    line["payload"] = json!({"text": json});
+                }
+            }
+        }
         let said = run(program.args(["emit", adapter, "commit"]), &postgres, &lines);
         let refused: Vec<_> = said.iter().filter(|line| line["lsn"].is_null()).collect();
         assert!(refused.is_empty(), "{adapter}: {refused:?}");
@@ -639,7 +671,23 @@ fn programs(with: &str, line: &str, folder: &Path) -> Vec<Command> {
         command.arg(path("target/clients/python/bin/python")).arg(file);
         command
     };
+    // These are compiled with the crate's other examples; the line is a line of theirs.
+    let rust = |drivers: &[&str]| {
+        let source = std::fs::read_to_string(path("emit/examples/road/typed.rs")).unwrap();
+        let program = |driver: &&str| {
+            let name = format!(" fn {}() ", driver.replace('-', "_"));
+            let body = source.split(&name).nth(1).unwrap().split("\n}\n").next().unwrap();
+            assert!(body.contains(&format!("    {line};\n")), "{with}: {line}: {body}");
+            let mut command = Language::Rust.program();
+            command.args(["type", driver]);
+            command
+        };
+        drivers.iter().map(program).collect()
+    };
     match with {
+        "Rust, sqlx or tokio-postgres" => rust(&["sqlx", "tokio-postgres"]),
+        "Rust, diesel-async" => rust(&["diesel-async"]),
+        "Rust, diesel" => rust(&["diesel"]),
         "Python, psycopg or psycopg2" => ["psycopg", "psycopg2"]
             .map(|driver| {
                 python(&format!(
@@ -756,7 +804,7 @@ fn what_the_readme_says_to_type_emits_a_fact() {
     relay.wait_ready();
     let folder = tempfile::tempdir().unwrap();
     let cells = cells();
-    assert_eq!(cells.len(), 9, "{cells:?}");
+    assert_eq!(cells.len(), 12, "{cells:?}");
     let mut facts = 0;
     for (with, line) in &cells {
         let language = match with.split(',').next().unwrap() {
@@ -765,6 +813,7 @@ fn what_the_readme_says_to_type_emits_a_fact() {
                 facts += 1;
                 continue;
             }
+            "Rust" => Language::Rust,
             "Python" => Language::Python,
             "Go" => Language::Go,
             "TypeScript" => Language::TypeScript,

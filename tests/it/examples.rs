@@ -6,10 +6,10 @@ use std::process::Command;
 use testkit::{Lsn, Postgres, wait};
 
 /// Where cargo puts a workspace's examples: beside the tests.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let program = tests.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(program.exists(), "{program:?} is built by `cargo test --workspace`");
+    assert!(program.exists(), "{program:?} is built by `cargo test --workspace`, or `scripts/clients`");
     program
 }
 
