@@ -1,9 +1,10 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup servers demo test lint footprint static deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
+.PHONY: help setup servers demo example test lint footprint static deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
+	@echo 'make example the same with two services of axum and sqlx, of which one is killed'
 	@echo 'make test    lint, then every test, on real servers'
 	@echo 'make lint    formatting, clippy, documentation'
 	@echo 'make bench   how fast the protocol crate decodes, beside its rivals, and what each part of'
@@ -27,7 +28,7 @@ help:
 	@echo 'PG_MAJOR=14..18 chooses PostgreSQL, KAFKA_VERSION=3.9.1 an older Kafka,'
 	@echo 'FACTLIB_CACHE the folder of downloads.'
 
-setup demo test lint footprint static deb:
+setup demo example test lint footprint static deb:
 	@scripts/$@
 
 # Without what only tests use.

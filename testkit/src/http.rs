@@ -1,4 +1,4 @@
-//! One GET, as small as it gets.
+//! One request, as small as it gets.
 
 use crate::error::{Context as _, Error, Result};
 use std::io::{Read as _, Write as _};
@@ -7,19 +7,41 @@ use std::time::Duration;
 
 /// Status and body.
 pub(crate) fn get(port: u16, path: &str, limit: Duration) -> Result<(u16, String)> {
+    request(port, "GET", path, None, limit)
+}
+
+/// Status and body of the answer to this JSON.
+pub(crate) fn post(port: u16, path: &str, json: &str, limit: Duration) -> Result<(u16, String)> {
+    request(port, "POST", path, Some(json), limit)
+}
+
+fn request(
+    port: u16,
+    method: &str,
+    path: &str,
+    json: Option<&str>,
+    limit: Duration,
+) -> Result<(u16, String)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let body = json.map_or_else(String::new, |json| {
+        format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}", json.len())
+    });
+    let body = if body.is_empty() { "\r\n" } else { &body };
     let asked = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{body}"
+        )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)
     };
-    let answer = asked().context(format_args!("GET http://{address}{path}"))?;
+    let answer = asked().context(format_args!("{method} http://{address}{path}"))?;
     parse(&String::from_utf8_lossy(&answer))
-        .ok_or_else(|| Error(format!("GET http://{address}{path}: not an HTTP answer")))
+        .ok_or_else(|| Error(format!("{method} http://{address}{path}: not an HTTP answer")))
 }
 
 fn parse(answer: &str) -> Option<(u16, String)> {

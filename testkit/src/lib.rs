@@ -44,6 +44,7 @@ pub mod checker;
 pub mod demo;
 pub mod envelope;
 mod error;
+pub mod example;
 pub mod footprint;
 mod http;
 pub mod kafka;

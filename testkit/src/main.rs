@@ -8,6 +8,7 @@ const USAGE: &str = "usage: testkit COMMAND
   setup   fetch PostgreSQL and Apache Kafka where they are missing
   tools   install what only tests use: openssl, valgrind, prometheus and chromium, Debian's packages
   demo    commit facts in PostgreSQL and see them arrive in Kafka
+  example place orders with the example services, kill one, and count what they did
   serve   start PostgreSQL and Apache Kafka, say where, and keep them until this process ends
   footprint BINARY what the binary takes: its size, its start, and while it idles
   capture FOLDER   run FOLDER/capture.sql on every PostgreSQL and write down what pgoutput says
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
         ["setup"] => testkit::provision::setup(say),
         ["tools"] => testkit::provision::tools(say),
         ["demo"] => testkit::demo::run(say),
+        ["example"] => testkit::example::Programs::beside_this_one()
+            .and_then(|programs| testkit::example::run(&programs, say)),
         ["serve"] => testkit::demo::serve(say),
         ["footprint", binary] => testkit::footprint::measure(binary.as_ref(), say),
         ["capture", folder] => testkit::capture::capture(folder.as_ref(), say),

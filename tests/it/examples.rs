@@ -1,6 +1,8 @@
-//! The protocol crate's example clients, each a page, stream from a real server.
+//! The protocol crate's example clients, each a page, stream from a real server; and the example services of the crate
+//! that emits, at work.
 
-use crate::support::{PATIENCE, confirmed, emit, lsn};
+use crate::clients::Language;
+use crate::support::{PATIENCE, binary, confirmed, emit, lsn};
 use std::path::PathBuf;
 use std::process::Command;
 use testkit::{Lsn, Postgres, wait};
@@ -9,7 +11,10 @@ use testkit::{Lsn, Postgres, wait};
 pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let program = tests.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(program.exists(), "{program:?} is built by `cargo test --workspace`, or `scripts/clients`");
+    assert!(
+        program.exists(),
+        "{program:?} is built by `cargo test --workspace`, or `scripts/clients`"
+    );
     program
 }
 
@@ -52,4 +57,26 @@ fn the_client_on_std_net_prints_each_fact_once_and_confirms_it() {
 #[test]
 fn the_client_on_tokio_prints_each_fact_once_and_confirms_it() {
     each_fact_is_printed_once_and_confirmed("recvlogical_tokio");
+}
+
+/// What `make example` shows.
+#[test]
+fn each_order_is_shipped_once_though_shipping_is_killed_and_all_facts_come_twice() {
+    if !Language::Rust.is_ready() {
+        return;
+    }
+    let examples = example("orders").parent().unwrap().to_owned();
+    let programs = testkit::example::Programs { owlpost: binary(), examples };
+    let readme = include_str!("../../README.md");
+    let mut said = Vec::new();
+    testkit::example::run(&programs, |line| said.push(line.to_owned())).unwrap();
+    for line in [
+        "12 orders, 12 shipments",
+        "a relay with an older slot published all of it again: 24 records",
+        "shipping passed over 12 repeats",
+        "12 orders, 12 shipments: 0 orders without one, 0 with two",
+    ] {
+        assert!(said.iter().any(|known| known == line), "{said:#?}");
+        assert!(readme.lines().any(|known| known == line), "the README does not have: {line}");
+    }
 }
