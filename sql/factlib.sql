@@ -12,7 +12,8 @@
 -- database, later the role that owns the schema. remove.sql takes everything away again.
 --
 -- How it is written. What acts is PL/pgSQL in which every name is qualified and no operator stands, or which
--- has a search_path of its own, so that no caller's can put something else in its place. What computes is
+-- has a search_path of its own, so that no caller's can put something else in its place; where it writes bytes
+-- ('\x0a'), it has its own way of reading strings, too. What computes is
 -- SQL with a RETURN: its names are bound here and now, under the search_path below, and the planner puts it
 -- into the expression that calls it, so that it costs no call. (It must then be no less volatile than what is
 -- in it, and no parameter that it uses twice may be an expensive or volatile expression.) Names that begin
@@ -21,6 +22,7 @@
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
+SET LOCAL standard_conforming_strings = on;
 
 DO $$
 DECLARE
@@ -53,7 +55,7 @@ COMMENT ON FUNCTION factlib.version() IS 'The version of these functions';
 --   TraceInfo   { string trace_id=1; string span_id=2; map<string,string> metadata=3 }
 
 CREATE OR REPLACE FUNCTION factlib._varint(n bigint) RETURNS bytea LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
   bytes bytea := '';
   rest bigint := n;
@@ -106,7 +108,7 @@ RETURN convert_to(
   || chr(26) || chr(octet_length(aggregate_id)) || aggregate_id || chr(34) || chr(octet_length(event_type)) || event_type, 'UTF8');
 
 CREATE OR REPLACE FUNCTION factlib._long_names(id text, aggregate_type text, aggregate_id text, event_type text) RETURNS bytea
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
   bytes bytea := '';
   value bytea;
@@ -148,7 +150,7 @@ BEGIN ATOMIC
 END;
 
 CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp AS $$
+SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
   wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans: ';
   bytes bytea;
@@ -183,7 +185,7 @@ RETURN CASE WHEN factlib._is_traceparent(traceparent) THEN
 COMMENT ON FUNCTION factlib._traceparent(text) IS 'Field 8; nothing where it is no trace context';
 
 CREATE OR REPLACE FUNCTION factlib._traceparent(traceparent text, tracestate text) RETURNS bytea
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
   bytes bytea;
 BEGIN
