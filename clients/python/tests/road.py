@@ -79,7 +79,10 @@ async def refuses_alone_async(connection):
 def by_psycopg(commit):
     import psycopg
 
-    with psycopg.connect(URL, autocommit=True) as connection:
+    # What an application has set for its own queries changes nothing here.
+    from psycopg.rows import dict_row
+
+    with psycopg.connect(URL, autocommit=True, row_factory=dict_row) as connection:
         refuses_alone(connection)
         for fact in facts():
             try:
@@ -93,7 +96,9 @@ def by_psycopg(commit):
 def by_psycopg2(commit):
     import psycopg2
 
-    connection = psycopg2.connect(URL)
+    from psycopg2.extras import RealDictCursor
+
+    connection = psycopg2.connect(URL, cursor_factory=RealDictCursor)
     connection.autocommit = True
     refuses_alone(connection)
     connection.autocommit = False
@@ -152,7 +157,9 @@ def by_django(commit):
 async def by_psycopg_async(commit):
     import psycopg
 
-    async with await psycopg.AsyncConnection.connect(URL, autocommit=True) as connection:
+    from psycopg.rows import dict_row
+
+    async with await psycopg.AsyncConnection.connect(URL, autocommit=True, row_factory=dict_row) as connection:
         await refuses_alone_async(connection)
         for fact in facts():
             try:

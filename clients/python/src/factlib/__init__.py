@@ -52,7 +52,7 @@ def emit(
         return Emitted(*connection.execute(*fact.sqlalchemy()).one())
     if _autocommits(connection):
         raise RuntimeError("emit needs the transaction that changes your rows, and none is open: begin one")
-    with connection.cursor() as cursor:
+    with _cursor(connection) as cursor:
         cursor.execute(*fact.positional())
         return Emitted(*cursor.fetchone())
 
@@ -84,7 +84,7 @@ async def emit_async(
         raise RuntimeError("emit needs the transaction that changes your rows, and none is open: begin one")
     if hasattr(connection, "fetchrow"):
         return Emitted(*await connection.fetchrow(*fact.numbered()))
-    async with connection.cursor() as cursor:
+    async with _async_cursor(connection) as cursor:
         await cursor.execute(*fact.positional())
         return Emitted(*await cursor.fetchone())
 
@@ -100,7 +100,7 @@ def wait_lsn(connection: Any) -> str:
     """
     if hasattr(connection, "get_bind") or hasattr(connection, "exec_driver_sql"):
         return str(connection.execute(_text(_WAIT_LSN)).scalar_one())
-    with connection.cursor() as cursor:
+    with _cursor(connection) as cursor:
         cursor.execute(_WAIT_LSN)
         return str(cursor.fetchone()[0])
 
@@ -111,7 +111,7 @@ async def wait_lsn_async(connection: Any) -> str:
         return str((await connection.execute(_text(_WAIT_LSN))).scalar_one())
     if hasattr(connection, "fetchrow"):
         return str(await connection.fetchval(_WAIT_LSN))
-    async with connection.cursor() as cursor:
+    async with _async_cursor(connection) as cursor:
         await cursor.execute(_WAIT_LSN)
         return str((await cursor.fetchone())[0])
 
@@ -172,6 +172,27 @@ class _Fact:
         return _text(self.statement.format(*[f":{name}" for name in values])), values
 
 
+def _cursor(connection: Any) -> Any:
+    """A cursor that takes %s and gives tuples, whatever the connection's own are like."""
+    if hasattr(connection, "row_factory"):  # psycopg
+        from psycopg import Cursor
+        from psycopg.rows import tuple_row
+
+        return Cursor(connection, row_factory=tuple_row)
+    if hasattr(connection, "cursor_factory"):  # psycopg2
+        from psycopg2.extensions import cursor  # type: ignore[import-untyped]
+
+        return connection.cursor(cursor_factory=cursor)
+    return connection.cursor()
+
+
+def _async_cursor(connection: Any) -> Any:
+    from psycopg import AsyncCursor
+    from psycopg.rows import tuple_row
+
+    return AsyncCursor(connection, row_factory=tuple_row)
+
+
 def _text(statement: str) -> Any:
     from sqlalchemy import text
 
@@ -182,7 +203,7 @@ def _autocommits(connection: Any) -> bool:
     """Whether a statement would be a transaction of its own."""
     if hasattr(connection, "in_atomic_block"):  # Django
         return not connection.in_atomic_block and connection.get_autocommit()
-    if hasattr(connection, "is_in_transaction"):  # asyncpg
-        return not connection.is_in_transaction()
+    if hasattr(connection, "fetchrow"):  # asyncpg; its pool takes another connection for each statement
+        return not (hasattr(connection, "is_in_transaction") and connection.is_in_transaction())
     # psycopg and psycopg2; 0 is IDLE.
     return bool(getattr(connection, "autocommit", False)) and connection.info.transaction_status == 0
