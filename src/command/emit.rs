@@ -80,6 +80,9 @@ pub struct Emit {
     /// An entry of the fact's metadata; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = entry)]
     metadata: Vec<(String, String)>,
+    /// A fact that may be larger as a Kafka record is refused: the topics' max.message.bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1_048_576)]
+    max_record_bytes: usize,
     /// Many facts: one JSON object a line from standard input
     #[arg(long, conflicts_with_all = ["aggregate_type", "aggregate_id", "event_type", "of_payload", "id", "metadata"])]
     stdin: bool,
@@ -134,7 +137,7 @@ pub async fn emit(config: &Config, arguments: &Emit) -> ExitCode {
     };
     let mut ids = Vec::with_capacity(contents.len());
     for (place, content) in &contents {
-        match check(config, prefix, content) {
+        match check(config, prefix, content, arguments.max_record_bytes) {
             Ok(id) => ids.push(id),
             Err(what) => return wrong(&format!("{place}{what}; nothing was emitted")),
         }
@@ -250,7 +253,12 @@ fn json(text: &str) -> Option<Box<RawValue>> {
 }
 
 /// What the relay would say of it; its id, if it has one.
-fn check(config: &Config, prefix: &str, content: &[u8]) -> Result<Option<String>, String> {
+fn check(
+    config: &Config,
+    prefix: &str,
+    content: &[u8],
+    record_bytes_max: usize,
+) -> Result<Option<String>, String> {
     if content.first() != Some(&b'{') {
         return Err("not a JSON object".to_owned());
     }
@@ -267,6 +275,14 @@ fn check(config: &Config, prefix: &str, content: &[u8]) -> Result<Option<String>
     config.naming.topic.render(config.naming.prefix(prefix), &fact, &mut topic);
     if !is_topic(&topic) {
         return Err(format!("{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -"));
+    }
+    // As factlib.emit counts: key and headers repeat what is in the envelope, but for the payload.
+    let payload = fact.payload.bytes().map_or(0, <[u8]>::len);
+    let record = (2 * content.len()).saturating_sub(payload) + 1024;
+    if record > record_bytes_max {
+        return Err(format!(
+            "fact of {record} bytes as a Kafka record, more than --max-record-bytes ({record_bytes_max})"
+        ));
     }
     Ok(Some(fact.id.into_owned()).filter(|id| !id.is_empty()))
 }

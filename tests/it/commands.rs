@@ -464,6 +464,11 @@ fn what_is_emitted_is_published_all_or_none() {
         let said = shell.run(&format!("owlpost emit --stdin < {}", file.display())).ended(2);
         assert!(said.err.contains(words) && said.err.contains("nothing was emitted"), "{said:?}");
     }
+    // One that a topic with Kafka's defaults would refuse, which halts a relay.
+    let large = format!(r#"{{"aggregate_type":"carton","payload":"{}"}}"#, "x".repeat(1_048_000));
+    std::fs::write(&file, large).unwrap();
+    let said = shell.run(&format!("owlpost emit --stdin < {}", file.display())).ended(2);
+    assert!(said.err.contains("as a Kafka record, more than --max-record-bytes"), "{said:?}");
     shell.run("owlpost emit").ended(2);
     shell.run("owlpost emit --stdin --aggregate-type order").ended(2);
     shell.run(&format!("{order} x --payload a --payload-base64 AA==")).ended(2);
