@@ -21,6 +21,9 @@ use factlib_protocol::replication::XLogData;
 use factlib_protocol::{DecodeError, Fault, Frame, Lsn, Timestamp};
 use factlib_protocol::{backend, pgoutput, replication};
 
+/// What to do about a topic that is not there for us.
+const USABLE: &str = "create it, or allow this client to describe and write to it";
+
 /// A fact that cannot be published, as far as it is known.
 pub(super) struct Letter<'a> {
     pub(super) position: Position,
@@ -326,13 +329,18 @@ impl Relay {
                 Route::Ready(topic, partitions) => Ok((topic, partitions)),
                 Route::Wait => return Flow::Stuck(Stuck::Topic),
                 Route::Missing(code) => {
-                    let cause = match code {
-                        error_code::TOPIC_AUTHORIZATION_FAILED => Cause::NotAuthorized,
-                        _ => Cause::TopicMissing,
+                    let (cause, remedy) = match code {
+                        error_code::TOPIC_AUTHORIZATION_FAILED => (Cause::NotAuthorized, USABLE),
+                        // Of names that differ in nothing else Kafka takes one: they would be one metric.
+                        error_code::INVALID_TOPIC_EXCEPTION => (
+                            Cause::TopicMissing,
+                            "Kafka refuses the name: another topic may differ from it only in '.' and '_'; emit \
+                             another aggregate type, or see TOPIC_TEMPLATE",
+                        ),
+                        _ => (Cause::TopicMissing, USABLE),
                     };
                     let reason = format!(
-                        "topic {} cannot be used ({}); create it, or allow this client to describe and \
-                         write to it",
+                        "topic {} cannot be used ({}); {remedy}",
                         self.topic,
                         error_code::name(code)
                     );
