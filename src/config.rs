@@ -46,8 +46,8 @@ const APP_NAME: &str = "owlpost";
 const KAFKA_PORT: u16 = 9092;
 const MIB: u64 = 1024 * 1024;
 
-/// A topic name has at most 249 characters; 48 are left for the dot and the aggregate type.
-const PREFIX_LEN_MAX: usize = 200;
+/// A topic name has at most 249 characters; the dot and an aggregate type take two.
+const PREFIX_LEN_MAX: usize = 247;
 
 /// PostgreSQL's `NAMEDATALEN` less the NUL: a longer name would be cut short silently.
 pub(crate) const NAME_LEN_MAX: usize = 63;

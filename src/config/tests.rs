@@ -505,8 +505,8 @@ SRC_SERVICE_NAME: not set; give the name of the service whose facts are publishe
 MASTER_DATABASE_URL: not set; give a URL such as postgres://owlpost@db.example:5432/app
 KAFKA_BROKERS: not set; give at least one host:port"
     );
-    let long = RawConfig { src_service_name: Some("x".repeat(201)), ..minimal() };
-    assert!(refused(&long).ends_with("has more than 200 characters; topics end at 249"));
+    let long = RawConfig { src_service_name: Some("x".repeat(248)), ..minimal() };
+    assert!(refused(&long).ends_with("has more than 247 characters; topics end at 249"));
 }
 
 #[test]
