@@ -17,6 +17,9 @@ use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+/// Longer than any process lives.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// What a fact arrived with: settled together with the others of it.
 pub(super) type Ticket = u64;
 
@@ -274,7 +277,9 @@ impl<K: Clone + Eq + Hash, J: Clone> Schedule<K, J> {
         let doublings = attempts.saturating_sub(1).min(31);
         let delay = rules.first_delay.saturating_mul(1 << doublings).min(rules.delay_max);
         self.due_count += 1;
-        self.due.insert((now + delay, self.due_count), name.clone());
+        // A pause may be as long as a Duration can be, which no clock reaches.
+        let due = now.checked_add(delay).unwrap_or(now + FOR_EVER);
+        self.due.insert((due, self.due_count), name.clone());
         Ended::Again { attempt: attempts, delay }
     }
 
