@@ -654,7 +654,7 @@ fn a_consumer_in_each_language_works_on_each_fact_once() {
             if language == Language::Go {
                 // Its rule is that of positions alone, which redriven dead letters have not.
                 let worked_on = match topic {
-                    "again.late" => records.iter().collect(),
+                    "eachonce.late" => records.iter().collect(),
                     _ => once.clone(),
                 };
                 let said = printed_by_go(&kafka.bootstrap(), topic, records.len(), &postgres);

@@ -395,11 +395,11 @@ fn the_lsn_is_the_one_of_the_message() {
 /// Under some collations every text of only such letters equals the empty one, and none has regular expressions.
 #[test]
 fn texts_of_any_collation_are_taken() {
-    let (_postgres, mut client) = server();
+    let (postgres, mut client) = server();
     let reading = emitted(&mut client);
     let icu = "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false)";
     if client.batch_execute(icu).is_err() {
-        crate::support::skipped("this PostgreSQL was built without ICU");
+        crate::support::skipped_with(&postgres, "this PostgreSQL was built without ICU");
         return;
     }
     client

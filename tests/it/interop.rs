@@ -3,7 +3,8 @@
 use crate::documents::{MIGRATING, OPERATING, by_hand, statement};
 use crate::recorded::{EMITTERS, PARTITIONS, PREFIX, Recording};
 use crate::support::{
-    PATIENCE, SLOT, confirmed, count, emit, read, relay, skipped, stop, truth, wait_confirmed,
+    PATIENCE, SLOT, confirmed, count, emit, read, relay, skipped, skipped_with, stop, truth,
+    wait_confirmed,
 };
 use base64::Engine as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -287,7 +288,7 @@ fn a_hole_that_factlibs_relay_left_is_told_and_what_was_lost_in_it_is_found() {
     let line = OPERATING.lines().find(|line| line.starts_with("pg_waldump ")).unwrap();
     let program = provision::postgres(postgres.major()).unwrap().bin.join("pg_waldump");
     if !program.exists() {
-        return skipped("this PostgreSQL comes without pg_waldump");
+        return skipped_with(&postgres, "this PostgreSQL comes without pg_waldump");
     }
     let folder = postgres.data_dir().join("pg_wal");
     let line = line
