@@ -12,8 +12,8 @@
 -- database, later the role that owns the schema. remove.sql takes everything away again.
 --
 -- How it is written. What acts is PL/pgSQL in which every name is qualified and no operator stands, or which
--- has a search_path of its own, so that no caller's can put something else in its place; where it writes bytes
--- ('\x0a'), it has its own way of reading strings, too. What computes is
+-- has a search_path of its own, so that no caller's can put something else in its place. Bytes are
+-- written E'\\x0a', which means the same whatever standard_conforming_strings is. What computes is
 -- SQL with a RETURN: its names are bound here and now, under the search_path below, and the planner puts it
 -- into the expression that calls it, so that it costs no call. (It must then be no less volatile than what is
 -- in it, and no parameter that it uses twice may be an expensive or volatile expression.) Names that begin
@@ -22,7 +22,6 @@
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
-SET LOCAL standard_conforming_strings = on;
 
 DO $$
 DECLARE
@@ -55,23 +54,23 @@ COMMENT ON FUNCTION factlib.version() IS 'The version of these functions';
 --   TraceInfo   { string trace_id=1; string span_id=2; map<string,string> metadata=3 }
 
 CREATE OR REPLACE FUNCTION factlib._varint(n bigint) RETURNS bytea LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   bytes bytea := '';
   rest bigint := n;
 BEGIN
   WHILE rest NOT BETWEEN 0 AND 127 LOOP
-    bytes := bytes || set_byte('\x00', 0, ((rest & 127) | 128)::int);
+    bytes := bytes || set_byte(E'\\x00', 0, ((rest & 127) | 128)::int);
     rest := (rest >> 7) & ((1::bigint << 57) - 1);  -- a shift alone would keep the sign
   END LOOP;
-  RETURN bytes || set_byte('\x00', 0, rest::int);
+  RETURN bytes || set_byte(E'\\x00', 0, rest::int);
 END $$;
 COMMENT ON FUNCTION factlib._varint(bigint) IS 'A number in base 128, as protobuf writes an int64';
 
 CREATE OR REPLACE FUNCTION factlib._length(n int) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-  WHEN n < 128 THEN set_byte('\x00', 0, n)
-  WHEN n < 16384 THEN set_byte(set_byte('\x0000', 0, (n & 127) | 128), 1, n >> 7)
+  WHEN n < 128 THEN set_byte(E'\\x00', 0, n)
+  WHEN n < 16384 THEN set_byte(set_byte(E'\\x0000', 0, (n & 127) | 128), 1, n >> 7)
   ELSE factlib._varint(n)
 END;
 COMMENT ON FUNCTION factlib._length(int) IS 'The same, fast where the number is small';
@@ -88,7 +87,7 @@ COMMENT ON FUNCTION factlib._field(bytea, bytea) IS 'A field of text or bytes; n
 CREATE OR REPLACE FUNCTION factlib._entry(tag bytea, key bytea, value bytea) RETURNS bytea
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
-  pair CONSTANT pg_catalog.bytea := pg_catalog.byteacat(factlib._field('\x0a', key), factlib._field('\x12', value));
+  pair CONSTANT pg_catalog.bytea := pg_catalog.byteacat(factlib._field(E'\\x0a', key), factlib._field(E'\\x12', value));
 BEGIN
   RETURN factlib._delimited(tag, pair);
 END $$;
@@ -108,19 +107,19 @@ RETURN convert_to(
   || chr(26) || chr(octet_length(aggregate_id)) || aggregate_id || chr(34) || chr(octet_length(event_type)) || event_type, 'UTF8');
 
 CREATE OR REPLACE FUNCTION factlib._long_names(id text, aggregate_type text, aggregate_id text, event_type text) RETURNS bytea
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   bytes bytea := '';
   value bytea;
 BEGIN
   value := convert_to(id, 'UTF8');
-  bytes := bytes || factlib._field('\x0a', value);
+  bytes := bytes || factlib._field(E'\\x0a', value);
   value := convert_to(aggregate_type, 'UTF8');
-  bytes := bytes || factlib._field('\x12', value);
+  bytes := bytes || factlib._field(E'\\x12', value);
   value := convert_to(aggregate_id, 'UTF8');
-  bytes := bytes || factlib._field('\x1a', value);
+  bytes := bytes || factlib._field(E'\\x1a', value);
   value := convert_to(event_type, 'UTF8');
-  RETURN bytes || factlib._field('\x22', value);
+  RETURN bytes || factlib._field(E'\\x22', value);
 END $$;
 
 CREATE OR REPLACE FUNCTION factlib._micros(t timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
@@ -131,12 +130,12 @@ COMMENT ON FUNCTION factlib._micros(timestamptz) IS 'Microseconds since 1970';
 CREATE OR REPLACE FUNCTION factlib._created_at(micros bigint) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
   WHEN micros >> 49 BETWEEN 1 AND 127 THEN
-    '\x30' || int8send(x'8080808080808000'::bigint
+    E'\\x30' || int8send(x'8080808080808000'::bigint
       | ((micros & (127::bigint      )) << 56) | ((micros & (127::bigint <<  7)) << 41)
       | ((micros & (127::bigint << 14)) << 26) | ((micros & (127::bigint << 21)) << 11)
       | ((micros & (127::bigint << 28)) >>  4) | ((micros & (127::bigint << 35)) >> 19)
       | ((micros & (127::bigint << 42)) >> 34) | (micros >> 49))
-  WHEN micros <> 0 THEN '\x30' || factlib._varint(micros)
+  WHEN micros <> 0 THEN E'\\x30' || factlib._varint(micros)
   ELSE ''
 END;
 COMMENT ON FUNCTION factlib._created_at(bigint) IS 'Field 6';
@@ -150,7 +149,7 @@ BEGIN ATOMIC
 END;
 
 CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans: ';
   bytes bytea;
@@ -159,7 +158,7 @@ BEGIN
   IF jsonb_typeof(metadata) <> 'object' THEN
     PERFORM factlib._refuse(wanted || 'it is ' || factlib._article(jsonb_typeof(metadata)));
   END IF;
-  SELECT coalesce(string_agg(factlib._entry('\x3a', e.key, e.value), ''), ''), bool_and(e.is_valid)
+  SELECT coalesce(string_agg(factlib._entry(E'\\x3a', e.key, e.value), ''), ''), bool_and(e.is_valid)
     INTO bytes, is_valid FROM factlib._entries(metadata) AS e;
   IF NOT is_valid THEN
     PERFORM factlib._refuse(wanted || format('key "%s" is %s', left(convert_from(e.key, 'UTF8'), 100), factlib._article(e.kind)))
@@ -185,18 +184,18 @@ RETURN CASE WHEN factlib._is_traceparent(traceparent) THEN
 COMMENT ON FUNCTION factlib._traceparent(text) IS 'Field 8; nothing where it is no trace context';
 
 CREATE OR REPLACE FUNCTION factlib._traceparent(traceparent text, tracestate text) RETURNS bytea
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   bytes bytea;
 BEGIN
   IF NOT factlib._is_traceparent(traceparent) THEN
     RETURN '';
   END IF;
-  bytes := factlib._field('\x0a', convert_to(substr(traceparent, 4, 32), 'UTF8'))
-    || factlib._field('\x12', convert_to(substr(traceparent, 37, 16), 'UTF8'))
-    || factlib._entry('\x1a', 'traceparent', convert_to(traceparent, 'UTF8'))
-    || factlib._entry('\x1a', 'tracestate', convert_to(tracestate, 'UTF8'));
-  RETURN factlib._delimited('\x42', bytes);
+  bytes := factlib._field(E'\\x0a', convert_to(substr(traceparent, 4, 32), 'UTF8'))
+    || factlib._field(E'\\x12', convert_to(substr(traceparent, 37, 16), 'UTF8'))
+    || factlib._entry(E'\\x1a', 'traceparent', convert_to(traceparent, 'UTF8'))
+    || factlib._entry(E'\\x1a', 'tracestate', convert_to(tracestate, 'UTF8'));
+  RETURN factlib._delimited(E'\\x42', bytes);
 END $$;
 COMMENT ON FUNCTION factlib._traceparent(text, text) IS 'The same with a state';
 
@@ -217,7 +216,7 @@ RETURN coalesce(octet_length(envelope), 0) = 0;
 
 CREATE OR REPLACE FUNCTION factlib._envelope(names bytea, payload bytea, micros bigint, metadata bytea, trace bytea) RETURNS bytea
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN names || factlib._field('\x2a', payload) || (factlib._created_at(micros) || metadata || trace);
+RETURN names || factlib._field(E'\\x2a', payload) || (factlib._created_at(micros) || metadata || trace);
 
 ---------------------------------------------------------------------------------------------------
 -- Ids: UUIDs of version 7, https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7
@@ -523,7 +522,7 @@ BEGIN
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA factlib TO PUBLIC;
     REVOKE EXECUTE ON FUNCTION factlib.guard(boolean) FROM PUBLIC;
   END IF;
-  FOR name IN SELECT oid FROM pg_proc WHERE pronamespace = 'factlib'::regnamespace AND proname LIKE '\_%' LOOP
+  FOR name IN SELECT oid FROM pg_proc WHERE pronamespace = 'factlib'::regnamespace AND proname LIKE E'\\_%' LOOP
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', name);
   END LOOP;
   -- The functions were made anew, without what it changes in them.

@@ -416,6 +416,28 @@ fn texts_of_any_collation_are_taken() {
     assert_eq!(facts[1].event().aggregate_id, "\u{200b}");
 }
 
+#[test]
+fn how_a_session_reads_strings_changes_nothing() {
+    let (postgres, mut client) = server();
+    let reading = emitted(&mut client);
+    let emit = "SELECT set_config('factlib.traceparent', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01', false),
+            set_config('factlib.tracestate', 'a=b', false);
+        SELECT factlib.emit('order', repeat('k', 200), 'paid', repeat('x', 20000), '{\"a\": \"b\"}', 'p', 'id',
+            created_at => '2026-01-01 00:00:00+00');
+        SELECT factlib.emit('order', '1', 'paid', 'x', NULL, 'p', 'id', created_at => '0044-03-15 00:00:00+00 BC')";
+    client.batch_execute(emit).unwrap();
+    drop(client);
+    let mut client = self::client(&postgres, testkit::postgres::DATABASE);
+    let off = "SET standard_conforming_strings = off; SET escape_string_warning = off; SET bytea_output = 'escape'";
+    client.batch_execute(off).unwrap();
+    install(&mut client);
+    client.batch_execute(emit).unwrap();
+    let envelopes: Vec<Vec<u8>> =
+        reading.all(&mut client).into_iter().map(|fact| fact.content).collect();
+    assert_eq!(envelopes.len(), 4);
+    assert_eq!(envelopes[..2], envelopes[2..]);
+}
+
 /// Everything that a function could mistake for its own.
 const HIJACK: &str = "
     CREATE SCHEMA evil AUTHORIZATION app;
