@@ -4,6 +4,7 @@ use crate::invalid::{Field, TOPIC_MAX};
 use crate::trace::trace_info;
 use crate::{EmitError, Fact, InvalidFact, Lsn};
 use std::error::Error;
+use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -285,15 +286,20 @@ fn check(prefix: &str, id: &str, fact: &Fact) -> Result<(), InvalidFact> {
     nul.map_or(Ok(()), |(field, _)| Err(InvalidFact::NulByte(field)))
 }
 
-/// Since 1970, rounded down; none outside of what 64 bits hold.
+/// The times that the SQL function takes, in microseconds since 1970: PostgreSQL's first (24 November 4714 BC), and before
+/// the year 294247, in which 64 bits end.
+const TIMES: Range<i64> = -210_866_803_200_000_000..9_223_371_244_800_000_000;
+
+/// Since 1970, rounded down; none outside of [`TIMES`].
 fn microseconds(time: SystemTime) -> Option<i64> {
-    match time.duration_since(UNIX_EPOCH) {
+    let micros = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_micros()).ok(),
         Err(before) => {
             let before = before.duration().as_nanos().div_ceil(1000);
             i64::try_from(before).ok().map(i64::wrapping_neg)
         }
-    }
+    };
+    micros.filter(|micros| TIMES.contains(micros))
 }
 
 /// The messages of each statement: as many as fit, and at least one.

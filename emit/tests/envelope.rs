@@ -50,7 +50,7 @@ proptest! {
     fn the_bytes_are_those_of_a_protobuf_library(
         texts in (text(), text(), text()),
         payload in prop_oneof![vec(any::<u8>(), 0..300), vec(any::<u8>(), 16_380..16_390)],
-        created_at in any::<i64>(),
+        created_at in -210_866_803_200_000_000..9_223_371_244_800_000_000_i64,
         metadata in btree_map("\\PC{0,9}", "\\PC{0,200}", 0..4),
         traced in any::<bool>(),
         tracestate in proptest::option::of("[a-z]{1,9}=[a-z]{1,9}"),
@@ -98,16 +98,22 @@ fn what_a_fact_has_itself_counts_and_not_what_would_be_drawn() {
     assert_eq!((&*event.id, event.created_at), ("own", 0));
 }
 
+const MICROSECOND: Duration = Duration::from_micros(1);
+
 #[test]
-fn a_time_is_rounded_down_and_one_beyond_64_bits_refused() {
+fn a_time_is_rounded_down_and_one_that_postgresql_does_not_have_refused() {
     let created_at = |time| event(&order().created_at(time)).created_at;
     assert_eq!(created_at(UNIX_EPOCH + Duration::from_nanos(1999)), 1);
     assert_eq!(created_at(UNIX_EPOCH - Duration::from_nanos(1)), -1);
     assert_eq!(created_at(UNIX_EPOCH - Duration::from_nanos(1001)), -2);
-    let far = UNIX_EPOCH + Duration::from_secs(10_000_000_000_000);
-    assert_eq!(encode(&order().created_at(far)), Err(InvalidFact::CreatedAt));
-    let long_ago = UNIX_EPOCH - Duration::from_secs(10_000_000_000_000);
-    assert_eq!(encode(&order().created_at(long_ago)), Err(InvalidFact::CreatedAt));
+    // As `extract(epoch FROM ...)` has 294247-01-01 00:00:00+00 and 4714-11-24 00:00:00+00 BC.
+    let end = UNIX_EPOCH + Duration::from_secs(9_223_371_244_800);
+    let begin = UNIX_EPOCH - Duration::from_secs(210_866_803_200);
+    assert_eq!(created_at(end - MICROSECOND), 9_223_371_244_799_999_999);
+    assert_eq!(created_at(begin), -210_866_803_200_000_000);
+    for time in [end, begin - MICROSECOND, UNIX_EPOCH + Duration::from_secs(1 << 60)] {
+        assert_eq!(encode(&order().created_at(time)), Err(InvalidFact::CreatedAt));
+    }
 }
 
 #[test]
