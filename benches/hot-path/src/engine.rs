@@ -29,14 +29,8 @@ const SWEEP: Duration = Duration::from_millis(10);
 pub struct Engine {
     relay: Relay,
     now: Now,
-    /// Produce requests so far.
-    pub produces: usize,
     /// Record batches so far.
     pub batches: usize,
-    /// Bytes of record batches so far.
-    pub produced_bytes: usize,
-    /// What PostgreSQL was told, in messages.
-    pub sent: usize,
 }
 
 impl Engine {
@@ -44,7 +38,7 @@ impl Engine {
     pub fn streaming(prefix: &str, compression: Compression) -> Self {
         let now = Now { at: Instant::now(), clock: Timestamp(0) };
         let relay = Relay::new(settings(prefix, compression));
-        let mut engine = Self { relay, now, produces: 0, batches: 0, produced_bytes: 0, sent: 0 };
+        let mut engine = Self { relay, now, batches: 0 };
         engine.handle(Input::Timeout);
         engine.handle(Input::Identified(Identity {
             system: 7_300_000_000_000_000_000,
@@ -94,8 +88,10 @@ impl Engine {
                     let answer = self.answer(request);
                     self.relay.handle(self.now, Input::Kafka(answer));
                 }
-                Output::Send(_) => self.sent += 1,
-                Output::Connect { .. } | Output::StartReplication { .. } | Output::Event(_) => {}
+                Output::Send(_)
+                | Output::Connect { .. }
+                | Output::StartReplication { .. }
+                | Output::Event(_) => {}
                 Output::Hangup => panic!("the engine hung up"),
                 Output::Exit(exit) => panic!("the engine left: {exit:?}"),
             }
@@ -120,17 +116,13 @@ impl Engine {
             }
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 1, epoch: 0 }))),
             Request::Produce { broker, batches } => {
-                self.produces += 1;
                 self.batches += batches.len();
-                let partitions = batches.into_iter().map(|batch| {
-                    self.produced_bytes += batch.batch.len();
-                    PartitionAnswer {
-                        topic: batch.topic,
-                        partition: batch.partition,
-                        base_sequence: batch.base_sequence,
-                        error: 0,
-                        base_offset: 0,
-                    }
+                let partitions = batches.into_iter().map(|batch| PartitionAnswer {
+                    topic: batch.topic,
+                    partition: batch.partition,
+                    base_sequence: batch.base_sequence,
+                    error: 0,
+                    base_offset: 0,
                 });
                 let partitions = partitions.collect();
                 Answer::Produced { broker, partitions, throttle: Duration::ZERO }
