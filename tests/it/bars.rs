@@ -3,10 +3,14 @@
 
 use crate::support::{PATIENCE, drop_slots, relay, wait_confirmed, wait_state};
 use std::process::Command;
-use testkit::{Kafka, Owlpost, Postgres, owlpost};
+use testkit::proxy::{Direction, Way};
+use testkit::{Kafka, Owlpost, Postgres, Proxy, owlpost};
 
 /// So many facts of a kilobyte are far enough behind.
 const FACTS: u32 = 60_000;
+
+/// Bytes a second at which those take seconds.
+const SLOW: u64 = 25_000_000;
 
 /// The relay's command, on a terminal of 80 columns.
 fn on_a_terminal(prefix: &str, postgres: &Postgres, kafka: &Kafka, line: &str) -> owlpost::Command {
@@ -112,8 +116,14 @@ fn a_drain_and_an_audit_show_how_far_they_are_on_a_terminal_and_nowhere_else() {
     let command = relay("measured", &postgres, kafka);
     let init = command.clone().arg("init").arg("--audit").spawn();
     assert_eq!(init.wait_exit(PATIENCE).code(), Some(0));
+    // A machine that is fast reads so much in less time than anything is shown after.
+    let proxy = Proxy::to(&format!("127.0.0.1:{}", postgres.port()));
+    let slow = Way { bytes_per_second: Some(SLOW), ..Way::default() };
+    proxy.set(Direction::ToClient, slow);
+    let url = format!("postgres://postgres@{}/app", proxy.address());
     let run = |line: &str| {
-        let ran = on_a_terminal("measured", &postgres, kafka, line).spawn();
+        let ran = on_a_terminal("measured", &postgres, kafka, line);
+        let ran = ran.env("MASTER_DATABASE_URL", &url).spawn();
         assert_eq!(ran.wait_exit(PATIENCE).code(), Some(0), "{}", ran.stdout());
         ran.stdout()
     };
@@ -125,6 +135,8 @@ fn a_drain_and_an_audit_show_how_far_they_are_on_a_terminal_and_nowhere_else() {
     assert!(written.contains("reading the log ["), "{written}");
     assert!(written.contains("reading topics ["), "{written}");
     is_tidy(&written, &[&format!("{FACTS} facts")]);
+
+    proxy.heal();
 
     // Elsewhere there is none, nor where programs read.
     emit_many(&postgres, "measured", "order");
