@@ -247,7 +247,7 @@ fn ours() -> Vec<Vec<u8>> {
     let source = Source::new(7_711_509_843_797_492_267, 16384);
     let mut headers = Headers::default();
     let lsn = Lsn(0x21E_B608);
-    headers.fill(&fact, &source, &position, lsn, false, &mut String::new());
+    headers.fill(&fact, &source, &position, lsn, false);
     let mut batch = OpenBatch::new(position, Compression::None);
     batch.push(&Record {
         timestamp_ms: 1_795_475_898_934,

@@ -72,7 +72,7 @@ proptest! {
         let source = Source::new(u64::MAX, u32::MAX);
         let mut headers = Headers::default();
         let lsn = Lsn(u64::MAX);
-        headers.fill(&read, &source, &position, lsn, true, &mut String::new());
+        headers.fill(&read, &source, &position, lsn, true);
         let mut batch = OpenBatch::new(position, Compression::None);
         batch.push(&Record {
             timestamp_ms: i64::MAX,

@@ -248,7 +248,7 @@ impl World {
         let fact = format!(r#"{{"id":"{id}","aggregate_type":"fact"}}"#);
         let fact = Fact::decode(fact.as_bytes()).unwrap();
         let source = Source::new(1, 1);
-        self.headers.fill(&fact, &source, &position, unit.lsn, false, &mut String::new());
+        self.headers.fill(&fact, &source, &position, unit.lsn, false);
         let value = vec![7; self.dice.below(300)];
         let key = Some(id.as_bytes());
         let record = Record { timestamp_ms: 0, key, value: Some(&value), headers: &self.headers };

@@ -583,7 +583,7 @@ mod tests {
         let fact = Fact::decode(fact).unwrap();
         let mut headers = Headers::default();
         let source = Source::new(1, 2);
-        headers.fill(&fact, &source, &position(index), Lsn(9), false, &mut String::new());
+        headers.fill(&fact, &source, &position(index), Lsn(9), false);
         headers
     }
 

@@ -301,7 +301,17 @@ impl<'a> Fields<'a> {
         Ok(Some((number, value)))
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, FactError> {
+        // Tags and most lengths are one byte.
+        if let Some((byte @ 0..0x80, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return Ok(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, FactError> {
         let mut value = 0_u64;
         for shift in (0..70).step_by(7) {
             let Some((byte, rest)) = self.rest.split_first() else {

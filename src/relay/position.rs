@@ -78,10 +78,13 @@ impl Position {
         let (_, rest) = rest.split_at_mut(1);
         let (class, rest) = rest.split_at_mut(1);
         let (_, index) = rest.split_at_mut(1);
-        hex(u64::from(self.timeline), timeline);
-        hex(self.unit.lsn.0, lsn);
-        hex(self.unit.class as u64, class);
-        hex(u64::from(self.index), index);
+        timeline.copy_from_slice(&hex(self.timeline));
+        let halves = self.unit.lsn.0.to_be_bytes();
+        for (place, half) in lsn.as_chunks_mut().0.iter_mut().zip(halves.as_chunks().0) {
+            *place = hex(u32::from_be_bytes(*half));
+        }
+        class.fill(b'0' + self.unit.class as u8);
+        index.copy_from_slice(&hex(self.index));
         text
     }
 }
@@ -103,13 +106,15 @@ impl Position {
     }
 }
 
-/// Writes the low digits of `value`, as many as `out` has room for.
-fn hex(mut value: u64, out: &mut [u8]) {
-    for byte in out.iter_mut().rev() {
-        let digit = (value & 0xf) as u8;
-        *byte = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
-        value >>= 4;
-    }
+/// Eight digits, all at once: it is in every record.
+const fn hex(value: u32) -> [u8; 8] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let mut digits = value as u64;
+    digits = (digits | digits << 16) & 0x0000_ffff_0000_ffff;
+    digits = (digits | digits << 8) & 0x00ff_00ff_00ff_00ff;
+    digits = (digits | digits << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = ((digits + 6 * EACH) >> 4) & EACH;
+    (digits + b'0' as u64 * EACH + (b'a' - b'9' - 1) as u64 * letters).to_be_bytes()
 }
 
 impl fmt::Display for Position {

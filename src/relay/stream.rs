@@ -358,14 +358,7 @@ impl Relay {
                 Err((Cause::InvalidTopic, reason))
             }
         };
-        self.headers.fill(
-            &fact,
-            &self.source,
-            &position,
-            lsn,
-            self.settings.metadata_headers,
-            &mut self.scratch,
-        );
+        self.headers.fill(&fact, &self.source, &position, lsn, self.settings.metadata_headers);
         let value = match self.settings.value_is_payload {
             false => Some(message.content),
             true => fact.payload.bytes(),

@@ -154,12 +154,12 @@ fn position(number: usize) -> Position {
 
 fn headers(name: &'static str) -> Part {
     let source = Source::new(7_300_000_000_000_000_000, 16384);
-    let (mut headers, mut scratch) = (Headers::default(), String::new());
+    let mut headers = Headers::default();
     let content = envelope(7, PAYLOAD);
     over_contents(name, move |number, _| {
         let fact = Fact::decode(&content).expect("an envelope");
         let position = position(number);
-        headers.fill(&fact, &source, &position, position.unit.lsn, false, &mut scratch);
+        headers.fill(&fact, &source, &position, position.unit.lsn, false);
         black_box(headers.encoded());
     })
 }
@@ -178,7 +178,7 @@ fn filled() -> Headers {
     let fact = Fact::decode(&content).expect("an envelope");
     let source = Source::new(7_300_000_000_000_000_000, 16384);
     let position = position(7);
-    headers.fill(&fact, &source, &position, position.unit.lsn, false, &mut String::new());
+    headers.fill(&fact, &source, &position, position.unit.lsn, false);
     headers
 }
 

@@ -102,7 +102,6 @@ struct Ours {
     ledger: Ledger,
     events: VecDeque<factlib::relay::event::Event>,
     headers: Headers,
-    scratch: String,
     number: u64,
 }
 
@@ -121,7 +120,7 @@ impl Ours {
         self.number += 1;
         let unit = Unit::transaction(Lsn(self.number));
         let position = Position { timeline: 1, unit, index: 0 };
-        self.headers.fill(fact, source, &position, unit.lsn, false, &mut self.scratch);
+        self.headers.fill(fact, source, &position, unit.lsn, false);
         let key = self.number.to_be_bytes();
         let headers = &self.headers;
         let record = Record { timestamp_ms: 1_700_000_000_000, key: Some(&key), value: Some(value), headers };
@@ -180,7 +179,6 @@ async fn ours(case: &Case) -> Cost {
         ledger: Ledger::default(),
         events: VecDeque::new(),
         headers: Headers::default(),
-        scratch: String::new(),
         number: 0,
     };
     let values = values(case);

@@ -168,6 +168,8 @@ pub struct Producer {
     jitter: Jitter,
     topics: Vec<Topic>,
     names: HashMap<Arc<str>, usize>,
+    /// The topic that was asked for last: often the next fact's, too, and then nothing is hashed.
+    routed: usize,
     /// Topics that are being created.
     creating: Vec<usize>,
     partitions: Vec<Partition>,
@@ -201,6 +203,7 @@ impl Producer {
             jitter,
             topics: Vec::new(),
             names: HashMap::new(),
+            routed: 0,
             creating: Vec::new(),
             partitions: Vec::new(),
             waiting: Vec::new(),
@@ -308,7 +311,7 @@ impl Producer {
     /// What is known of topic `name`. One that is not known, or has been missing for a while, is
     /// asked for: the answer comes by metadata.
     pub fn route(&mut self, now: Instant, name: &str) -> Route {
-        let Some(&index) = self.names.get(name) else {
+        let Some(index) = self.known(name) else {
             let topic = Topic::new(Arc::from(name));
             let name = Arc::clone(&topic.name);
             let index = self.forgettable().unwrap_or(self.topics.len());
@@ -323,6 +326,7 @@ impl Producer {
             self.metadata.want(now);
             return Route::Wait;
         };
+        self.routed = index;
         self.resize(index);
         let Some(topic) = self.topics.get_mut(index) else { return Route::Wait };
         if let Some(said) = topic.said_missing() {
@@ -349,6 +353,11 @@ impl Producer {
             }
             _ => Route::Wait,
         }
+    }
+
+    fn known(&self, name: &str) -> Option<usize> {
+        let same = self.topics.get(self.routed).is_some_and(|topic| *topic.name == *name);
+        if same { Some(self.routed) } else { self.names.get(name).copied() }
     }
 
     /// Facts of topic `name` will come: if it is not known, it is asked for, unless so many are not known that
