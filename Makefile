@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup servers demo example test lint footprint static deb simulate fuzz bench bench-drain bench-producer bench-sql instructions mutants torture capture clean
+.PHONY: help setup servers demo example test lint footprint static deb simulate fuzz bench bench-drain bench-latency bench-growth bench-memory bench-producer bench-sql performance instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -12,7 +12,11 @@ help:
 	@echo 'make instructions   the same in instructions, beside an earlier commit; ARGS=--prove slows'
 	@echo '             a copy down, which must be found'
 	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
-	@echo 'make bench-drain   how fast a backlog drains, beside pg_recvlogical'
+	@echo 'make bench-drain   how fast a backlog drains, beside a raw reader and pg_recvlogical'
+	@echo 'make bench-latency   from commit to consumer, beside the floor; ARGS=--help for all four'
+	@echo 'make bench-growth   how the cost of a fact grows with whatever there is more of'
+	@echo 'make bench-memory   peak memory when Kafka is down, facts are large, topics many'
+	@echo 'make performance   tables and plots of docs/performance.md anew, and each bar: met or missed'
 	@echo 'make bench-sql   what factlib.emit costs, beside the bare pg_logical_emit_message'
 	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
@@ -66,8 +70,14 @@ torture: servers
 bench-producer: servers
 	cd benches/producer && cargo run --release -- $(ARGS)
 
-bench-drain: servers
-	cargo bench --bench drain -- $(ARGS)
+# The relay as it ships, between real servers. Runs are added to target/performance, or with ARGS='--out FOLDER'.
+bench-drain bench-latency bench-growth bench-memory: servers
+	cargo build --quiet --locked --profile dist --bin owlpost
+	cd benches/relay && cargo run --quiet --locked --release -- $(@:bench-%=%) $(ARGS)
+
+# From the runs in docs/performance.
+performance:
+	cd benches/relay && cargo run --quiet --locked --release -- render $(ARGS)
 
 # What is measured is the server: no need to build the relay for release.
 bench-sql: servers

@@ -94,7 +94,7 @@ impl Kafka {
     #[must_use]
     #[track_caller]
     pub fn end_offsets(&self, topic: &str) -> BTreeMap<i32, i64> {
-        self.reader(topic).retry(Reader::ends)
+        self.reader(topic).end_offsets()
     }
 }
 
@@ -154,6 +154,17 @@ impl Reader {
             panic!("{e}; {} records of {} were read", self.records.len(), self.topic);
         }
         &self.records
+    }
+
+    /// The high watermark of each partition, over the connections that this reader has: for who asks often.
+    ///
+    /// # Panics
+    ///
+    /// When the brokers do not tell.
+    #[must_use]
+    #[track_caller]
+    pub fn end_offsets(&mut self) -> BTreeMap<i32, i64> {
+        self.retry(Self::ends)
     }
 
     /// Takes what is there, waiting up to `patience` for the first record; how many came.

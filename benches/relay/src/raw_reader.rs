@@ -1,56 +1,64 @@
 //! The ceiling: takes a slot's stream in gulps, walks its frames and throws them away.
 //!
-//! One thread, blocking reads. Between two reads it naps, so that data gathers in the socket and
-//! neither side wakes for each message.
+//! One thread, blocking reads. While it naps between two reads, data gathers in the socket and neither side wakes for
+//! each message. It does no more than it must to be served: it answers keepalives that ask for it, so that the server
+//! does not hang up on it, and confirms nothing. It ends behind the commit of the last fact.
 
+use crate::proc::Usage;
 use bytes::{Buf as _, BytesMut};
 use factlib_protocol::backend::Message;
 use factlib_protocol::handshake::{BODY_LEN_MAX, Credentials, Handshake, Progress, Startup};
 use factlib_protocol::replication::{self, StandbyStatusUpdate, start_logical};
 use factlib_protocol::{Frame, Lsn, Timestamp, frontend};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What one read may bring.
 const GULP: usize = 1024 * 1024;
 
-/// Between two reads.
-const NAP: Duration = Duration::from_millis(2);
-
-/// Asked of the kernel before connecting; the kernel caps it at `net.core.rmem_max`.
-const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
-
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What to read.
-#[derive(Debug, clap::Args)]
-pub(crate) struct RawReader {
+/// What to read, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RawReader {
     #[arg(long)]
-    pub(crate) port: u16,
+    pub port: u16,
     #[arg(long)]
-    pub(crate) database: String,
+    pub database: String,
     #[arg(long)]
-    pub(crate) slot: String,
+    pub slot: String,
     #[arg(long)]
-    pub(crate) publication: String,
-    /// Stops at the first message, or keepalive, that is this far.
+    pub publication: String,
+    /// Logical messages after whose commit it ends.
     #[arg(long)]
-    pub(crate) end: u64,
+    pub messages: usize,
+    /// Microseconds between two reads.
+    #[arg(long, default_value_t = 2000)]
+    pub nap_us: u64,
+    /// Receive buffer asked of the kernel, in bytes, which caps it at net.core.rmem_max; 0 leaves it to the kernel.
+    #[arg(long, default_value_t = 4 << 20)]
+    pub receive_buffer: usize,
 }
 
 /// What was read.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
     /// pgoutput's `Message` messages.
-    pub(crate) messages: usize,
-    pub(crate) bytes: usize,
-    pub(crate) reads: usize,
+    pub messages: usize,
+    pub bytes: usize,
+    pub reads: usize,
+    /// Seconds from the server's yes to the last commit.
+    pub seconds: f64,
+    /// What this process had used by then.
+    pub usage: Usage,
 }
 
 impl RawReader {
-    pub(crate) fn run(&self) -> io::Result<Seen> {
+    /// Reads to the end; each logical message is shown as it is framed, with what pgoutput says of it.
+    pub fn run(&self, mut show: impl FnMut(&[u8])) -> io::Result<Seen> {
         let (mut socket, mut buffer) = self.connect()?;
         let options = [
             ("proto_version", "1"),
@@ -62,48 +70,53 @@ impl RawReader {
         wait_for(&mut socket, &mut buffer, |message| {
             matches!(message, Message::CopyBothResponse { .. })
         })?;
-
+        let begun = Instant::now();
+        let nap = Duration::from_micros(self.nap_us);
         let mut gulp = vec![0; GULP];
         let mut seen = Seen::default();
-        loop {
-            if self.walk(&mut socket, &mut buffer, &mut seen)? {
-                return Ok(seen);
+        while !self.walk(&mut socket, &mut buffer, &mut seen, &mut show)? {
+            if !nap.is_zero() {
+                std::thread::sleep(nap);
             }
-            std::thread::sleep(NAP);
             let bytes = socket.read(&mut gulp)?;
             if bytes == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            buffer.extend_from_slice(gulp.get(..bytes).unwrap_or_default());
+            buffer.extend_from_slice(&gulp[..bytes]);
             seen.bytes += bytes;
             seen.reads += 1;
         }
+        seen.seconds = begun.elapsed().as_secs_f64();
+        seen.usage = Usage::of(std::process::id()).unwrap_or_default();
+        Ok(seen)
     }
 
-    /// Takes the whole frames; true at the end.
+    /// Takes the whole frames; true behind the last commit.
     fn walk(
         &self,
         socket: &mut TcpStream,
         buffer: &mut BytesMut,
         seen: &mut Seen,
+        show: &mut impl FnMut(&[u8]),
     ) -> io::Result<bool> {
         let mut rest: &[u8] = buffer;
         let mut end = false;
-        while let Some(frame) = Frame::decode(rest, FRAME_BYTES_MAX).map_err(other)? {
-            rest = rest.get(frame.encoded_len()..).unwrap_or_default();
+        while !end && let Some(frame) = Frame::decode(rest, FRAME_BYTES_MAX).map_err(other)? {
+            rest = &rest[frame.encoded_len()..];
             if frame.tag != b'd' {
                 return Err(other(format!("the stream ended with {:?}", frame.tag)));
             }
             match replication::Message::decode(frame.body).map_err(other)? {
-                replication::Message::XLogData(data) => {
-                    seen.messages += usize::from(data.data.first() == Some(&b'M'));
-                    end |= data.wal_start.0 >= self.end;
-                }
-                replication::Message::PrimaryKeepalive(keepalive) => {
-                    end |= keepalive.wal_end.0 >= self.end;
-                    if keepalive.reply_requested {
-                        answer(socket, keepalive.wal_end)?;
+                replication::Message::XLogData(data) => match data.data.first() {
+                    Some(b'M') => {
+                        seen.messages += 1;
+                        show(data.data);
                     }
+                    Some(b'C') => end = seen.messages >= self.messages,
+                    _ => {}
+                },
+                replication::Message::PrimaryKeepalive(keepalive) if keepalive.reply_requested => {
+                    answer(socket, keepalive.wal_end)?;
                 }
                 _ => {}
             }
@@ -115,7 +128,9 @@ impl RawReader {
 
     fn connect(&self) -> io::Result<(TcpStream, BytesMut)> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        if self.receive_buffer > 0 {
+            socket.set_recv_buffer_size(self.receive_buffer)?;
+        }
         socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)).into())?;
         let mut socket = TcpStream::from(socket);
         socket.set_nodelay(true)?;
@@ -171,7 +186,7 @@ fn wait_for(
         if bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        buffer.extend_from_slice(chunk.get(..bytes).unwrap_or_default());
+        buffer.extend_from_slice(&chunk[..bytes]);
     }
 }
 

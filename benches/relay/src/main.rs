@@ -1,0 +1,44 @@
+//! owlpost as a process, between real servers, beside its floor and its ceiling: `make bench-drain` and the like.
+//!
+//! Each benchmark adds a run to a JSON file with every number that was measured. Tables and plots of the documentation
+//! are made from such files by `relay-bench render`, and typed by nobody.
+#![allow(clippy::disallowed_methods, reason = "a benchmark lives in real time")]
+
+mod drain;
+mod null_broker;
+mod proc;
+mod raw_reader;
+mod run;
+mod shape;
+mod spread;
+mod stage;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How fast a backlog drains, beside the ceiling and pg_recvlogical
+    Drain(drain::Arguments),
+    /// Be the raw reader
+    #[command(hide = true)]
+    RawReader(raw_reader::RawReader),
+    /// Be the null broker
+    #[command(hide = true)]
+    NullBroker(shape::Shape),
+}
+
+fn main() {
+    match Arguments::parse().command {
+        Command::Drain(arguments) => drain::run(&arguments),
+        Command::RawReader(reader) => drain::read_raw(&reader),
+        Command::NullBroker(shape) => null_broker::serve(shape).expect("the null broker's sockets"),
+    }
+}
