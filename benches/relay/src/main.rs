@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark lives in real time")]
 
 mod drain;
+mod latency;
 mod null_broker;
 mod proc;
 mod raw_reader;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Command {
     /// How fast a backlog drains, beside the ceiling and pg_recvlogical
     Drain(drain::Arguments),
+    /// How long a fact takes while the relay is caught up, and what it costs then
+    Latency(latency::Arguments),
     /// Be the raw reader
     #[command(hide = true)]
     RawReader(raw_reader::RawReader),
@@ -38,6 +41,7 @@ enum Command {
 fn main() {
     match Arguments::parse().command {
         Command::Drain(arguments) => drain::run(&arguments),
+        Command::Latency(arguments) => latency::run(&arguments),
         Command::RawReader(reader) => drain::read_raw(&reader),
         Command::NullBroker(shape) => null_broker::serve(shape).expect("the null broker's sockets"),
     }

@@ -1,6 +1,7 @@
 //! A run of a benchmark, as it is kept: when, on what, and every number that was measured.
 
 use crate::drain::Case;
+use crate::latency::Latency;
 use crate::proc;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -12,6 +13,7 @@ use testkit::Postgres;
 #[serde(rename_all = "lowercase")]
 pub enum Measured {
     Drain(Vec<Case>),
+    Latency(Latency),
 }
 
 impl Measured {
@@ -19,6 +21,7 @@ impl Measured {
     fn name(&self) -> &'static str {
         match self {
             Self::Drain(_) => "drain",
+            Self::Latency(_) => "latency",
         }
     }
 }
