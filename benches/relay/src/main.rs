@@ -5,7 +5,9 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark lives in real time")]
 
 mod drain;
+mod growth;
 mod latency;
+mod memory;
 mod null_broker;
 mod proc;
 mod raw_reader;
@@ -16,6 +18,7 @@ mod stage;
 mod verify;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
 #[command(about, disable_help_subcommand = true)]
@@ -30,6 +33,10 @@ enum Command {
     Drain(drain::Arguments),
     /// How long a fact takes while the relay is caught up, and what it costs then
     Latency(latency::Arguments),
+    /// How the cost of a fact grows with whatever there is more of
+    Growth(growth::Arguments),
+    /// Peak memory when Kafka is down, facts are large, topics many; fails when a bound is broken
+    Memory(memory::Arguments),
     /// Be the raw reader
     #[command(hide = true)]
     RawReader(raw_reader::RawReader),
@@ -38,11 +45,14 @@ enum Command {
     NullBroker(shape::Shape),
 }
 
-fn main() {
+fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Drain(arguments) => drain::run(&arguments),
         Command::Latency(arguments) => latency::run(&arguments),
+        Command::Growth(arguments) => growth::run(&arguments),
+        Command::Memory(arguments) => return memory::run(&arguments),
         Command::RawReader(reader) => drain::read_raw(&reader),
         Command::NullBroker(shape) => null_broker::serve(shape).expect("the null broker's sockets"),
     }
+    ExitCode::SUCCESS
 }

@@ -1,7 +1,9 @@
 //! A run of a benchmark, as it is kept: when, on what, and every number that was measured.
 
 use crate::drain::Case;
+use crate::growth::Growth;
 use crate::latency::Latency;
+use crate::memory::Memory;
 use crate::proc;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -14,6 +16,8 @@ use testkit::Postgres;
 pub enum Measured {
     Drain(Vec<Case>),
     Latency(Latency),
+    Growth(Growth),
+    Memory(Memory),
 }
 
 impl Measured {
@@ -22,6 +26,8 @@ impl Measured {
         match self {
             Self::Drain(_) => "drain",
             Self::Latency(_) => "latency",
+            Self::Growth(_) => "growth",
+            Self::Memory(_) => "memory",
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use postgres::Client;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use testkit::envelope::OutboxEvent;
 use testkit::{Lsn, Postgres, Record};
 
@@ -85,28 +86,32 @@ impl Shape {
         event.to_bytes()
     }
 
+    /// Which fact a message is, if it is one. They are spread evenly: a message is a fact where their share passes a
+    /// whole number.
+    fn fact_of(&self, message: usize) -> Option<usize> {
+        let own = 100 - self.foreign_percent;
+        let before = message * own / 100;
+        ((message + 1) * own / 100 > before).then_some(before)
+    }
+
     /// Emits everything: the place of a message behind it all, to which all before is flushed.
     pub fn emit(&self, postgres: &Postgres) -> Lsn {
+        self.emit_some(postgres, 0..self.messages())
+    }
+
+    /// The same for some of the messages.
+    pub fn emit_some(&self, postgres: &Postgres, messages: Range<usize>) -> Lsn {
         let mut client = postgres.client();
         client.batch_execute("SET synchronous_commit = off").unwrap();
         let mut emitter = Emitter::new(&mut client);
-        let mut number = 0;
-        let messages = self.messages();
-        for begin in (0..messages).step_by(self.per_transaction) {
-            let end = messages.min(begin + self.per_transaction);
-            let facts = (begin..end)
-                .map(|message| {
-                    // Spread evenly: the message with which the facts' share passes a whole number.
-                    let own = 100 - self.foreign_percent;
-                    let fact = (message + 1) * own / 100 > message * own / 100;
-                    let content = self.envelope(if fact { number } else { message });
-                    number += usize::from(fact);
-                    (fact, content)
-                })
-                .collect();
-            emitter.emit(facts);
+        for begin in messages.clone().step_by(self.per_transaction) {
+            let end = messages.end.min(begin + self.per_transaction);
+            let message = |message| match self.fact_of(message) {
+                Some(number) => (true, self.envelope(number)),
+                None => (false, self.envelope(message)),
+            };
+            emitter.emit((begin..end).map(message).collect());
         }
-        assert_eq!(number, self.facts, "facts among {messages} messages");
         let end = postgres.ask(&format!("SELECT pg_logical_emit_message(false, '{END}', '')"));
         // Decoding reads what is flushed.
         let _ = postgres.ask("SELECT pg_switch_wal()");
@@ -201,10 +206,9 @@ mod tests {
     fn among_messages_of_others_there_are_as_many_facts() {
         for foreign_percent in [0, 50, 90, 99] {
             let shape = Shape { facts: 1000, foreign_percent, ..Shape::default() };
-            let own = 100 - foreign_percent;
-            let is_fact = |message: usize| (message + 1) * own / 100 > message * own / 100;
-            let facts = (0..shape.messages()).filter(|message| is_fact(*message)).count();
-            assert_eq!(facts, 1000, "{foreign_percent} %");
+            let facts: Vec<usize> =
+                (0..shape.messages()).filter_map(|message| shape.fact_of(message)).collect();
+            assert!(facts.iter().copied().eq(0..1000), "{foreign_percent} %");
         }
     }
 }

@@ -76,17 +76,20 @@ impl Stage {
         settings.fold(command, |command, (name, value)| command.env(name, value))
     }
 
-    /// Waits until the slot is confirmed there, and until the relay has told of so many facts, which it does once a
-    /// second. Then ends it, as an operator would.
-    pub fn finish(&self, relay: Owlpost, slot: &str, end: Lsn, facts: usize) -> Counted {
+    /// Whether the slot is confirmed there, or at the end of the last commit before it: what lies between is a message
+    /// outside of transactions that is none of the relay's.
+    pub fn is_confirmed(&self, slot: &str, end: Lsn) -> bool {
         let confirmed = format!(
             "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
         );
-        // It stands at the end of the last commit, behind which the message outside of transactions begins.
         let target = Lsn(end.0.saturating_sub(END_MESSAGE_BYTES));
-        relay.wait_until("the slot to be confirmed", wait::LIMIT, || {
-            self.postgres.ask(&confirmed).parse::<Lsn>().unwrap() >= target
-        });
+        self.postgres.ask(&confirmed).parse::<Lsn>().unwrap() >= target
+    }
+
+    /// Waits until the slot is confirmed there, and until the relay has told of so many facts, which it does once a
+    /// second. Then ends it, as an operator would.
+    pub fn finish(&self, relay: Owlpost, slot: &str, end: Lsn, facts: usize) -> Counted {
+        relay.wait_until("the slot to be confirmed", wait::LIMIT, || self.is_confirmed(slot, end));
         relay.wait_until("the relay to count its facts", wait::LIMIT, || {
             Counted::of(&relay).is_some_and(|counted| counted.facts >= facts)
         });
