@@ -73,7 +73,8 @@ bench-producer: servers
 # The relay as it ships, between real servers. Runs are added to target/performance, or with ARGS='--out FOLDER'.
 bench-drain bench-latency bench-growth bench-memory: servers
 	cargo build --quiet --locked --profile dist --bin owlpost
-	cd benches/relay && cargo run --quiet --locked --release -- $(@:bench-%=%) $(ARGS)
+	cd benches/relay && cargo run --quiet --locked --release -- $(@:bench-%=%) \
+	  --binary $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist/owlpost $(ARGS)
 
 # From the runs in docs/performance.
 performance:

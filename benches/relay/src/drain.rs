@@ -41,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// Another relay, NAME=COMMAND: a command for the shell that finds SLOT, PUBLICATION, PREFIX, DATABASE_URL,
-    /// KAFKA_BROKERS and TOPIC in its environment, publishes the facts there, and is ended once they are. Any number
+    /// KAFKA_BROKERS, TOPIC and CODEC in its environment, publishes the facts there, and is ended once they are. Any number
     /// of times.
     #[arg(long, value_name = "NAME=COMMAND")]
     peer: Vec<Peer>,
@@ -330,7 +330,7 @@ impl Drain<'_> {
         let mut reader = self.kafka.reader(&topic);
         let (watched, running) = self.stage.watch(
             slot,
-            || peer.start(slot, &self.stage.postgres, self.kafka, &topic),
+            || peer.start(slot, self.codec, &self.stage.postgres, self.kafka, &topic),
             peer::Running::pid,
             |running| {
                 let limit = Instant::now() + LIMIT;

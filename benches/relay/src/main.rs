@@ -4,6 +4,7 @@
 //! are made from such files by `relay-bench render`, and typed by nobody.
 #![allow(clippy::disallowed_methods, reason = "a benchmark lives in real time")]
 
+mod bars;
 mod drain;
 mod growth;
 mod latency;
@@ -11,6 +12,7 @@ mod memory;
 mod null_broker;
 mod proc;
 mod raw_reader;
+mod render;
 mod run;
 mod shape;
 mod spread;
@@ -37,6 +39,8 @@ enum Command {
     Growth(growth::Arguments),
     /// Peak memory when Kafka is down, facts are large, topics many; fails when a bound is broken
     Memory(memory::Arguments),
+    /// Tables and plots of the documentation from the runs that are kept there, and each bar: met or missed
+    Render(render::Arguments),
     /// Be the raw reader
     #[command(hide = true)]
     RawReader(raw_reader::RawReader),
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Latency(arguments) => latency::run(&arguments),
         Command::Growth(arguments) => growth::run(&arguments),
         Command::Memory(arguments) => return memory::run(&arguments),
+        Command::Render(arguments) => render::run(&arguments),
         Command::RawReader(reader) => drain::read_raw(&reader),
         Command::NullBroker(shape) => null_broker::serve(shape).expect("the null broker's sockets"),
     }

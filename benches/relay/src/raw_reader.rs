@@ -72,34 +72,47 @@ impl RawReader {
         })?;
         let begun = Instant::now();
         let nap = Duration::from_micros(self.nap_us);
-        let mut gulp = vec![0; GULP];
+        // Read into where it is walked: no copy but that of the frame which is cut off at the end.
+        let mut filled = buffer.len();
+        let mut full = true;
+        let mut buffer = Vec::from(buffer);
         let mut seen = Seen::default();
-        while !self.walk(&mut socket, &mut buffer, &mut seen, &mut show)? {
-            if !nap.is_zero() {
+        loop {
+            let (taken, end) = self.walk(&mut socket, &buffer[..filled], &mut seen, &mut show)?;
+            if end {
+                break;
+            }
+            // A full gulp says that there is more.
+            if !full && !nap.is_zero() {
                 std::thread::sleep(nap);
             }
-            let bytes = socket.read(&mut gulp)?;
+            buffer.copy_within(taken..filled, 0);
+            filled -= taken;
+            buffer.resize(buffer.len().max(filled + GULP), 0);
+            let gulp = &mut buffer[filled..filled + GULP];
+            let bytes = socket.read(gulp)?;
             if bytes == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            buffer.extend_from_slice(&gulp[..bytes]);
+            filled += bytes;
             seen.bytes += bytes;
             seen.reads += 1;
+            full = bytes == GULP;
         }
         seen.seconds = begun.elapsed().as_secs_f64();
         seen.usage = Usage::of(std::process::id()).unwrap_or_default();
         Ok(seen)
     }
 
-    /// Takes the whole frames; true behind the last commit.
+    /// Takes the whole frames: how many bytes those are, and whether the last commit was among them.
     fn walk(
         &self,
         socket: &mut TcpStream,
-        buffer: &mut BytesMut,
+        bytes: &[u8],
         seen: &mut Seen,
         show: &mut impl FnMut(&[u8]),
-    ) -> io::Result<bool> {
-        let mut rest: &[u8] = buffer;
+    ) -> io::Result<(usize, bool)> {
+        let mut rest = bytes;
         let mut end = false;
         while !end && let Some(frame) = Frame::decode(rest, FRAME_BYTES_MAX).map_err(other)? {
             rest = &rest[frame.encoded_len()..];
@@ -121,9 +134,7 @@ impl RawReader {
                 _ => {}
             }
         }
-        let taken = buffer.len() - rest.len();
-        buffer.advance(taken);
-        Ok(end)
+        Ok((bytes.len() - rest.len(), end))
     }
 
     fn connect(&self) -> io::Result<(TcpStream, BytesMut)> {

@@ -32,12 +32,19 @@ impl FromStr for Peer {
 }
 
 impl Peer {
-    pub fn start(&self, slot: &str, postgres: &Postgres, kafka: &Kafka, topic: &str) -> Running {
+    pub fn start(
+        &self,
+        slot: &str,
+        codec: &str,
+        postgres: &Postgres,
+        kafka: &Kafka,
+        topic: &str,
+    ) -> Running {
         // It dies with us, however we end.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "sh", "-c", &self.command]);
         command.env("SLOT", slot).env("PUBLICATION", PUBLICATION).env("PREFIX", PREFIX);
-        command.env("DATABASE_URL", postgres.url());
+        command.env("DATABASE_URL", postgres.url()).env("CODEC", codec);
         command.env("KAFKA_BROKERS", kafka.bootstrap()).env("TOPIC", topic);
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         Running(command.spawn().expect("a shell"))

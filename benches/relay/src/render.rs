@@ -1,0 +1,104 @@
+//! Tables and plots of the documentation, from the runs that are kept beside them.
+
+mod drain;
+mod growth;
+mod latency;
+mod memory;
+mod plot;
+
+use crate::bars;
+use crate::run::{self, Measured, Run};
+use std::fs;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The folder with the runs, which the plots are written to.
+    #[arg(long, default_value = "../../docs/performance")]
+    results: PathBuf,
+    /// The documents whose blocks are made anew: what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+    #[arg(long, default_values_os_t = [PathBuf::from("../../docs/performance.md"), PathBuf::from("../../README.md")])]
+    document: Vec<PathBuf>,
+}
+
+const BENCHMARKS: [&str; 4] = ["drain", "latency", "growth", "memory"];
+
+/// Writes what there are runs for, and prints the bars.
+pub fn run(arguments: &Arguments) {
+    let mut blocks = Vec::new();
+    let mut all = Vec::new();
+    for name in BENCHMARKS {
+        let runs = run::load(&arguments.results, name);
+        if let Some(last) = runs.last() {
+            // Without a quiet machine of one kind beneath them, runs are not put together: tables are of the last one.
+            let intro = intro(last, runs.len());
+            let tables = match &last.measured {
+                Measured::Drain(cases) => {
+                    blocks.push(("drain in short".to_owned(), drain::in_short(last, cases)));
+                    drain::plots(cases, &arguments.results);
+                    drain::tables(cases)
+                }
+                Measured::Latency(latency) => {
+                    latency::plot(latency, &arguments.results);
+                    latency::tables(latency)
+                }
+                Measured::Growth(growth) => {
+                    growth::plots(growth, &arguments.results);
+                    growth::tables(growth)
+                }
+                Measured::Memory(memory) => {
+                    memory::plot(memory, &arguments.results);
+                    memory::table(memory)
+                }
+            };
+            blocks.push((name.to_owned(), format!("{intro}\n\n{tables}")));
+        }
+        all.extend(runs);
+    }
+    let bars = bars::table(&bars::of(&all));
+    println!("{bars}");
+    blocks.push(("bars".to_owned(), bars));
+    for document in &arguments.document {
+        let before =
+            fs::read_to_string(document).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
+        let after = blocks.iter().fold(before, |text, (name, block)| replaced(&text, name, block));
+        fs::write(document, after).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
+    }
+}
+
+fn intro(run: &Run, runs: usize) -> String {
+    let Run { date, cores, processor, kernel, postgres, kafka, load_before, load_after, .. } = run;
+    let which = match runs {
+        1 => "The one run".to_owned(),
+        runs => format!("The last of {runs} runs"),
+    };
+    format!(
+        "{which}: {date}, {cores} cores ({processor}, Linux {kernel}) shared by everything; PostgreSQL {postgres}, \
+         Apache Kafka {kafka}; load average {load_before:.1} before, {load_after:.1} after."
+    )
+}
+
+/// The text with the block made anew, if it has one of that name.
+fn replaced(text: &str, name: &str, block: &str) -> String {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let Some((before, rest)) = text.split_once(&begin) else { return text.to_owned() };
+    let Some((_, after)) = rest.split_once(&end) else { return text.to_owned() };
+    format!("{before}{begin}\n{}\n\n{end}{after}", block.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_made_anew_and_nothing_else() {
+        let text = "a\n<!-- drain -->\nold\n<!-- /drain -->\nb\n<!-- bars -->\nx\n<!-- /bars -->\n";
+        let after = replaced(text, "drain", "| new |\n");
+        assert_eq!(
+            after,
+            "a\n<!-- drain -->\n\n| new |\n\n<!-- /drain -->\nb\n<!-- bars -->\nx\n<!-- /bars -->\n"
+        );
+        assert_eq!(replaced(&after, "drain", "| new |"), after);
+        assert_eq!(replaced(text, "latency", "x"), text);
+    }
+}

@@ -1,0 +1,101 @@
+//! Of `make bench-latency`.
+
+use super::plot::{self, Line};
+use crate::latency::{Latency, Leg, Rate, Round};
+use crate::memory::mib;
+use crate::spread::{Spread, cell};
+use std::fmt::Write as _;
+use std::path::Path;
+
+const PLOT: &str = "latency.svg";
+
+const QUANTILES: [(usize, &str); 4] = [(500, "p50"), (990, "p99"), (999, "p99.9"), (1000, "max")];
+
+type Road = (&'static str, fn(&Round) -> &Leg);
+
+const ROADS: [Road; 3] = [
+    ("floor: produced by the application", |round| &round.floor),
+    ("walsender: a reader of the stream", |round| &round.walsender),
+    ("owlpost", |round| &round.relay),
+];
+
+pub fn tables(latency: &Latency) -> String {
+    let mut text = format!(
+        "![commit to consumer, by quantile](performance/{PLOT})\n\nMilliseconds from COMMIT's return, medians (smallest..largest) of the rounds:\n\n\
+         | facts/s | road to | p50 | p99 | p99.9 | max |\n|---|---|---|---|---|---|\n"
+    );
+    for rate in &latency.rates {
+        for (name, leg) in ROADS {
+            let cells = QUANTILES.map(|(per_mille, _)| {
+                cell(rate.rounds.iter().map(|round| leg(round).receipt.micros(per_mille) / 1e3), 2)
+            });
+            let _ = writeln!(text, "| {} | receipt; {name} | {} |", rate.rate, cells.join(" | "));
+        }
+        let acknowledged = QUANTILES.map(|(per_mille, _)| {
+            let quantiles = rate.rounds.iter().filter_map(|r| r.floor.acknowledged.as_ref());
+            cell(quantiles.map(|quantiles| quantiles.micros(per_mille) / 1e3), 2)
+        });
+        let _ = writeln!(
+            text,
+            "| {} | acknowledgement; floor | {} |",
+            rate.rate,
+            acknowledged.join(" | ")
+        );
+    }
+    text.push_str(
+        "\nowlpost while caught up:\n\n| facts/s | committed | mean commit to acknowledgement ms, by its metric | CPU us/fact | walsender us/fact | facts per batch | waits per fact | peak RSS MiB |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for rate in &latency.rates {
+        text.push_str(&caught_up(rate));
+    }
+    let idle = &latency.idle;
+    let _ = writeln!(
+        text,
+        "\nIdle for {:.0} s: {:.3} % of a processor, {:.1} MiB resident, {:.1} waits a second.",
+        idle.seconds,
+        idle.usage.cpu_us() / idle.seconds / 1e4,
+        mib(idle.rss),
+        idle.usage.waits as f64 / idle.seconds,
+    );
+    text
+}
+
+fn caught_up(rate: &Rate) -> String {
+    let relays = || rate.rounds.iter().filter_map(|round| round.relay.relay.as_ref());
+    format!(
+        "| {} in transactions of {} | {} | {} | {} | {} | {} | {} | {} |\n",
+        rate.rate,
+        rate.per_transaction,
+        cell(rate.rounds.iter().map(|round| round.relay.pace), 0),
+        cell(relays().map(|relay| relay.commit_to_ack_mean_us / 1e3), 2),
+        cell(relays().map(|relay| relay.usage.cpu_us() / relay.facts as f64), 1),
+        cell(relays().map(|relay| relay.walsender.cpu_us() / relay.facts as f64), 1),
+        cell(relays().map(|relay| relay.facts as f64 / relay.batches), 1),
+        cell(relays().map(|relay| relay.usage.waits as f64 / relay.facts as f64), 2),
+        cell(relays().map(|relay| mib(relay.peak_rss)), 1),
+    )
+}
+
+/// One over the part of facts that take longer, on the axis; so that the tail has room.
+pub fn plot(latency: &Latency, folder: &Path) {
+    let mut lines = Vec::new();
+    for rate in &latency.rates {
+        for (name, leg) in [ROADS[0], ROADS[2]] {
+            let point = |per_mille: usize| {
+                let rounds = rate.rounds.iter();
+                let spread = Spread::of(rounds.map(|r| leg(r).receipt.micros(per_mille) / 1e3))?;
+                Some((1000.0 / (1000 - per_mille) as f64, spread.median))
+            };
+            let points = [500, 900, 950, 990, 999].into_iter().filter_map(point).collect();
+            let name = name.split(':').next().unwrap_or(name);
+            lines.push(Line { name: format!("{name}, {} facts/s", rate.rate), points });
+        }
+    }
+    plot::lines(
+        &folder.join(PLOT),
+        "From COMMIT's return to a consumer",
+        "one fact of so many takes longer (2 is p50, 100 is p99, 1k is p99.9)",
+        "ms",
+        &lines,
+    );
+}
