@@ -82,35 +82,32 @@ pub const LARGEST: usize = 900 * 1024;
 /// Bytes of payload in one backlog at most, but for the longest.
 const BACKLOG_BYTES_MAX: usize = 256 << 20;
 
-/// Name, and its points: where on the axis, how that is written, and what is drained.
-fn series(facts: usize, ten_million: bool) -> Vec<(&'static str, Vec<(f64, String, Shape)>)> {
+/// What is to be measured: points without a round.
+fn plan(facts: usize, ten_million: bool) -> Vec<Series> {
     let base = Shape { facts, ..Shape::default() };
-    let over = |values: &[usize], shape: &dyn Fn(usize) -> Shape| {
-        let point = |value: &usize| (*value as f64, value.to_string(), shape(*value));
-        values.iter().map(point).collect::<Vec<_>>()
+    let series = |name: &str, values: &[usize], shape: &dyn Fn(usize) -> Shape| {
+        let point = |value: &usize| {
+            let (x, label, shape) = (*value as f64, value.to_string(), shape(*value));
+            Point { x, label, shape, envelope_bytes: shape.envelope_bytes(), rounds: Vec::new() }
+        };
+        Series { name: name.to_owned(), points: values.iter().map(point).collect() }
     };
     let mut behind = vec![1000, 10_000, 100_000, 1_000_000];
     if ten_million {
         behind.push(10_000_000);
     }
     vec![
-        ("facts behind", over(&behind, &|facts| Shape { facts, ..base })),
-        ("topics", over(&[1, 10, 100, 1000], &|topics| Shape { topics, ..base })),
-        ("partitions", over(&[1, 4, 12, 50, 100], &|partitions| Shape { partitions, ..base })),
-        (
-            "bytes of payload",
-            over(&[64, 256, 1024, 16 * 1024, 128 * 1024, LARGEST], &|payload| {
-                Shape { payload, ..base }.at_most(BACKLOG_BYTES_MAX)
-            }),
-        ),
-        (
-            "per cent of other prefixes",
-            // As many messages each time, nearly: at 99 % a tenth of the facts is enough.
-            over(&[0, 50, 90, 99], &|foreign_percent| {
-                let facts = (facts * (100 - foreign_percent) / 100).max(1);
-                Shape { foreign_percent, facts, ..base }
-            }),
-        ),
+        series("facts behind", &behind, &|facts| Shape { facts, ..base }),
+        series("topics", &[1, 10, 100, 1000], &|topics| Shape { topics, ..base }),
+        series("partitions", &[1, 4, 12, 50, 100], &|partitions| Shape { partitions, ..base }),
+        series("bytes of payload", &[64, 256, 1024, 16 * 1024, 128 * 1024, LARGEST], &|payload| {
+            Shape { payload, ..base }.at_most(BACKLOG_BYTES_MAX)
+        }),
+        series("per cent of other prefixes", &[0, 50, 90, 99], &|foreign_percent| {
+            // As many messages each time.
+            let facts = (facts * (100 - foreign_percent) / 100).max(1);
+            Shape { foreign_percent, facts, ..base }
+        }),
     ]
 }
 
@@ -123,19 +120,15 @@ pub fn run(arguments: &Arguments) {
     let begun = run::Run::begin();
     let stage = Stage::new(&arguments.subject, arguments.rounds + 2);
     let mut measured = Growth { series: Vec::new(), rows: Vec::new() };
-    for (name, points) in series(arguments.facts, arguments.ten_million) {
-        if wanted(name) {
-            let points = points
-                .into_iter()
-                .map(|(x, label, shape)| {
-                    let rounds = rounds(&stage, shape, arguments.rounds);
-                    let best = rounds.iter().map(|o| o.seconds).fold(f64::INFINITY, f64::min);
-                    println!("{name} {label}: up to {:.0} facts/s", shape.facts as f64 / best);
-                    Point { x, label, shape, envelope_bytes: shape.envelope_bytes(), rounds }
-                })
-                .collect();
-            measured.series.push(Series { name: name.to_owned(), points });
+    let plan = plan(arguments.facts, arguments.ten_million);
+    for mut series in plan.into_iter().filter(|series| wanted(&series.name)) {
+        for point in &mut series.points {
+            point.rounds = rounds(&stage, point.shape, arguments.rounds);
+            let seconds = point.rounds.iter().map(|outcome| outcome.seconds);
+            let best = point.shape.facts as f64 / seconds.fold(f64::INFINITY, f64::min);
+            println!("{} {}: up to {best:.0} facts/s", series.name, point.label);
         }
+        measured.series.push(series);
     }
     if wanted(ROWS) {
         for aim in [0.0, 10.0, 30.0, 100.0] {
@@ -296,20 +289,20 @@ mod tests {
 
     #[test]
     fn each_series_has_the_base_and_rises() {
-        for (name, points) in series(200_000, true) {
-            assert!(points.is_sorted_by(|a, b| a.0 < b.0), "{name}");
-            let base = Shape { facts: 200_000, ..Shape::default() };
+        let base = Shape { facts: 200_000, ..Shape::default() };
+        for Series { name, points } in plan(base.facts, true) {
+            assert!(points.is_sorted_by(|a, b| a.x < b.x), "{name}");
             let is_base = |shape: &Shape| Shape { facts: base.facts, ..*shape } == base;
-            assert!(points.iter().any(|(_, _, shape)| is_base(shape)), "{name}");
-            assert!(points.iter().all(|(_, _, shape)| shape.facts > 0), "{name}");
+            assert!(points.iter().any(|point| is_base(&point.shape)), "{name}");
+            assert!(points.iter().all(|point| point.shape.facts > 0), "{name}");
         }
     }
 
     #[test]
     fn ten_million_facts_are_drained_when_asked_for() {
         let most = |ten_million| {
-            let all = series(1000, ten_million).into_iter().flat_map(|(_, points)| points);
-            all.map(|(_, _, shape)| shape.facts).max()
+            let all = plan(1000, ten_million).into_iter().flat_map(|series| series.points);
+            all.map(|point| point.shape.facts).max()
         };
         assert_eq!((most(false), most(true)), (Some(1_000_000), Some(10_000_000)));
     }

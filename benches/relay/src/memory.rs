@@ -100,6 +100,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             AT_FRAMES_LIMIT,
             BUSY_MAX + COPIES * AT_FRAMES_LIMIT as u64,
         ),
+        ("facts of 16 KiB", Box::new(|| large_facts(&stage, "facts of 16 KiB", 16 << 10))),
+        ("facts of 128 KiB", Box::new(|| large_facts(&stage, "facts of 128 KiB", 128 << 10))),
         ("many topics of 12 partitions", Box::new(|| many_topics(&stage, arguments.topics))),
         ("reconnects", Box::new(|| reconnects(&stage, arguments.reconnects))),
     ];
@@ -207,6 +209,17 @@ fn one_large(stage: &Stage, name: &str, payload: usize, bound: u64) -> Situation
     let end = shape.emit(&stage.postgres);
     let outcome = drain(stage, SLOT, shape, end);
     peak(name, outcome.peak_rss, bound, Vec::new())
+}
+
+/// A backlog of them.
+fn large_facts(stage: &Stage, name: &str, payload: usize) -> Situation {
+    const BACKLOG_BYTES: usize = 256 << 20;
+    let shape = Shape { facts: BACKLOG_BYTES / payload, payload, ..Shape::default() };
+    stage.create_slot(SLOT);
+    let end = shape.emit(&stage.postgres);
+    let outcome = drain(stage, SLOT, shape, end);
+    stage.drop_slot(SLOT);
+    peak(name, outcome.peak_rss, BUSY_MAX, Vec::new())
 }
 
 fn many_topics(stage: &Stage, topics: usize) -> Situation {

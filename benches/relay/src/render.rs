@@ -29,12 +29,12 @@ pub fn run(arguments: &Arguments) {
     let mut all = Vec::new();
     for name in BENCHMARKS {
         let runs = run::load(&arguments.results, name);
-        if let Some(last) = runs.last() {
-            // Without a quiet machine of one kind beneath them, runs are not put together: tables are of the last one.
-            let intro = intro(last, runs.len());
-            let tables = match &last.measured {
+        // Runs of different hours are not put together: tables are of one, the last that has most of what there is.
+        if let Some(run) = runs.iter().max_by_key(|run| run.measured.parts()) {
+            let intro = intro(run, runs.len());
+            let tables = match &run.measured {
                 Measured::Drain(cases) => {
-                    blocks.push(("drain in short".to_owned(), drain::in_short(last, cases)));
+                    blocks.push(("drain in short".to_owned(), drain::in_short(run, cases)));
                     drain::plots(cases, &arguments.results);
                     drain::tables(cases)
                 }
@@ -56,21 +56,21 @@ pub fn run(arguments: &Arguments) {
         all.extend(runs);
     }
     let bars = bars::table(&bars::of(&all));
-    println!("{bars}");
-    blocks.push(("bars".to_owned(), bars));
+    blocks.push(("bars".to_owned(), bars.clone()));
     for document in &arguments.document {
         let before =
             fs::read_to_string(document).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
         let after = blocks.iter().fold(before, |text, (name, block)| replaced(&text, name, block));
         fs::write(document, after).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
     }
+    println!("{bars}");
 }
 
 fn intro(run: &Run, runs: usize) -> String {
     let Run { date, cores, processor, kernel, postgres, kafka, load_before, load_after, .. } = run;
     let which = match runs {
-        1 => "The one run".to_owned(),
-        runs => format!("The last of {runs} runs"),
+        1 => "The only run".to_owned(),
+        runs => format!("The last complete one of {runs} runs"),
     };
     format!(
         "{which}: {date}, {cores} cores ({processor}, Linux {kernel}) shared by everything; PostgreSQL {postgres}, \

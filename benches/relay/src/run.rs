@@ -21,6 +21,16 @@ pub enum Measured {
 }
 
 impl Measured {
+    /// How many things: a run can be of some of them.
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Drain(cases) => cases.len(),
+            Self::Latency(latency) => latency.rates.len(),
+            Self::Growth(growth) => growth.series.len() + usize::from(!growth.rows.is_empty()),
+            Self::Memory(memory) => memory.situations.len(),
+        }
+    }
+
     /// The file, without its ending.
     fn name(&self) -> &'static str {
         match self {

@@ -120,9 +120,9 @@ impl Stage {
             let mut walsender = 0_i32;
             while walsender == 0 && !done.load(Ordering::Relaxed) {
                 walsender = client.query_one(&active, &[]).unwrap().get(0);
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_micros(200));
             }
-            let streaming = Instant::now();
+            let streaming = (walsender != 0).then(Instant::now);
             let (mut usage, mut peak_rss) = (Usage::default(), 0);
             loop {
                 let last = done.load(Ordering::Relaxed);
@@ -140,8 +140,10 @@ impl Stage {
             done.store(true, Ordering::Relaxed);
             (ended, watch.join().unwrap())
         });
+        // A drain that was over before it was seen to begin counts from the start of the process.
+        let from = streaming.filter(|streaming| *streaming < ended).unwrap_or(begun);
         let watched = Watched {
-            seconds: ended.saturating_duration_since(streaming).as_secs_f64(),
+            seconds: (ended - from).as_secs_f64(),
             whole_seconds: (ended - begun).as_secs_f64(),
             walsender,
             peak_rss,

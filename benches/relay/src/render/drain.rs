@@ -1,6 +1,6 @@
 //! Of `make bench-drain`.
 
-use super::plot;
+use super::plot::{self, Group};
 use crate::bars::ratios;
 use crate::drain::{Case, Contender, PG_RECVLOGICAL, RAW_READER, TO_KAFKA, TO_NULL};
 use crate::memory::mib;
@@ -140,10 +140,11 @@ pub fn in_short(run: &Run, cases: &[Case]) -> String {
     let Some(case) = cases.iter().find(|case| case.name == "base") else { return String::new() };
     let facts = case.shape.facts as f64;
     let mut text = format!(
-        "{}, {} cores. {} facts of {} B, {} per transaction, {} partitions, medians (smallest..largest) of {} rounds:\n\n\
+        "{}, {} cores ({}). {} facts of {} B, {} per transaction, {} partitions, medians (smallest..largest) of {} rounds:\n\n\
          | | 1000 facts/s | CPU us/fact | peak RSS MiB | of the raw reader |\n|---|---|---|---|---|\n",
         run.date,
         run.cores,
+        run.processor,
         case.shape.facts,
         case.shape.payload,
         case.shape.per_transaction,
@@ -174,12 +175,11 @@ pub fn plots(cases: &[Case], folder: &Path) {
     let names: Vec<String> = first.contenders.iter().map(|c| c.name.clone()).collect();
     let speed = |case: &Case, contender: &Contender| {
         let facts = case.shape.facts as f64;
-        let spread = Spread::of(contender.rounds.iter().map(|o| facts / o.seconds / 1e3))?;
-        Some((spread.median, spread.min, spread.max))
+        Spread::of(contender.rounds.iter().map(|o| facts / o.seconds / 1e3))
     };
     let group = |case: &Case| {
-        let values = names.iter().map(|name| speed(case, case.contender(name)?)).collect();
-        (case.name.replace("one fact per transaction", "one per tx"), values)
+        let bars = names.iter().map(|name| speed(case, case.contender(name)?)).collect();
+        Group { name: case.name.replace("one fact per transaction", "one per tx"), bars }
     };
     let groups: Vec<_> = cases.iter().map(group).collect();
     plot::bars(

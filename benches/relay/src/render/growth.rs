@@ -1,6 +1,6 @@
 //! Of `make bench-growth`.
 
-use super::plot::{self, Line};
+use super::plot::{self, Line, Scale};
 use crate::growth::{Growth, Point, Rows, Series};
 use crate::memory::mib;
 use crate::spread::{Spread, cell};
@@ -85,6 +85,7 @@ pub fn plots(growth: &Growth, folder: &Path) {
             &format!("What a fact costs, by {}", series.name),
             &series.name,
             "us of CPU a fact",
+            Scale::Factors,
             &[
                 line("owlpost", &|outcome, facts| outcome.reader.cpu_us() / facts),
                 line("walsender", &|outcome, facts| outcome.walsender.cpu_us() / facts),

@@ -1,6 +1,6 @@
 //! Of `make bench-latency`.
 
-use super::plot::{self, Line};
+use super::plot::{self, Line, Scale};
 use crate::latency::{Latency, Leg, Rate, Round};
 use crate::memory::mib;
 use crate::spread::{Spread, cell};
@@ -96,6 +96,7 @@ pub fn plot(latency: &Latency, folder: &Path) {
         "From COMMIT's return to a consumer",
         "one fact of so many takes longer (2 is p50, 100 is p99, 1k is p99.9)",
         "ms",
+        Scale::Factors,
         &lines,
     );
 }

@@ -1,6 +1,6 @@
 //! Of `make bench-memory`.
 
-use super::plot::{self, Line};
+use super::plot::{self, Line, Scale};
 use crate::memory::{Memory, Situation, mib};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -39,12 +39,13 @@ fn file(situation: &Situation) -> String {
 
 pub fn plot(memory: &Memory, folder: &Path) {
     for (situation, axis) in with_series(memory) {
-        let points = situation.series.iter().map(|(x, bytes)| (*x + 1.0, mib(*bytes))).collect();
+        let points = situation.series.iter().map(|(x, bytes)| (*x, mib(*bytes))).collect();
         plot::lines(
             &folder.join(file(situation)),
             &format!("Resident memory: {}", situation.name),
             axis,
             "MiB",
+            Scale::Even,
             &[Line { name: "owlpost".to_owned(), points }],
         );
     }

@@ -1,5 +1,6 @@
 //! Plots, as SVG.
 
+use crate::spread::Spread;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -15,20 +16,37 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Points with lines between them, both axes logarithmic.
-pub fn lines(file: &Path, title: &str, x: &str, y: &str, lines: &[Line]) {
+/// How axes are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// Both by factors: what is 0 has no place.
+    Factors,
+    /// Both evenly, from 0.
+    Even,
+}
+
+/// Points with lines between them.
+pub fn lines(file: &Path, title: &str, x: &str, y: &str, scale: Scale, lines: &[Line]) {
     let points = || lines.iter().flat_map(|line| &line.points);
     let range = |of: fn(&(f64, f64)) -> f64| {
         let positive = || points().map(of).filter(|value| *value > 0.0);
         let (min, max) = (positive().fold(f64::INFINITY, f64::min), positive().fold(0.0, f64::max));
-        (min.is_finite()).then_some((min / 1.3, max * 1.3))
+        min.is_finite().then_some((min, max))
     };
     let (Some(xs), Some(ys)) = (range(|point| point.0), range(|point| point.1)) else {
         return;
     };
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE).expect("a drawing");
-    draw_lines(&root, (title, x, y), (xs.0..xs.1).log_scale(), (ys.0..ys.1).log_scale(), lines);
+    let texts = (title, x, y);
+    match scale {
+        Scale::Factors => {
+            // Above the lines there is room for their names.
+            let (xs, ys) = (xs.0 / 1.3..xs.1 * 1.3, ys.0 / 1.3..ys.1 * 4.0);
+            draw_lines(&root, texts, xs.log_scale(), ys.log_scale(), lines);
+        }
+        Scale::Even => draw_lines(&root, texts, 0.0..xs.1 * 1.03, 0.0..ys.1 * 1.2, lines),
+    }
     root.present().unwrap_or_else(|e| panic!("{}: {e}", file.display()));
 }
 
@@ -73,6 +91,7 @@ fn draw_lines<X, Y>(
     if lines.len() > 1 {
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()
@@ -80,16 +99,17 @@ fn draw_lines<X, Y>(
     }
 }
 
-/// Groups of bars, with a whisker from the smallest to the largest. A value is (median, smallest, largest).
-pub fn bars(
-    file: &Path,
-    title: &str,
-    y: &str,
-    names: &[String],
-    groups: &[(String, Vec<Option<(f64, f64, f64)>>)],
-) {
-    let values = groups.iter().flat_map(|(_, values)| values).flatten();
-    let top = values.map(|(_, _, max)| *max).fold(0.0, f64::max) * 1.15;
+/// Bars that stand together, one for each name; none where nothing was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    pub name: String,
+    pub bars: Vec<Option<Spread>>,
+}
+
+/// Groups of bars, with a whisker from the smallest to the largest.
+pub fn bars(file: &Path, title: &str, y: &str, names: &[String], groups: &[Group]) {
+    let bars = groups.iter().flat_map(|group| &group.bars).flatten();
+    let top = bars.map(|bar| bar.max).fold(0.0, f64::max) * 1.45;
     if top <= 0.0 {
         return;
     }
@@ -114,29 +134,29 @@ pub fn bars(
     let width = 0.84 / names.len().max(1) as f64;
     for (nth, name) in names.iter().enumerate() {
         let colour = Palette99::pick(nth).to_rgba();
-        let placed = groups.iter().enumerate().filter_map(|(group, (_, values))| {
-            Some((group as f64 + 0.08 + width * nth as f64, (*values.get(nth)?)?))
+        let placed = groups.iter().enumerate().filter_map(|(at, group)| {
+            Some((at as f64 + 0.08 + width * nth as f64, (*group.bars.get(nth)?)?))
         });
-        let placed: Vec<(f64, (f64, f64, f64))> = placed.collect();
-        let rectangles = placed.iter().map(|(x, (median, ..))| {
-            Rectangle::new([(*x, 0.0), (x + width * 0.92, *median)], colour.filled())
+        let placed: Vec<(f64, Spread)> = placed.collect();
+        let rectangles = placed.iter().map(|(x, bar)| {
+            Rectangle::new([(*x, 0.0), (x + width * 0.92, bar.median)], colour.filled())
         });
         chart
             .draw_series(rectangles)
             .expect("bars")
             .label(name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
-        let whiskers = placed.iter().map(|(x, (_, min, max))| {
+        let whiskers = placed.iter().map(|(x, bar)| {
             let middle = x + width * 0.46;
-            PathElement::new([(middle, *min), (middle, *max)], BLACK.stroke_width(1))
+            PathElement::new([(middle, bar.min), (middle, bar.max)], BLACK.stroke_width(1))
         });
         chart.draw_series(whiskers).expect("whiskers");
     }
     let area = chart.plotting_area().clone();
     let style = TextStyle::from((FONT, 13)).color(&BLACK);
-    for (group, (name, _)) in groups.iter().enumerate() {
-        let (x, y) = area.map_coordinate(&(group as f64 + 0.08, 0.0));
-        root.draw(&Text::new(name.clone(), (x, y + 8), &style)).expect("a label");
+    for (at, group) in groups.iter().enumerate() {
+        let (x, y) = area.map_coordinate(&(at as f64 + 0.08, 0.0));
+        root.draw(&Text::new(group.name.clone(), (x, y + 8), &style)).expect("a label");
     }
     chart
         .configure_series_labels()
