@@ -12,7 +12,7 @@ use crate::verify::{Verdict, Verifier};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch};
 use rskafka::protocol::traits::ReadType as _;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead as _, BufReader, Cursor, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -62,7 +62,9 @@ pub fn serve(shape: Shape) -> io::Result<()> {
     });
     io::copy(&mut io::stdin(), &mut io::sink())?;
     let mut state = locked(&state);
-    state.check();
+    while !state.kept.is_empty() {
+        state.check_oldest();
+    }
     let account = serde_json::to_string(&state.account())?;
     say(&account)
 }
@@ -104,7 +106,7 @@ struct State {
     /// By topic and partition.
     partitions: HashMap<([u8; 16], i32), Partition>,
     verifier: Verifier,
-    kept: Vec<(Vec<u8>, Vec<Batch>)>,
+    kept: VecDeque<(Vec<u8>, Vec<Batch>)>,
     kept_bytes: usize,
     requests: usize,
     batches: usize,
@@ -127,7 +129,7 @@ impl State {
             topics: HashMap::new(),
             partitions: HashMap::new(),
             verifier: Verifier::new(shape),
-            kept: Vec::new(),
+            kept: VecDeque::new(),
             kept_bytes: 0,
             requests: 0,
             batches: 0,
@@ -153,9 +155,10 @@ impl State {
                     batches.iter().map(|batch| self.take(batch, &bytes)).collect();
                 let response = wire::produced(head, &batches, &offsets);
                 self.kept_bytes += bytes.len();
-                self.kept.push((bytes, batches));
-                if self.kept_bytes > KEPT_BYTES_MAX {
-                    self.check();
+                self.kept.push_back((bytes, batches));
+                // One for one, so that nobody waits for more than that.
+                while self.kept_bytes > KEPT_BYTES_MAX {
+                    self.check_oldest();
                 }
                 response
             }
@@ -186,37 +189,36 @@ impl State {
         offset
     }
 
-    /// Looks into what was kept.
-    fn check(&mut self) {
-        for (request, batches) in std::mem::take(&mut self.kept) {
-            for batch in batches {
-                let name = self.topics.get(&batch.topic).cloned();
-                let mut bytes = Cursor::new(&request[batch.range.clone()]);
-                // Its checksum, too.
-                let read = RecordBatch::read(&mut bytes);
-                let (Some(topic), Ok(read)) = (name, read) else {
-                    self.verifier.verdict.bad_batches += 1;
-                    continue;
-                };
-                let ControlBatchOrRecords::Records(records) = read.records else {
-                    self.verifier.verdict.bad_batches += 1;
-                    continue;
-                };
-                for record in records {
-                    let headers = record.headers.into_iter().map(|h| (h.key, h.value)).collect();
-                    self.verifier.record(&Record {
-                        topic: Arc::clone(&topic),
-                        partition: batch.partition,
-                        offset: i64::from(record.offset_delta),
-                        timestamp_ms: read.first_timestamp + record.timestamp_delta,
-                        key: record.key,
-                        value: record.value,
-                        headers,
-                    });
-                }
+    /// Looks into what was kept longest.
+    fn check_oldest(&mut self) {
+        let Some((request, batches)) = self.kept.pop_front() else { return };
+        self.kept_bytes -= request.len();
+        for batch in batches {
+            let name = self.topics.get(&batch.topic).cloned();
+            let mut bytes = Cursor::new(&request[batch.range.clone()]);
+            // Its checksum, too.
+            let read = RecordBatch::read(&mut bytes);
+            let (Some(topic), Ok(read)) = (name, read) else {
+                self.verifier.verdict.bad_batches += 1;
+                continue;
+            };
+            let ControlBatchOrRecords::Records(records) = read.records else {
+                self.verifier.verdict.bad_batches += 1;
+                continue;
+            };
+            for record in records {
+                let headers = record.headers.into_iter().map(|h| (h.key, h.value)).collect();
+                self.verifier.record(&Record {
+                    topic: Arc::clone(&topic),
+                    partition: batch.partition,
+                    offset: i64::from(record.offset_delta),
+                    timestamp_ms: read.first_timestamp + record.timestamp_delta,
+                    key: record.key,
+                    value: record.value,
+                    headers,
+                });
             }
         }
-        self.kept_bytes = 0;
     }
 
     fn account(&self) -> Account {
