@@ -73,12 +73,12 @@ bench-producer: servers
 # The relay as it ships, between real servers. Runs are added to target/performance, or with ARGS='--out FOLDER'.
 bench-drain bench-latency bench-growth bench-memory: servers
 	cargo build --quiet --locked --profile dist --bin owlpost
-	cd benches/relay && cargo run --quiet --locked --release -- $(@:bench-%=%) \
-	  --binary $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist/owlpost $(ARGS)
+	cargo run --quiet --locked --release --manifest-path benches/relay/Cargo.toml -- $(@:bench-%=%) \
+	  --binary $(or $(CARGO_TARGET_DIR),target)/dist/owlpost $(ARGS)
 
 # From the runs in docs/performance.
 performance:
-	cd benches/relay && cargo run --quiet --locked --release -- render $(ARGS)
+	cargo run --quiet --locked --release --manifest-path benches/relay/Cargo.toml -- render $(ARGS)
 
 # What is measured is the server: no need to build the relay for release.
 bench-sql: servers

@@ -14,10 +14,10 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The folder with the runs, which the plots are written to.
-    #[arg(long, default_value = "../../docs/performance")]
+    #[arg(long, default_value = "docs/performance")]
     results: PathBuf,
     /// The documents whose blocks are made anew: what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
-    #[arg(long, default_values_os_t = [PathBuf::from("../../docs/performance.md"), PathBuf::from("../../README.md")])]
+    #[arg(long, default_values_os_t = [PathBuf::from("docs/performance.md"), PathBuf::from("README.md")])]
     document: Vec<PathBuf>,
 }
 

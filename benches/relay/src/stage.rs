@@ -17,13 +17,13 @@ pub const LIMIT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Subject {
     /// The relay: the binary as it ships, which make builds.
-    #[arg(long, default_value = "../../target/dist/owlpost", overrides_with = "binary")]
+    #[arg(long, default_value = "target/dist/owlpost", overrides_with = "binary")]
     pub binary: PathBuf,
     /// A setting of the relay, NAME=VALUE; any number of times.
     #[arg(long, value_name = "NAME=VALUE")]
     pub set: Vec<String>,
     /// The folder that results are added to.
-    #[arg(long, default_value = "../../target/performance")]
+    #[arg(long, default_value = "target/performance")]
     pub out: PathBuf,
 }
 
