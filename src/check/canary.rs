@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::kafka::{Consumer, Tls};
 use crate::postgres::survey;
 use crate::relay::fact::Fact;
+use crate::relay::route::TOPIC_LEN_MAX;
 use crate::run;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,12 @@ impl Canary {
         let mut topic = String::new();
         let fact = Fact::decode(content.as_bytes());
         let fact = fact.map_err(|error| Check::failure(NAME, &format!("{error}")))?;
-        config.naming.topic.render(config.naming.prefix(&prefix), &fact, &mut topic);
+        if !config.naming.name_topic(&prefix, &fact, &mut topic) {
+            let sentence = format!(
+                "{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -, at most {TOPIC_LEN_MAX} of them"
+            );
+            return Err(Check::failure(NAME, &sentence));
+        }
         Ok(Self { id, prefix, content, topic })
     }
 

@@ -6,7 +6,7 @@ use crate::exit::ExitCode;
 use crate::postgres::Queries;
 use crate::relay::fact::Fact;
 use crate::relay::gone::Gone;
-use crate::relay::route::is_topic;
+use crate::relay::route::TOPIC_LEN_MAX;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
@@ -272,9 +272,10 @@ fn check(
     }
     let fact = Fact::decode(content).map_err(|error| error.to_string())?;
     let mut topic = String::new();
-    config.naming.topic.render(config.naming.prefix(prefix), &fact, &mut topic);
-    if !is_topic(&topic) {
-        return Err(format!("{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -"));
+    if !config.naming.name_topic(prefix, &fact, &mut topic) {
+        return Err(format!(
+            "{topic:?} cannot be a topic's name; use a-z A-Z 0-9 . _ -, at most {TOPIC_LEN_MAX} of them"
+        ));
     }
     // As factlib.emit counts: key and headers repeat what is in the envelope, but for the payload.
     let payload = fact.payload.bytes().map_or(0, <[u8]>::len);

@@ -5,7 +5,6 @@
 
 use super::engine::Relay;
 use super::fact::Fact;
-use super::route;
 use factlib_protocol::pgoutput::{self, LogicalMessage};
 use factlib_protocol::{Frame, backend, replication};
 use std::time::Instant;
@@ -48,9 +47,7 @@ impl Relay {
             return false;
         };
         let Ok(fact) = Fact::decode(message.content) else { return false };
-        let naming = &self.settings.naming;
-        naming.topic.render(naming.prefix(prefix), &fact, &mut self.topic);
-        route::is_topic(&self.topic)
+        self.settings.naming.name_topic(prefix, &fact, &mut self.topic)
     }
 }
 

@@ -319,12 +319,12 @@ impl Relay {
         // Prefixes come from the configuration, so this one is UTF-8.
         let prefix = std::str::from_utf8(message.prefix).unwrap_or_default();
         let naming = &self.settings.naming;
-        naming.topic.render(naming.prefix(prefix), &fact, &mut self.topic);
+        let is_topic = naming.name_topic(prefix, &fact, &mut self.topic);
         if let Some(key) = &naming.key {
             key.render(prefix, &fact, &mut self.key);
         }
         let key = naming.key.is_some().then_some(self.key.as_bytes());
-        let routed = match route::is_topic(&self.topic) {
+        let routed = match is_topic {
             true => match self.producer.route(now.at, &self.topic) {
                 Route::Ready(topic, partitions) => Ok((topic, partitions)),
                 Route::Wait => return Flow::Stuck(Stuck::Topic),

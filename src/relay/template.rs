@@ -1,6 +1,7 @@
 //! Topic names and keys made from the parts of a fact.
 
 use super::fact::Fact;
+use super::route;
 
 /// Text with placeholders for parts of a fact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +155,13 @@ impl Naming {
     pub fn prefix<'a>(&'a self, prefix: &'a str) -> &'a str {
         let found = self.prefixes.iter().find(|(known, _)| known == prefix);
         found.map_or(prefix, |(_, other)| other)
+    }
+
+    /// Fills `out` with the name of the topic for a fact with this prefix; true if a topic can have it.
+    #[inline]
+    pub fn name_topic(&self, prefix: &str, fact: &Fact<'_>, out: &mut String) -> bool {
+        self.topic.render(self.prefix(prefix), fact, out);
+        route::is_topic(out)
     }
 }
 
