@@ -36,6 +36,10 @@ impl Verdict {
     }
 }
 
+/// What was seen stands in a column, but for names that are longer than this: a topic's may have 249 characters, and
+/// all the other lines would be as long.
+const NAME_COLUMN_MAX: usize = 40;
+
 const NO_COLOUR: &str = "\x1b[0m";
 
 /// One thing that was looked at.
@@ -114,7 +118,8 @@ impl Report {
 
     /// One line each, and one that sums up.
     pub fn human(&self, colour: bool) -> String {
-        let width = self.0.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+        let lengths = self.0.iter().map(|check| check.name.chars().count());
+        let width = lengths.filter(|length| *length <= NAME_COLUMN_MAX).max().unwrap_or(0);
         let paint = |verdict: Verdict, text: &str| match colour {
             true => format!("{}{text}{NO_COLOUR}", verdict.colour()),
             false => text.to_owned(),
@@ -175,6 +180,14 @@ failure  slot factlib_slot  lost:  [2Jgone; drop it; run `owlpost init`
         assert!(coloured.contains("\x1b[1;31mfailure\x1b[0m  slot factlib_slot"), "{coloured}");
         assert!(!coloured.contains("\x1b[2J"), "{coloured}");
         assert!(Report::default().human(true).ends_with("0 ok, 0 warnings, 0 failures\n"));
+    }
+
+    #[test]
+    fn a_long_name_moves_no_other_line_to_the_right() {
+        let long = "t".repeat(NAME_COLUMN_MAX + 1);
+        let report = Report(vec![Check::ok("wal_level", "logical"), Check::ok(&long, "there")]);
+        let expected = format!("ok       wal_level  logical\nok       {long}  there\n");
+        assert!(report.human(false).starts_with(&expected), "{}", report.human(false));
     }
 
     #[test]
