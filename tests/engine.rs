@@ -2392,6 +2392,32 @@ fn a_stop_that_is_given_up_confirms_what_is_settled_and_does_not_wait_for_the_re
 }
 
 #[test]
+fn a_stop_that_leaves_nothing_reads_to_the_end_of_the_transaction_so_that_none_of_it_comes_again() {
+    let half = || {
+        let mut rig = warm_with(keeps_order());
+        rig.receive(&Stream::default().begin(200).fact(150, "a").0);
+        let only = rig.produce().unwrap();
+        rig.answer(&only, 0);
+        rig.input(Input::Stop);
+        rig.input(Input::GiveUp);
+        assert!(rig.exit.is_none(), "its end may be all that is missing");
+        rig
+    };
+    let mut rig = half();
+    rig.receive(&Stream::default().commit(200).0);
+    rig.end_copy();
+    let exit = rig.exit.take().unwrap();
+    assert_eq!((rig.flush(), exit.kind), (Lsn(208), ExitKind::Stopped));
+
+    let mut rig = half();
+    rig.receive(&Stream::default().fact(151, "b").fact(152, "c").0);
+    rig.end_copy();
+    let exit = rig.exit.take().unwrap();
+    assert_eq!((rig.flush(), exit.kind), (Lsn(108), ExitKind::Deadline));
+    assert!(exit.reason.contains("facts that were read are not settled"), "{}", exit.reason);
+}
+
+#[test]
 fn what_keeps_order_is_given_each_fact_once_in_order_and_confirmed_only_behind_its_answer() {
     for seed in 0..50 {
         let mut dice = Rng::new(seed);

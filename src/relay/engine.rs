@@ -288,7 +288,6 @@ impl Relay {
             Input::GiveUp => {
                 if let Some(stopping) = &mut self.stopping {
                     stopping.gives_up = true;
-                    stopping.taking = false;
                 }
             }
         }
@@ -683,9 +682,10 @@ impl Relay {
         let unfinished = self.is_unfinished();
         let Some(stopping) = &mut self.stopping else { return };
         let unsettled = self.producer.unsettled_facts();
-        // What is given up is as good as never read.
+        // What is given up is as good as never read. Where that is nothing, the end of the transaction may be all that
+        // is missing, and without it what is settled of it would come again.
         let (waits, unfinished) = match stopping.gives_up {
-            true => (false, false),
+            true => (false, unfinished && unsettled == 0),
             false => (unsettled > 0, unfinished),
         };
         if now.at >= stopping.deadline {

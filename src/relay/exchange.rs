@@ -115,7 +115,8 @@ pub enum Input {
     Timeout,
     /// Finish: read on to the current Commit, settle, confirm, leave.
     Stop,
-    /// After [`Input::Stop`]: what is not settled never will be. Confirm what is, and leave.
+    /// After [`Input::Stop`]: what is not settled never will be. Confirm what is, and leave; if there is nothing else,
+    /// behind the end of the transaction that is being read.
     GiveUp,
 }
 

@@ -14,7 +14,8 @@ pub struct Stopped {
     /// Everything before this is done with, and the server knows it.
     pub confirmed: Lsn,
     /// Facts that were read and whose handlers were not called, or not to their end. They come again, and with them
-    /// those that lie behind one of them and were handled already.
+    /// those that lie behind one of them and were handled already. If there are none, nothing that was handled comes
+    /// again, unless the end of its transaction had not come by the deadline.
     pub left: usize,
     /// Handlers that were cut off, because they had not ended at the deadline.
     pub cut_off: usize,

@@ -283,7 +283,8 @@ fn is_lone(records: &[Record], bytes_max: usize) -> bool {
     bytes_max < RECORD_MAX && matches!(records, [record] if len(record) < bytes_max)
 }
 
-fn read(record: &Record) -> (Stored, &[u8]) {
+/// Which fact a record is of, and its value.
+pub(crate) fn read(record: &Record) -> (Stored, &[u8]) {
     let value = record.value.as_deref().unwrap();
     let digits = value.iter().skip_while(|c| !c.is_ascii_digit());
     let digits: String =

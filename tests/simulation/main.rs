@@ -1,4 +1,5 @@
-//! The relay engine against a model PostgreSQL and a model Kafka, under faults drawn from a seed.
+//! The relay engine against a model PostgreSQL and a model Kafka, or handlers in its place, under faults drawn from a
+//! seed.
 //!
 //! No sockets, no runtime, no sleeping: a scheduler picks what happens next, time jumps to deadlines,
 //! and what is promised is checked at every step. `SIMULATE_SEED=n` replays one seed with a trace;
@@ -11,6 +12,7 @@
 #[cfg(feature = "seeded-bugs")]
 mod bugs;
 mod cluster;
+mod handlers;
 #[path = "../model/mod.rs"]
 mod model;
 mod server;

@@ -1,6 +1,7 @@
 //! The scheduler: relays, a server, a cluster, and what happens to them.
 
 use crate::cluster::{BROKERS, Cluster, DEAD, FACTS, Fault, LATE};
+use crate::handlers::{Desk, Handled};
 use crate::model::Dice;
 use crate::server::{Ended, Said, Server, halts};
 use crate::truth::{Nature, Truth};
@@ -14,7 +15,7 @@ use factlib::relay::kafka::{
 };
 use factlib::relay::poison::{Policies, Policy};
 use factlib::relay::position::{Class, Position};
-use factlib::relay::template::Naming;
+use factlib::relay::template::{Field, Naming, Template};
 use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
 use factlib_protocol::replication::StandbyStatusUpdate;
 use factlib_protocol::{Frame, Lsn, Timestamp};
@@ -96,6 +97,13 @@ pub(crate) const WANTED: &[&str] = &[
     "ROLLBACK",
     "ROLLBACK PREPARED",
     "ROLLBACK TO SAVEPOINT",
+    // Handlers in the place of Kafka.
+    "a handler fails",
+    "given up with facts left",
+    "given up with no fact left",
+    "handled",
+    "handled while the slot was another's",
+    "handlers die",
     // Events.
     "event: AlreadyStored",
     "event: Away",
@@ -163,6 +171,8 @@ struct Plan {
     topic_ids: bool,
     skips: bool,
     compression: Compression,
+    /// Handlers stand in the place of Kafka.
+    handlers: bool,
     act: u64,
 }
 
@@ -170,16 +180,21 @@ impl Plan {
     fn new(seed: u64) -> Self {
         let kind = seed % 4;
         let policy = [Policy::Halt, Policy::Skip, Policy::DeadLetter][(seed / 4 % 3) as usize];
+        let handlers = (seed / 9).is_multiple_of(5);
         Self {
             gentle: kind == 0,
             fails_over: kind == 2,
             relays: if kind == 3 { 2 } else { 1 },
             policy,
-            grows: (seed / 12).is_multiple_of(2),
-            creates: (seed / 24).is_multiple_of(3),
+            grows: (seed / 12).is_multiple_of(2) && !handlers,
+            creates: (seed / 24).is_multiple_of(3) && !handlers,
             topic_ids: (seed / 72).is_multiple_of(2),
-            skips: (seed / 8).is_multiple_of(2),
-            compression: if seed.is_multiple_of(7) { Compression::Lz4 } else { Compression::None },
+            skips: (seed / 8).is_multiple_of(2) && !handlers,
+            compression: match seed.is_multiple_of(7) && !handlers {
+                true => Compression::Lz4,
+                false => Compression::None,
+            },
+            handlers,
             act: seed / 4 % 9,
         }
     }
@@ -215,6 +230,8 @@ struct Process {
     was_unheard: bool,
     /// Topics of which it was told all partitions.
     knows: BTreeSet<String>,
+    /// Where its handlers are called, if it has any.
+    desk: Desk,
 }
 
 impl Process {
@@ -233,6 +250,7 @@ impl Process {
             unaware_until: None,
             was_unheard: false,
             knows: BTreeSet::new(),
+            desk: Desk::default(),
         }
     }
 
@@ -257,6 +275,7 @@ pub(crate) struct World {
     processes: Vec<Process>,
     /// Batches of connections that are gone, which may still arrive, with the broker they were sent to.
     late: VecDeque<(usize, Vec<PartitionBatch>)>,
+    handled: Handled,
     next_producer: i64,
     faults: bool,
     fault_count: usize,
@@ -275,7 +294,15 @@ fn settings(seed: u64, plan: Plan) -> Settings {
     let new = NewTopic { partitions: Some(1), replication_factor: None, configs: Vec::new() };
     Settings {
         prefixes: vec!["sim".to_owned()],
-        naming: Naming::default(),
+        naming: match plan.handlers {
+            // As a subscriber has it.
+            true => Naming {
+                topic: Template::parse(FACTS, Field::OF_TOPICS).unwrap(),
+                key: Some(Template::parse("{prefix}", Field::OF_KEYS).unwrap()),
+                prefixes: Vec::new(),
+            },
+            false => Naming::default(),
+        },
         value_is_payload: false,
         timestamp_is_publish: false,
         metadata_headers: false,
@@ -289,13 +316,13 @@ fn settings(seed: u64, plan: Plan) -> Settings {
         metadata_age_max: Duration::from_secs(5),
         // Of two or three facts, and of as many as there are.
         batch_bytes: if seed.is_multiple_of(2) { 700 } else { 393_216 },
-        batch_records: 10_000,
+        batch_records: if plan.handlers { 1 } else { 10_000 },
         compression: plan.compression,
         policies: Policies { general: plan.policy, by_topic: Vec::new(), dead_letter_topic },
         create_topics: plan.creates.then_some(new),
         skip_stored: plan.skips,
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
-        keeps_order: false,
+        keeps_order: plan.handlers,
         startup_timeout: None,
         seed,
     }
@@ -317,6 +344,7 @@ impl World {
             truth: Truth { trace, ..Truth::default() },
             processes: (0..plan.relays as u64).map(process).collect(),
             late: VecDeque::new(),
+            handled: Handled::default(),
             next_producer: 0,
             faults: true,
             fault_count: 0,
@@ -349,6 +377,8 @@ impl World {
     }
 
     fn start_process(&mut self, at: usize) {
+        let (handled, truth) = (&mut self.handled, &mut self.truth);
+        self.processes[at].desk.die(&mut self.dice, handled, truth);
         let settings = settings(self.dice.next(), self.plan);
         self.processes[at] = Process::new(settings);
         #[cfg(feature = "seeded-bugs")]
@@ -423,6 +453,8 @@ impl World {
         }
         self.saw(event_name(&event));
         match event {
+            Event::Stopping { .. } => self.processes[at].desk.stop(),
+            Event::TimelineChanged { .. } => self.processes[at].desk.begin_anew(),
             Event::Halted(halted) => self.processes[at].halted = Some(halted.position),
             Event::Resumed { .. } | Event::PassedOver { .. } => self.processes[at].halted = None,
             Event::SequencesLost { facts, .. } if facts > 0 => self.excuse("sequences lost"),
@@ -539,7 +571,71 @@ impl World {
                 format!("{request:?}").chars().take(150).collect::<String>()
             );
         }
-        self.processes[at].requests.push_back(request);
+        match request {
+            // They are in the same process: nothing lies between.
+            Request::Produce { broker, batches } if self.plan.handlers => {
+                for batch in &batches {
+                    self.processes[at].desk.take(broker, batch, &mut self.truth);
+                }
+            }
+            request => self.processes[at].requests.push_back(request),
+        }
+    }
+
+    // ---- handlers in the place of Kafka ----
+
+    /// A handler is called, one ends, or what is asked of Kafka is answered.
+    fn handle(&mut self, at: usize) {
+        if self.processes[at].exit.is_some() {
+            return;
+        }
+        if let Some(request) = self.processes[at].requests.pop_front() {
+            let answer = match request {
+                Request::Metadata { topics } => Answer::Metadata(Ok(Metadata {
+                    cluster_id: None,
+                    brokers: vec![Broker { id: 0, host: String::new(), port: 0 }],
+                    topics: topics.iter().map(|topic| the_one_partition_of(topic)).collect(),
+                })),
+                Request::InitProducerId => {
+                    Answer::ProducerId(Ok(Ok(ProducerId { id: 0, epoch: 0 })))
+                }
+                other => panic!("handlers are asked for {other:?}"),
+            };
+            return self.input(at, Input::Kafka(answer));
+        }
+        let lease = self.processes[at].relay.lease();
+        let may_begin = lease.is_some_and(|until| self.now < until);
+        let holder = self.server.session.as_ref().map(|session| session.process);
+        let is_ours = holder.is_none_or(|holder| holder == at);
+        let process = &mut self.processes[at];
+        if may_begin && self.dice.percent(60) && process.desk.begin(&mut self.dice) {
+            let excused = process.unaware_until.is_some_and(|until| self.now < until);
+            assert!(
+                is_ours || excused,
+                "relay {at} calls a handler, and the slot is relay {holder:?}'s"
+            );
+            return;
+        }
+        if process.desk.is_quiet() && !std::mem::replace(&mut process.desk.gave_up, true) {
+            self.saw(match self.processes[at].desk.is_empty() {
+                true => "given up with no fact left",
+                false => "given up with facts left",
+            });
+            return self.input(at, Input::GiveUp);
+        }
+        let fails = self.faults && self.dice.percent(20);
+        let (handled, truth) = (&mut self.handled, &mut self.truth);
+        match process.desk.end(&mut self.dice, fails, handled, truth) {
+            Some(answer) => {
+                self.saw(match is_ours {
+                    true => "handled",
+                    false => "handled while the slot was another's",
+                });
+                self.input(at, Input::Kafka(answer));
+            }
+            None if fails => self.saw("a handler fails"),
+            None => {}
+        }
     }
 
     // ---- the server's side ----
@@ -669,7 +765,7 @@ impl World {
         let (key, halts) = (self.dice.below(7), self.plan.policy == Policy::Halt);
         let (topic, nature) = match self.dice.below(200) {
             0 | 1 if !halts => (FACTS, Nature::Junk),
-            2 | 3 if !halts => (FACTS, Nature::Large),
+            2 | 3 if !halts && !self.plan.handlers => (FACTS, Nature::Large),
             4 if halts && self.faults && self.dice.percent(30) => (FACTS, Nature::Junk),
             5 | 6 if halts => (LATE, Nature::Good),
             _ => (FACTS, Nature::Good),
@@ -728,6 +824,9 @@ impl World {
     // ---- Kafka's side ----
 
     fn serve(&mut self, at: usize) {
+        if self.plan.handlers {
+            return self.handle(at);
+        }
         // Requests to different brokers overtake each other; those to one do not.
         let requests = &self.processes[at].requests;
         if requests.is_empty() {
@@ -1009,7 +1108,7 @@ impl World {
                 let long = Duration::from_secs(1 + self.dice.next() % 25);
                 self.server.busy(self.now + long);
             }
-            52..67 => {
+            52..67 if !self.plan.handlers => {
                 let topic = [FACTS, FACTS, LATE, DEAD][self.dice.below(4)];
                 let lost = self.cluster.move_leader(&mut self.dice, topic, &mut self.truth);
                 self.fault(match lost {
@@ -1022,7 +1121,7 @@ impl World {
                 self.truth.grown = true;
                 self.cluster.grow(FACTS);
             }
-            70..74 if self.plan.policy == Policy::Halt => {
+            70..74 if self.plan.policy == Policy::Halt && !self.plan.handlers => {
                 let there = &mut self.cluster.topic(FACTS).there;
                 *there = !*there;
                 let there = *there;
@@ -1037,7 +1136,7 @@ impl World {
             74..78 => self.repair(),
             78..86 if !self.plan.gentle => self.kill(at),
             86..90 if self.plan.gentle && self.server.stopping.is_none() => self.restart(at),
-            90..91 if !self.plan.gentle => self.long_silence(),
+            90..91 if !self.plan.gentle && !self.plan.handlers => self.long_silence(),
             93..97 if self.plan.fails_over => self.fail_over(),
             _ => {}
         }
@@ -1104,6 +1203,9 @@ impl World {
             {
                 self.late.push_back((usize::try_from(broker).unwrap(), batches));
             }
+        }
+        if !self.processes[at].desk.is_empty() {
+            self.saw("handlers die");
         }
         // What is promised must hold before anything is repaired.
         self.truth.check_promise(&self.server, self.server.confirmed);
@@ -1289,11 +1391,17 @@ impl World {
             // Without faults an answer takes less time than a deadline.
             self.calm_step(Duration::from_millis(5));
         }
-        assert_eq!(self.processes[0].exit, Some(ExitKind::Stopped));
+        let exit = self.processes[0].exit;
+        // What handlers had done behind a fact that none was called for comes again.
+        let left = self.plan.handlers && exit == Some(ExitKind::Deadline);
+        assert!(left || exit == Some(ExitKind::Stopped), "{exit:?}");
         let before = self.truth.repeats;
+        if left {
+            self.truth.excuse.get_or_insert("a stop left facts");
+        }
         self.start_process(0);
         self.heal();
-        assert_eq!(self.truth.repeats, before, "a clean restart repeated something");
+        assert!(left || self.truth.repeats == before, "a clean restart repeated something");
     }
 
     /// Until the slot is ours, and nothing waits from when it was before.
@@ -1338,7 +1446,7 @@ impl World {
                 lost(self);
                 ExitKind::OtherCluster
             }
-            4 => {
+            4 if !self.plan.handlers => {
                 self.cluster.id = "another";
                 ExitKind::OtherKafka
             }
@@ -1361,7 +1469,7 @@ impl World {
                 }
                 self.server.commit(self.now, transaction, &mut self.truth);
                 for _ in 0..20_000 {
-                    if self.processes[0].requests.iter().any(is_produce) {
+                    if self.is_produced() {
                         break;
                     }
                     self.calm_step_without_produce();
@@ -1391,8 +1499,13 @@ impl World {
         self.input(0, Input::Timeout);
     }
 
+    /// Something was produced that is not answered.
+    fn is_produced(&self) -> bool {
+        self.processes[0].requests.iter().any(is_produce) || !self.processes[0].desk.is_empty()
+    }
+
     fn calm_step_without_produce(&mut self) {
-        let at_produce = self.processes[0].requests.iter().any(is_produce);
+        let at_produce = self.is_produced();
         match self.dice.below(10) {
             0..2 => {
                 self.server.send_next(self.now, &self.truth);
@@ -1404,6 +1517,11 @@ impl World {
             _ => self.pass_for(Duration::from_millis(300)),
         }
     }
+}
+
+fn the_one_partition_of(topic: &str) -> TopicMetadata {
+    let partitions = vec![PartitionMetadata { index: 0, leader: Some(0) }];
+    TopicMetadata { name: topic.to_owned(), id: None, error: NONE, partitions }
 }
 
 fn is_produce(request: &Request) -> bool {
