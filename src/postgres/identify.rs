@@ -151,7 +151,7 @@ pub async fn identify(ask: &Ask) -> Result<Identified, Gone> {
                     ),
                     false => format!(
                         "slot {slot} and publication {publication} have disappeared: facts committed since \
-                         are not in Kafka; to accept that gap, run `owlpost init`"
+                         are not delivered; to accept that gap, run `owlpost init`"
                     ),
                 };
                 return Err(Gone::Terminal(ExitKind::Slot, reason));

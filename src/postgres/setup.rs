@@ -148,7 +148,7 @@ pub(crate) fn computed(slot: &str, confirmed: Lsn) -> Option<String> {
         format!(
             "slot {slot} stands at {confirmed}, where no record of the log ends: whoever had it computed that place, \
              as factlib's relay does, which adds the length of the last fact that it published to where that ends; \
-             what was committed within that length before {confirmed} may not be in Kafka, and is not sent any more; \
+             what was committed within that length before {confirmed} may not have been delivered, and is not sent any more; \
              docs/migrating.md says how to find it"
         )
     })
@@ -200,7 +200,7 @@ pub(crate) fn synchronous(found: &Found) -> Option<String> {
     let Found { synchronous_standby_names, application_name, .. } = found;
     (!found.in_recovery && names_us(synchronous_standby_names, application_name)).then(|| {
         format!(
-            "synchronous_standby_names is {synchronous_standby_names:?} and would make this relay \
+            "synchronous_standby_names is {synchronous_standby_names:?} and would make this session \
              (application_name {application_name}) a synchronous standby, for which every COMMIT waits; name \
              the standbys that are meant, or choose another APP_NAME"
         )
@@ -259,7 +259,7 @@ pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
         (Some(_), _) if open_gap.is_some() => {
             let from = open_gap.unwrap_or_default();
             let reason = format!(
-                "facts committed after {from} may not be in Kafka: the gap was accepted, and making slot \
+                "facts committed after {from} may not be delivered: the gap was accepted, and making slot \
                  {slot_name} anew was interrupted; to go on, run `owlpost init --accept-gap` again"
             );
             Plan::Refuse(ExitKind::Slot, reason)
@@ -274,7 +274,7 @@ pub(crate) fn plan_of_objects(found: &Found, names: Names<'_>) -> Plan {
             let reason = format!(
                 "publication {publication_name} is there, but slot {slot_name} is not: it was dropped \
                  or never came along with a failover or a restore, and facts committed since are not \
-                 in Kafka; to accept that gap, run `owlpost init --accept-gap`"
+                 delivered; to accept that gap, run `owlpost init --accept-gap`"
             );
             Plan::Refuse(ExitKind::Slot, reason)
         }
@@ -327,7 +327,7 @@ fn unusable(slot: &FoundSlot, found: &Found, name: &str) -> Option<String> {
     if slot.wal_status.as_deref() == Some("lost") {
         return Some(format!(
             "slot {name} is lost: the server removed WAL it still needed (max_slot_wal_keep_size), and \
-             the facts committed after {} are not in Kafka; to accept that gap, run `owlpost init \
+             the facts committed after {} are not delivered; to accept that gap, run `owlpost init \
              --accept-gap`",
             slot.confirmed_flush.unwrap_or_default()
         ));

@@ -72,7 +72,7 @@ pub fn classify(error: &ServerError) -> Gone {
     let words = error.to_string();
     match error.code {
         SqlState::OBJECT_IN_USE => Gone::SlotInUse(format!(
-            "{words}; this relay waits until the other one ends: stop that, if it is not meant"
+            "{words}; this process waits until that one ends: stop that, if it is not meant"
         )),
         SqlState::UNDEFINED_OBJECT if error.message.contains("publication") => Gone::Terminal(
             ExitKind::Publication,

@@ -38,6 +38,24 @@ const CALLED_HERE: [(&str, &str); 9] = [
     ("APP_NAME", "application_name"),
 ];
 
+/// The same for what only stands in the relay's sentences.
+const NAMED_HERE: [(&str, &str); 3] = [
+    ("POISON_POLICY", "Builder::on_unreadable"),
+    ("FRAME_MAX_BYTES", "RawConfig::frame_max_bytes"),
+    ("REPLICATION_SLOT_FAILOVER", "RawConfig::replication_slot_failover"),
+];
+
+/// A sentence of the relay's, with what its settings are called here.
+pub(super) fn in_words_of_the_builder(sentence: &str) -> String {
+    let mut words = sentence.to_owned();
+    for (setting, here) in CALLED_HERE.iter().chain(&NAMED_HERE) {
+        if words.contains(setting) {
+            words = words.replace(setting, here);
+        }
+    }
+    words
+}
+
 impl Builder {
     pub(super) fn new(raw: RawConfig) -> Self {
         Self {
@@ -247,6 +265,22 @@ mod tests {
         assert!(problems(nobody)[0].starts_with("prefix: "));
         let two = problems(complete().prefix("a,b"));
         assert_eq!(two, ["prefix: one has a comma; call it once for each"]);
+    }
+
+    #[test]
+    fn sentences_of_the_relay_name_what_the_builder_has() {
+        for (sentence, here) in [
+            ("look at the database in MASTER_DATABASE_URL", "look at the database in the URL"),
+            ("choose another REPLICATION_SLOT_NAME", "choose another slot"),
+            (
+                "correct the emitter, and see POISON_POLICY",
+                "correct the emitter, and see Builder::on_unreadable",
+            ),
+            ("over FRAME_MAX_BYTES (8)", "over RawConfig::frame_max_bytes (8)"),
+            ("the socket is closed", "the socket is closed"),
+        ] {
+            assert_eq!(in_words_of_the_builder(sentence), here);
+        }
     }
 
     #[test]

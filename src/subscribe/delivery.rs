@@ -1,5 +1,6 @@
 //! What handlers are given.
 
+use super::builder::in_words_of_the_builder;
 use crate::kafka::Found;
 use crate::relay::fact::{self, Fact, FactError};
 use crate::relay::position::Position;
@@ -266,7 +267,7 @@ impl Parcel {
             Some(String::from_utf8_lossy(value).into_owned())
         };
         let words = Words {
-            reason: text("factlib_reason").unwrap_or_default(),
+            reason: in_words_of_the_builder(&text("factlib_reason").unwrap_or_default()),
             whole_length: text("factlib_length").and_then(|length| length.parse().ok()),
         };
         let parcel = Self::of(found, batch, aggregate)?;

@@ -270,7 +270,9 @@ fn outcome(
             );
             Ok(stopped)
         }
-        (None, kind) => Err(Error::Server { kind, reason: exit.reason.clone() }),
+        (None, kind) => {
+            Err(Error::Server { kind, reason: builder::in_words_of_the_builder(&exit.reason) })
+        }
     }
 }
 

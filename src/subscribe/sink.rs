@@ -1,5 +1,6 @@
 //! The engine's side: a topic of one partition that takes whatever is produced, and answers when it is done with.
 
+use super::builder::in_words_of_the_builder;
 use super::counter::{Counter, Line, Shared};
 use super::delivery::{Aggregate, Parcel};
 use super::error::Error;
@@ -169,6 +170,7 @@ impl Surroundings for Sink {
                 );
             }
             Event::Away { cause, delay, .. } => {
+                let cause = in_words_of_the_builder(cause);
                 warn!(slot, retry_in = ?delay, error = cause, "not connected to PostgreSQL");
             }
             Event::SlotInUse { cause, delay } => {
@@ -195,8 +197,8 @@ impl Surroundings for Sink {
             }
             Event::Halted(halted) => {
                 let (position, lsn) = (halted.position, halted.lsn);
-                error!(slot, %lsn, %position, error = halted.reason, "halted: a message is no fact");
-                let reason = halted.reason.clone();
+                let reason = in_words_of_the_builder(&halted.reason);
+                error!(slot, %lsn, %position, error = reason, "halted: a message is no fact");
                 self.shared.counter().stuck = Some(Error::Unreadable { position, lsn, reason });
             }
             Event::PassedOver { position } | Event::Resumed { position } => {
@@ -204,7 +206,8 @@ impl Surroundings for Sink {
                 self.shared.counter().stuck = None;
             }
             Event::GivenUp(given_up) => {
-                let (position, reason) = (given_up.position, &given_up.poison.reason);
+                let position = given_up.position;
+                let reason = in_words_of_the_builder(&given_up.poison.reason);
                 if given_up.policy == relay::poison::Policy::Skip {
                     self.shared.counter().skipped += 1;
                     error!(slot, %position, error = reason, "skipped: a message is no fact");
@@ -267,14 +270,17 @@ fn shown(counter: &Counter, standing: &relay::Standing, at: Instant) -> Standing
     let schedule = &counter.schedule;
     let state = match (&counter.halted, &standing.state) {
         (Some(error), _) => State::Halted(error.to_string()),
-        (None, relay::State::Connecting(cause)) => State::Connecting(cause.clone()),
-        (None, relay::State::WaitingForSlot(cause)) => State::WaitingForSlot(cause.clone()),
-        (None, relay::State::Streaming) => State::Streaming,
-        (None, relay::State::Halted(halted)) => State::Halted(halted.reason.clone()),
-        (None, relay::State::Stalled(_)) if schedule.waiting() > 0 => {
-            State::Stalled(stalled_words(counter, at))
+        (None, relay::State::Connecting(cause)) => {
+            State::Connecting(cause.as_deref().map(in_words_of_the_builder))
         }
-        (None, relay::State::Stalled(cause)) => State::Stalled(cause.clone()),
+        (None, relay::State::WaitingForSlot(cause)) => {
+            State::WaitingForSlot(in_words_of_the_builder(cause))
+        }
+        (None, relay::State::Streaming) => State::Streaming,
+        (None, relay::State::Halted(halted)) => {
+            State::Halted(in_words_of_the_builder(&halted.reason))
+        }
+        (None, relay::State::Stalled(_)) => State::Stalled(stalled_words(counter, at)),
         (None, relay::State::Stopping) => State::Stopping,
     };
     let (blocked_count, blocked) = schedule.blocked(BLOCKED_LISTED_MAX);
@@ -338,6 +344,9 @@ fn stalled_words(counter: &Counter, at: Instant) -> String {
             line.words(),
             at.saturating_duration_since(since)
         ),
-        None => format!("{waiting} facts wait for handlers"),
+        None => match &counter.stuck {
+            Some(error) if waiting == 0 => error.to_string(),
+            _ => format!("{waiting} facts wait for handlers"),
+        },
     }
 }

@@ -324,7 +324,7 @@ fn postgresql_misconfigured() {
             at("no_slot"),
             4,
             "publication no_slot is there, but slot no_slot is not: it was dropped or never came along with a \
-             failover or a restore, and facts committed since are not in Kafka; to accept that gap, run \
+             failover or a restore, and facts committed since are not delivered; to accept that gap, run \
              `owlpost init --accept-gap`",
         ),
         same(
@@ -349,7 +349,7 @@ fn postgresql_misconfigured() {
             "synchronous standby",
             at("synchronous").env("APP_NAME", "sync_relay"),
             8,
-            "synchronous_standby_names is \"standby1, sync_relay\" and would make this relay (application_name \
+            "synchronous_standby_names is \"standby1, sync_relay\" and would make this session (application_name \
              sync_relay) a synchronous standby, for which every COMMIT waits; name the standbys that are meant, \
              or choose another APP_NAME",
         ),
@@ -819,8 +819,8 @@ fn kafka_misconfigured() {
             ),
             run: Run::Stays(
                 "waiting_for_slot",
-                "replication slot \"held\" is active for PID # (SQLSTATE 55006); this relay waits until the \
-                 other one ends: stop that, if it is not meant"
+                "replication slot \"held\" is active for PID # (SQLSTATE 55006); this process waits until \
+                 that one ends: stop that, if it is not meant"
                     .to_owned(),
             ),
         },

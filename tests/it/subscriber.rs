@@ -781,6 +781,54 @@ fn what_is_missing_or_lost_ends_it_with_what_to_do() {
     assert!(matches!(error, Error::Server { .. }), "{error:?}");
 }
 
+#[test]
+fn what_ends_it_is_said_in_the_words_of_the_builder_and_without_kafka() {
+    let postgres = Postgres::builder().start();
+    let quiet = || builder(&postgres).handler(|_| async { Ok(()) });
+    let at = |url: String| {
+        let builder = Subscriber::builder(&url).slot(SLOT).prefix("orders");
+        let builder = builder.startup_timeout(Duration::from_secs(1)).create_if_missing(true);
+        builder.handler(|_| async { Ok(()) })
+    };
+    let made = Running::start(quiet().prefix("carts"));
+    made.wait_streaming();
+    made.stop();
+    emit(&postgres, true, "orders", b"junk");
+    postgres.client().batch_execute("CREATE DATABASE other").unwrap();
+    let small = RawConfig {
+        master_database_url: Some(postgres.url()),
+        frame_max_bytes: Some("64KiB".to_owned()),
+        ..RawConfig::default()
+    };
+    let small = Subscriber::from_settings(small).slot(SLOT).prefix("orders").prefix("carts");
+    let small = small.on_unreadable(UnreadablePolicy::halt()).handler(|_| async { Ok(()) });
+    let url = postgres.url();
+    let (base, _) = url.rsplit_once('/').unwrap();
+    let mut said = Vec::new();
+    let mut ends = |builder: Builder, with: &str| {
+        let error = Running::start(builder).end().unwrap_err().to_string();
+        assert!(error.contains(with), "{with}: {error}");
+        said.push(error);
+    };
+    ends(quiet(), "correct prefix");
+    ends(at(format!("{base}/none")), "database in the URL");
+    ends(at(format!("{base}/other")), "choose another slot");
+    ends(at("postgres://app@127.0.0.1:1/app".to_owned()), "port in the URL");
+    ends(quiet().prefix("carts"), "see Builder::on_unreadable");
+    let advance = "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots";
+    postgres.client().batch_execute(advance).unwrap();
+    emit(&postgres, true, "orders", &vec![b'x'; 100_000]);
+    ends(small, "RawConfig::frame_max_bytes");
+    drop_slots(&postgres);
+    ends(quiet().prefix("carts"), "not delivered; to accept that gap");
+    for error in said {
+        let settings = error.split(|c: char| !c.is_ascii_uppercase() && c != '_');
+        let settings: Vec<_> =
+            settings.filter(|word| word.len() > 4 && word.contains('_')).collect();
+        assert!(settings.is_empty() && !error.contains("Kafka"), "{error}");
+    }
+}
+
 /// `examples/subscriber.rs`, which prints what it handles.
 fn example(postgres: &Postgres) -> testkit::owlpost::Command {
     let tests = std::env::current_exe().unwrap();
