@@ -148,21 +148,32 @@ BEGIN ATOMIC
     FROM jsonb_each(metadata) ORDER BY 1;
 END;
 
-CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION factlib._is_object(metadata jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN jsonb_typeof(metadata) = 'object';
+
+CREATE OR REPLACE FUNCTION factlib._say_metadata(metadata jsonb) RETURNS void LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   wanted CONSTANT text := 'metadata must be a JSON object of strings, numbers and booleans: ';
-  bytes bytea;
-  is_valid boolean;
 BEGIN
-  IF jsonb_typeof(metadata) <> 'object' THEN
+  IF NOT factlib._is_object(metadata) THEN
     PERFORM factlib._refuse(wanted || 'it is ' || factlib._article(jsonb_typeof(metadata)));
   END IF;
-  SELECT coalesce(string_agg(factlib._entry(E'\\x3a', e.key, e.value), ''), ''), bool_and(e.is_valid)
-    INTO bytes, is_valid FROM factlib._entries(metadata) AS e;
+  PERFORM factlib._refuse(wanted || format('key "%s" is %s', left(convert_from(e.key, 'UTF8'), 100), factlib._article(e.kind)))
+     FROM factlib._entries(metadata) AS e WHERE NOT e.is_valid LIMIT 1;
+END $$;
+
+CREATE OR REPLACE FUNCTION factlib._metadata(metadata jsonb) RETURNS bytea LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+DECLARE
+  bytes pg_catalog.bytea;
+  is_valid pg_catalog.bool := false;
+BEGIN
+  IF factlib._is_object(metadata) THEN
+    SELECT pg_catalog.string_agg(factlib._entry(E'\\x3a', e.key, e.value), ''), pg_catalog.bool_and(e.is_valid)
+      INTO bytes, is_valid FROM factlib._entries(metadata) AS e;
+  END IF;
   IF NOT is_valid THEN
-    PERFORM factlib._refuse(wanted || format('key "%s" is %s', left(convert_from(e.key, 'UTF8'), 100), factlib._article(e.kind)))
-       FROM factlib._entries(metadata) AS e WHERE NOT e.is_valid LIMIT 1;
+    PERFORM factlib._say_metadata(metadata);
   END IF;
   RETURN bytes;
 END $$;
