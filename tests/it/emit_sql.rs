@@ -255,6 +255,49 @@ fn nothing_of_a_rolled_back_transaction_or_savepoint_is_in_the_log() {
 }
 
 #[test]
+fn a_fact_of_a_prepared_transaction_is_published_once_at_commit_prepared_and_never_if_it_is_rolled_back()
+ {
+    let (postgres, mut client) = server();
+    let kafka = Kafka::shared();
+    kafka.create_topic("twophase.order", 1, &[]);
+    let relay = relay("twophase", &postgres, kafka).spawn();
+    relay.wait_ready();
+    client.batch_execute("CREATE TABLE orders (id text)").unwrap();
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let emit = |client: &mut Client, id: &str| -> String {
+        let sql = "SELECT (factlib.emit('order', $1, 'paid', '', prefix => 'twophase')).lsn::text";
+        client.query_one(sql, &[&id]).unwrap().get(0)
+    };
+    let mut lsns = Vec::new();
+    for name in ["kept", "dropped"] {
+        let begin = format!(
+            "BEGIN; INSERT INTO orders VALUES ('{name}'); SET LOCAL factlib.traceparent = '{traceparent}'"
+        );
+        client.batch_execute(&begin).unwrap();
+        lsns.push(emit(&mut client, name));
+        client.batch_execute(&format!("PREPARE TRANSACTION '{name}'")).unwrap();
+    }
+    // Somebody else's fact, committed behind them, is confirmed: they are not passed over for that.
+    emit(&mut client, "before");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    assert_eq!(count(kafka, "twophase.order"), 1);
+    let mut other = postgres.client();
+    other.batch_execute("COMMIT PREPARED 'kept'").unwrap();
+    other.batch_execute("ROLLBACK PREPARED 'dropped'").unwrap();
+    emit(&mut client, "after");
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let records = kafka.read_topic("twophase.order");
+    let keys: Vec<_> = records.iter().map(|r| r.key.clone().unwrap()).collect();
+    assert_eq!(keys, [b"before".to_vec(), b"kept".to_vec(), b"after".to_vec()]);
+    let kept = &records[1];
+    assert_eq!(kept.header("LSN"), Some(lsns[0].as_str()));
+    assert_eq!(kept.header("traceparent"), Some(traceparent));
+    assert_eq!(records[2].header("traceparent"), None, "it was the transaction's");
+    assert_eq!(postgres.ask("SELECT string_agg(id, ',') FROM orders"), "kept");
+}
+
+#[test]
 fn ids_are_uuids_of_version_7_that_rise() {
     let (_postgres, mut client) = server();
     let query = "SELECT (factlib.emit('order', g::text, 'paid', '', prefix => 'p')).id FROM generate_series(1, 5000) g";
