@@ -44,11 +44,13 @@ pub enum InvalidFact {
 
 impl InvalidFact {
     /// The SQLSTATE with which the SQL function would refuse the same fact: `54000` (program_limit_exceeded) if it is
-    /// too large, else `22023` (invalid_parameter_value).
+    /// too large, `22021` (character_not_in_repertoire) if a text has a NUL, which already the server's parser
+    /// refuses, else `22023` (invalid_parameter_value).
     #[must_use]
     pub fn sqlstate(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "54000",
+            Self::NulByte(_) => "22021",
             _ => "22023",
         }
     }

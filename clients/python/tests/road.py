@@ -46,15 +46,15 @@ def emitted(fact, wait):
 
 
 def refused(error):
-    """What the server said, whoever has wrapped it."""
+    """What the server said, whoever has wrapped it; or a driver, of a NUL that it does not send."""
     error = getattr(error, "orig", None) or error
     while error.__cause__ is not None:
         error = error.__cause__
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if sqlstate is None:
+    if sqlstate is None and "NUL" not in str(error):
         raise error
     diag = getattr(error, "diag", None)
-    say({"sqlstate": sqlstate, "message": diag.message_primary if diag else str(error)})
+    say({"sqlstate": sqlstate, "message": (diag and diag.message_primary) or str(error)})
 
 
 ALONE = ("order", "1", "outside of a transaction")
@@ -107,7 +107,7 @@ def by_psycopg2(commit):
             done = factlib.emit(connection, **fact)
             connection.commit() if commit else connection.rollback()
             emitted(done, factlib.wait_lsn(connection))
-        except psycopg2.Error as error:
+        except (psycopg2.Error, ValueError) as error:
             refused(error)
         connection.rollback()
 

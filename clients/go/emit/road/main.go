@@ -12,6 +12,8 @@ import (
 	"errors"
 	"log"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,14 +35,29 @@ type line struct {
 	Metadata    map[string]string `json:"metadata"`
 	Prefix      string            `json:"prefix"`
 	ID          string            `json:"id"`
-	CreatedAt   time.Time         `json:"created_at"`
+	CreatedAt   moment            `json:"created_at"`
 	Traceparent string            `json:"traceparent"`
 	Tracestate  string            `json:"tracestate"`
 }
 
+// moment is a time in a line. Its year may have more digits than encoding/json takes.
+type moment struct{ time.Time }
+
+func (m *moment) UnmarshalJSON(quoted []byte) error {
+	year, rest, _ := strings.Cut(strings.Trim(string(quoted), `"`), "-")
+	number, err := strconv.Atoi(year)
+	if err != nil {
+		return err
+	}
+	// A leap year has every day.
+	at, err := time.Parse(time.RFC3339Nano, "2000-"+rest)
+	m.Time = time.Date(number, at.Month(), at.Day(), at.Hour(), at.Minute(), at.Second(), at.Nanosecond(), at.Location())
+	return err
+}
+
 func (l line) fact() emit.Fact {
 	fact := emit.Fact{AggregateType: l.AggregateType, AggregateID: l.AggregateID, EventType: l.EventType,
-		Metadata: l.Metadata, Prefix: l.Prefix, ID: l.ID, CreatedAt: l.CreatedAt,
+		Metadata: l.Metadata, Prefix: l.Prefix, ID: l.ID, CreatedAt: l.CreatedAt.Time,
 		Traceparent: l.Traceparent, Tracestate: l.Tracestate}
 	switch {
 	case l.Payload.Bytes != nil:

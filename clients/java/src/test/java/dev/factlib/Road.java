@@ -92,8 +92,13 @@ public final class Road {
         String createdAt = text(line, "created_at");
         return fact.prefix(text(line, "prefix"))
                 .id(text(line, "id"))
-                .createdAt(createdAt == null ? null : OffsetDateTime.parse(createdAt).toInstant())
+                .createdAt(createdAt == null ? null : time(createdAt).toInstant())
                 .trace(text(line, "traceparent"), text(line, "tracestate"));
+    }
+
+    private static OffsetDateTime time(String text) {
+        // Years of more than four digits have a sign.
+        return OffsetDateTime.parse(text.indexOf('-') > 4 ? "+" + text : text);
     }
 
     private static String text(JsonObject object, String name) {
