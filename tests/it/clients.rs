@@ -920,6 +920,170 @@ fn what_the_readme_says_to_type_emits_a_fact() {
     }
 }
 
+/// The first block of this kind in the page of a client.
+fn block(page: &str, kind: &str) -> String {
+    let page = std::fs::read_to_string(path(page)).unwrap();
+    let block = page.split(&format!("```{kind}\n")).nth(1).unwrap();
+    block.split("\n```").next().unwrap().to_owned()
+}
+
+/// Pages whose lines for a shell the test below types.
+const TYPED: [&str; 3] =
+    ["clients/python/README.md", "clients/typescript/README.md", "clients/go/emit/README.md"];
+
+/// Lines of the others, and why they are not typed.
+const NOT_TYPED: [(&str, &str); 4] = [
+    (
+        "mvn -f clients/java install -DskipTests",
+        "leaves the client in the home of whoever runs it; `scripts/clients` says `mvn package`",
+    ),
+    ("cd clients/go", "is where `tests/it/interop.rs` is for the next one"),
+    (
+        "go run ./consumer/cmd/facts -brokers localhost:9092 orders.order    # each fact once, as a line of JSON",
+        "`tests/it/interop.rs` builds it and runs it against its own brokers",
+    ),
+    (
+        "protoc -I proto --go_out=clients/go --go_opt=module=factlib.dev/clients/go outbox_event.proto",
+        "protoc is not here; `the_go_module_passes_its_own_tests` runs what it made",
+    ),
+];
+
+#[test]
+fn every_line_for_a_shell_in_the_pages_of_the_clients_is_typed_or_it_is_said_why_not() {
+    let mut pages = vec!["clients/go/emit/README.md".to_owned()];
+    for folder in std::fs::read_dir(path("clients")).unwrap() {
+        pages.push(format!("clients/{}/README.md", folder.unwrap().file_name().display()));
+    }
+    assert!(pages.len() == 5 && TYPED.iter().all(|page| pages.iter().any(|p| p == page)));
+    let mut lines = Vec::new();
+    for page in pages.iter().filter(|page| !TYPED.contains(&page.as_str())) {
+        let text = std::fs::read_to_string(path(page)).unwrap();
+        let blocks =
+            text.split("```sh\n").skip(1).map(|block| block.split("\n```").next().unwrap());
+        lines.extend(blocks.flat_map(str::lines).map(str::to_owned));
+    }
+    lines.sort();
+    let mut known = NOT_TYPED.map(|(line, _)| line);
+    known.sort();
+    assert_eq!(lines, known);
+}
+
+/// A line of `sh`, typed in this folder; what it prints on standard output.
+#[track_caller]
+fn typed(folder: &Path, variables: &[(&str, &str)], line: &str) -> String {
+    let mut command = limited(300);
+    command.args(["sh", "-ec", line]).current_dir(folder).envs(variables.iter().copied());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {said}{complained}");
+    said
+}
+
+/// Somebody has this repository in `factlib`, and an application beside it, and types what the page of a client says;
+/// then the client is there for a program with the page's code in it.
+#[test]
+fn what_the_pages_of_the_clients_say_installs_them_and_emits_a_fact() {
+    let postgres = Postgres::builder().start();
+    let mut client = postgres.client();
+    install(&mut client);
+    client.batch_execute("CREATE TABLE orders (id int, paid bool)").unwrap();
+    let reading = emitted(&mut client);
+    let home = tempfile::tempdir().unwrap();
+    let [clone, app] = ["factlib", "app"].map(|name| home.path().join(name));
+    [&clone, &app].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+    let built = "--exclude=node_modules --exclude=dist --exclude=target --exclude=__pycache__";
+    let copy = format!("tar -c {built} clients | tar -x -C {}", clone.display());
+    typed(&path(""), &[], &copy);
+    let jdbc = format!("jdbc:postgresql://127.0.0.1:{}/app?user=postgres", postgres.port());
+    let url = postgres.url();
+    let servers = [("DATABASE_URL", &*url), ("JDBC_URL", &*jdbc)];
+    // Each prints the position to wait for.
+    let emits = |line: &str| {
+        let said = typed(&app, &servers, line);
+        assert!(said.trim().parse::<Lsn>().is_ok(), "{line}: {said}");
+    };
+    let write = |name: &str, text: &str| std::fs::write(app.join(name), text).unwrap();
+    let mut emitters = 0;
+
+    if Language::Python.is_ready() {
+        let page = "clients/python/README.md";
+        let venv = home.path().join("venv");
+        let tests = path("target/clients/python");
+        // The drivers are those of the tests; the client is what is installed here.
+        let packages =
+            typed(&app, &[], &format!("ls -d {}/lib/python*/site-packages", tests.display()));
+        typed(&app, &[], &format!("python3 -m venv {}", venv.display()));
+        typed(&clone, &[], &format!("PATH={}/bin:$PATH; {}", venv.display(), block(page, "sh")));
+        let program = format!(
+            "import os, sys\nsys.path.append({:?})\nimport factlib, psycopg\n\
+             assert factlib.__file__.startswith({:?}), factlib.__file__\n\
+             connection = psycopg.connect(os.environ['DATABASE_URL'], autocommit=True)\n{}\n",
+            packages.trim(),
+            venv.display().to_string(),
+            block(page, "python")
+        );
+        write("app.py", &program);
+        emits(&format!("{}/bin/python app.py", venv.display()));
+        emitters += 1;
+    }
+    if Language::TypeScript.is_ready() {
+        let page = "clients/typescript/README.md";
+        write("package.json", r#"{"type": "module"}"#);
+        let lines = block(page, "sh");
+        let (build, add) = lines.split_once('\n').unwrap();
+        typed(&clone, &[], build);
+        // The page's folder is that of the repository.
+        typed(&app, &[], &format!("{} pg", add.replace("./clients", "../factlib/clients")));
+        let program = format!(
+            "import pg from 'pg';\nconst client = new pg.Client(process.env.DATABASE_URL);\n\
+             await client.connect();\n{}\nawait client.end();\n",
+            block(page, "ts")
+        );
+        write("app.js", &program);
+        emits("node app.js");
+        emitters += 1;
+    }
+    if Language::Go.is_ready() {
+        let page = "clients/go/emit/README.md";
+        let program = format!(
+            "package main\nimport (\"context\"\n\"fmt\"\n\"os\"\n\"github.com/jackc/pgx/v5\"\n\
+             \"factlib.dev/clients/go/emit\")\nfunc main() {{\nctx := context.Background()\n\
+             connection, err := pgx.Connect(ctx, os.Getenv(\"DATABASE_URL\"))\n\
+             if err != nil {{ panic(err) }}\n{}\n\
+             if err != nil || emitted.ID == \"\" {{ panic(err) }}\nfmt.Println(lsn)\n}}\n",
+            block(page, "go")
+        );
+        write("main.go", &program);
+        typed(&app, &[], &format!("go mod init example.com/app\n{}", block(page, "sh")));
+        emits("go run .");
+        emitters += 1;
+    }
+    if Language::Java.is_ready() {
+        let page = "clients/java/README.md";
+        // Not typed: it would leave the client in the home of whoever runs this. `scripts/clients` says `mvn package`.
+        assert_eq!(block(page, "sh"), "mvn -f clients/java install -DskipTests");
+        let code = block(page, "java");
+        let (imports, body) = code.split_once("\n\n").unwrap();
+        let program = format!(
+            "import java.sql.*;\n{imports}\nclass App {{\n\
+             public static void main(String[] arguments) throws Exception {{\n\
+             try (Connection connection = DriverManager.getConnection(System.getenv(\"JDBC_URL\"));\n\
+             Statement statement = connection.createStatement()) {{\n{body}\n}}}}}}\n"
+        );
+        write("App.java", &program);
+        emits(&format!("java -cp '{}' App.java", java_classes()));
+        emitters += 1;
+    }
+    let facts = reading.all(&mut client);
+    assert_eq!(facts.len(), emitters);
+    for fact in facts {
+        let event = OutboxEvent::from_bytes(&fact.content).unwrap();
+        assert_eq!((fact.prefix.as_str(), event.aggregate_id.as_str()), ("orders", "42"));
+        assert_eq!(event.payload, br#"{"by": "card"}"#);
+    }
+}
+
 /// Ends with the test, however that ends.
 struct Shop(std::process::Child);
 
