@@ -1155,6 +1155,23 @@ fn the_shop_pays_an_order_and_tells_it_or_does_neither() {
     assert_eq!(rows, "42visa 44visa");
 }
 
+/// Symptom: somebody who typed the README's line saw `No module named 'django'` and nothing else.
+#[test]
+fn without_what_it_needs_the_shop_says_how_to_get_it() {
+    if !Language::Python.is_ready() {
+        return;
+    }
+    // Without the packages of any environment.
+    let mut shop = limited(60);
+    shop.args(["python3", "-I", "-S"]).arg(path("clients/python/examples/django/shop.py"));
+    let output = shop.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let install = "pip install ./clients/python django 'psycopg[binary]'";
+    assert!(said.contains("django") && said.contains(install), "{said}");
+    assert!(!said.contains("Traceback"), "{said}");
+}
+
 #[test]
 fn one_statement_beside_the_work_tells_a_repeat() {
     let postgres = Postgres::builder().start();

@@ -12,15 +12,18 @@ import os
 import sys
 from urllib.parse import unquote, urlsplit
 
-import django
-from django.conf import settings
-from django.core.management import execute_from_command_line
-from django.db import connection, models, transaction
-from django.http import HttpRequest, JsonResponse
-from django.urls import path
-from django.views.decorators.http import require_POST
+try:
+    import django
+    from django.conf import settings
+    from django.core.management import execute_from_command_line
+    from django.db import connection, models, transaction
+    from django.http import HttpRequest, JsonResponse
+    from django.urls import path
+    from django.views.decorators.http import require_POST
 
-from factlib import emit, wait_lsn
+    from factlib import emit, wait_lsn
+except ImportError as missing:
+    sys.exit(f"{missing}\n\n{__doc__}")
 
 url = urlsplit(os.environ.get("DATABASE_URL", "postgres://postgres@localhost/app"))
 settings.configure(
