@@ -20,6 +20,7 @@ use crate::run::{Surroundings, now};
 use factlib_protocol::{Lsn, Timestamp};
 use std::collections::HashSet;
 use std::future::Future;
+use std::mem::{self, Discriminant};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
@@ -34,6 +35,8 @@ pub(super) struct Sink {
     /// How far the relay has confirmed, and what it has left.
     pub(super) confirmed: Lsn,
     pub(super) unsettled: usize,
+    /// Since when it is in this state.
+    since: Option<(Discriminant<State>, Instant)>,
 }
 
 impl Sink {
@@ -45,7 +48,7 @@ impl Sink {
     ) -> Self {
         let types = handlers.by_type.keys().cloned().collect();
         let types = Some(types).filter(|_| handlers.general.is_none());
-        Self { slot, shared, types, standing, confirmed: Lsn::INVALID, unsettled: 0 }
+        Self { slot, shared, types, standing, confirmed: Lsn::INVALID, unsettled: 0, since: None }
     }
 
     fn take(&self, broker: BrokerId, batch: PartitionBatch) {
@@ -242,12 +245,18 @@ impl Surroundings for Sink {
         self.unsettled = standing.unsettled_facts;
         let mut counter = self.shared.counter();
         counter.due = false;
-        let shown = shown(&counter, standing, at);
+        let mut shown = shown(&counter, standing, at);
         let end = match standing.unsettled_facts {
             0 => counter.stuck.take(),
             _ => None,
         };
         drop(counter);
+        let state = mem::discriminant(&shown.state);
+        let (_, since) = *match &mut self.since {
+            Some(since) if since.0 == state => since,
+            since => since.insert((state, at)),
+        };
+        shown.state_for = at.saturating_duration_since(since);
         self.standing.send_replace(shown);
         if let Some(error) = end {
             self.shared.halt(error);
@@ -300,6 +309,7 @@ fn shown(counter: &Counter, standing: &relay::Standing, at: Instant) -> Standing
     let lag = oldest.map(|oldest| server_clock.saturating_sub(oldest.0));
     Standing {
         state,
+        state_for: Duration::ZERO,
         received: standing.received,
         confirmed: standing.confirmed,
         wal_end: standing.wal_end,

@@ -46,6 +46,8 @@ pub struct Blocked {
 pub struct Standing {
     /// What it is doing.
     pub state: State,
+    /// For how long it has been doing that, whatever the reason said meanwhile.
+    pub state_for: Duration,
     /// How far the log was read in this session.
     pub received: Lsn,
     /// Everything before this is done with: the server may forget it.
@@ -88,6 +90,7 @@ impl Standing {
     pub(super) fn before_the_start() -> Self {
         Self {
             state: State::Connecting(None),
+            state_for: Duration::ZERO,
             received: Lsn::INVALID,
             confirmed: Lsn::INVALID,
             wal_end: Lsn::INVALID,

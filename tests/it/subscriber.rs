@@ -751,8 +751,12 @@ fn of_two_processes_one_has_the_slot_and_the_other_goes_on_after_it() {
     }
     first.wait_confirmed(&postgres);
     assert_eq!(seen[1].count(), 0);
+    second.wait("it to have waited for a while", |standing| {
+        standing.state_for >= Duration::from_secs(2)
+    });
     first.stop();
     second.wait_streaming();
+    assert!(second.standing().state_for < Duration::from_secs(2), "it begins anew with the state");
     emit_event(&postgres, "a", "last");
     second.wait_confirmed(&postgres);
     second.stop();
