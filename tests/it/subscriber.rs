@@ -6,6 +6,7 @@ use factlib::subscribe::{
     Subscriber, Unreadable, UnreadablePolicy,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -830,6 +831,78 @@ fn what_ends_it_is_said_in_the_words_of_the_builder_and_without_kafka() {
         let settings: Vec<_> =
             settings.filter(|word| word.len() > 4 && word.contains('_')).collect();
         assert!(settings.is_empty() && !error.contains("Kafka"), "{error}");
+    }
+}
+
+/// The first block of Rust in this document that has this in it, without spaces and remarks.
+fn shown(document: &str, with: &str) -> String {
+    let blocks =
+        document.split("```rust\n").skip(1).map(|block| block.split("```").next().unwrap());
+    bare(blocks.into_iter().find(|block| block.contains(with)).unwrap())
+}
+
+fn bare(code: &str) -> String {
+    let lines = code.lines().map(|line| line.split("// ").next().unwrap());
+    lines.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect()
+}
+
+/// The documents' own lines; nothing runs them.
+mod documented {
+    use super::{DeadLetter, Future, NonZeroU32};
+    use factlib::subscribe::{Delivery, ErrorPolicy, HandlerError, Subscriber};
+
+    type Ended = Result<(), Box<dyn std::error::Error>>;
+
+    #[expect(dead_code, reason = "it is enough that it compiles")]
+    async fn readme<K, A>(
+        attempts: NonZeroU32,
+        keep: K,
+        shutdown: impl Future<Output = ()>,
+    ) -> Ended
+    where
+        K: Fn(DeadLetter) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        async fn bill(_: &Delivery) -> Result<(), HandlerError> {
+            Ok(())
+        }
+        let subscriber = Subscriber::builder("postgres://billing@db/app")
+            .slot("billing_facts")
+            .prefix("orders")
+            .on("order", |fact: Delivery| async move { bill(&fact).await })
+            .on_error(ErrorPolicy::dead_letter_after(attempts, keep))
+            .build()?;
+        subscriber.run(shutdown).await?;
+        Ok(())
+    }
+
+    #[expect(dead_code, reason = "it is enough that it compiles")]
+    #[expect(clippy::print_stdout, reason = "so does the page")]
+    async fn page(shutdown: impl Future<Output = ()>) -> Ended {
+        let subscriber = Subscriber::builder("postgres://billing@db/app?sslmode=verify-full")
+            .slot("billing_facts")
+            .create_if_missing(true)
+            .prefix("orders")
+            .handler(|fact: Delivery| async move {
+                println!("{} {} {}", fact.aggregate_type(), fact.aggregate_id(), fact.event_type());
+                Ok(())
+            })
+            .build()?;
+        subscriber.run(shutdown).await?;
+        Ok(())
+    }
+}
+
+#[test]
+fn what_the_documents_show_of_a_subscriber_compiles() {
+    let compiled = bare(include_str!("subscriber.rs"));
+    let readme = shown(include_str!("../../README.md"), "Subscriber::builder");
+    let page = shown(include_str!("../../docs/subscribing.md"), "Subscriber::builder");
+    let page = page.strip_prefix("usefactlib::subscribe::{Delivery,Subscriber};").unwrap();
+    for block in [&*readme, page] {
+        // rustfmt may put a comma behind the last argument of a call.
+        let same = |code: &str| code.replace(",)", ")");
+        assert!(same(&compiled).contains(&same(block)), "{block}");
     }
 }
 
