@@ -4,6 +4,7 @@ use super::connection::{Connection, NO_CLOCK};
 use super::dial::{Stream, addresses, dial, dial_socket};
 use super::failure::Failure;
 use super::password::Passwords;
+use super::socket::Socket;
 use super::tls::{Tls, TlsFailure};
 use crate::config::{Host, PostgresConfig, SslConfig, SslMode, SslNegotiation, TargetSessionAttrs};
 use factlib_protocol::auth::channel_binding::Channel;
@@ -15,7 +16,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// How an attempt begins.
@@ -134,7 +134,7 @@ impl Connection {
         let first = deadline();
         if let Host::Unix { .. } = host {
             // Never TLS: nobody can listen there.
-            let unix = async { login.in_clear(Stream::Unix(dial_socket(host).await?)).await };
+            let unix = async { login.in_clear(Stream::Clear(dial_socket(host).await?)).await };
             return by(first, host, unix).await;
         }
         let found = by(first, host, async { Ok(addresses(host).await?) }).await?;
@@ -218,14 +218,14 @@ impl Login<'_> {
         let mut socket =
             dial(self.host, address, self.config).await.map_err(|e| clear(e.into()))?;
         let Attempt::Tls { or_clear } = attempt else {
-            return self.in_clear(Stream::Tcp(socket)).await.map_err(clear);
+            return self.in_clear(Stream::Clear(socket)).await.map_err(clear);
         };
         let mut session = Session::new(0, FeedbackPolicy::default());
         if self.ssl().negotiation == SslNegotiation::Postgres {
             match self.ask_for_tls(&mut socket, &mut session).await.map_err(tls)? {
                 Answer::Tls => {}
                 Answer::Plaintext if or_clear => {
-                    let connection = Connection::new(Stream::Tcp(socket), session);
+                    let connection = Connection::new(Stream::Clear(socket), session);
                     return self.log_in(connection, Channel::Plain).await.map_err(clear);
                 }
                 Answer::Plaintext => return Err(tls(self.tls_failure(TlsFailure::NotThere))),
@@ -236,7 +236,7 @@ impl Login<'_> {
 
     async fn ask_for_tls(
         &self,
-        socket: &mut TcpStream,
+        socket: &mut Socket,
         session: &mut Session<Duration>,
     ) -> Result<Answer, Failure> {
         session.request_tls()?;
@@ -255,7 +255,7 @@ impl Login<'_> {
 
     async fn encrypt(
         &self,
-        socket: TcpStream,
+        socket: Socket,
         session: Session<Duration>,
     ) -> Result<Connection, Failure> {
         let of_tls = |failure| self.tls_failure(failure);

@@ -166,6 +166,10 @@ impl Connection {
                 return Poll::Ready(Turn::Ended(failure));
             }
             if reading != Reading::Now {
+                // What is left to write waits for the socket.
+                if self.send.is_empty() && !self.unflushed {
+                    self.stream.unwatch();
+                }
                 return Poll::Pending;
             }
             if into.capacity() - into.len() < READ_BYTES_MIN {
@@ -259,6 +263,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::socket::Socket;
     use crate::tls::{Anybody, certificates, private_key};
     use rustls::crypto::ring;
     use rustls::pki_types::ServerName;
@@ -289,6 +294,7 @@ mod tests {
             .with_no_client_auth();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = Socket::from(socket);
         let name = ServerName::try_from("localhost").unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         let (ours, theirs) = tokio::join!(

@@ -1,5 +1,6 @@
 //! From a configured host to a connected socket, and what is read and written through.
 
+use super::socket::Socket;
 use crate::config::{Host, PostgresConfig};
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
@@ -18,9 +19,8 @@ const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
 /// A connected socket, with or without TLS on top: everything above reads and writes only.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    Unix(UnixStream),
+    Clear(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Stream {
@@ -37,7 +37,15 @@ impl Stream {
                 // What is wrong with the session is found by the next who reads.
                 session.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
             }
-            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Clear(_) => false,
+        }
+    }
+
+    /// Nobody is woken by what comes until it is read or written again.
+    pub(super) fn unwatch(&mut self) {
+        match self {
+            Self::Clear(socket) => socket.unwatch(),
+            Self::Tls(stream) => stream.get_mut().0.unwatch(),
         }
     }
 }
@@ -49,9 +57,8 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Clear(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -63,25 +70,22 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Clear(socket) => Pin::new(socket).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Clear(socket) => Pin::new(socket).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Clear(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -120,15 +124,19 @@ pub(super) async fn dial(
     host: &Host,
     address: SocketAddr,
     config: &PostgresConfig,
-) -> Result<TcpStream, DialError> {
+) -> Result<Socket, DialError> {
     let connected = dial_address(address, config).await;
-    connected.map_err(|source| DialError::Connect { address: host.to_string(), source })
+    connected
+        .map(Socket::from)
+        .map_err(|source| DialError::Connect { address: host.to_string(), source })
 }
 
 /// Connects to the Unix socket of `host`.
-pub(super) async fn dial_socket(host: &Host) -> Result<UnixStream, DialError> {
+pub(super) async fn dial_socket(host: &Host) -> Result<Socket, DialError> {
     let connected = UnixStream::connect(host.socket_path().unwrap_or_default()).await;
-    connected.map_err(|source| DialError::Connect { address: host.to_string(), source })
+    connected
+        .map(Socket::from)
+        .map_err(|source| DialError::Connect { address: host.to_string(), source })
 }
 
 async fn dial_address(address: SocketAddr, config: &PostgresConfig) -> io::Result<TcpStream> {

@@ -15,6 +15,7 @@ mod password;
 mod queries;
 mod setup;
 mod slot_poll;
+mod socket;
 pub mod survey;
 mod synchronous;
 mod tls;

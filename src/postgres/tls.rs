@@ -1,5 +1,6 @@
 //! From a connected socket to one under TLS, as `sslmode` and its parameters say.
 
+use super::socket::Socket;
 use super::verifier::Verifier;
 use crate::config::{
     SslCertMode, SslConfig, SslFile, SslMode, SslNegotiation, SslRoots, TlsVersion,
@@ -25,7 +26,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
@@ -103,7 +103,7 @@ impl TlsFailure {
 
 /// A socket under TLS, and what a log-in must know of it.
 pub(super) struct Encrypted {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: TlsStream<Socket>,
     /// The hash of the certificate that a log-in is bound to; none if none is defined.
     pub(super) server_end_point: Option<Vec<u8>>,
 }
@@ -158,7 +158,7 @@ impl Tls {
     }
 
     /// Shakes hands. Cancel safe: dropping it closes the connection.
-    pub(super) async fn encrypt(self, stream: TcpStream) -> Result<Encrypted, TlsFailure> {
+    pub(super) async fn encrypt(self, stream: Socket) -> Result<Encrypted, TlsFailure> {
         let direct = self.negotiation == SslNegotiation::Direct;
         let connector = tokio_rustls::TlsConnector::from(self.config);
         let stream =
