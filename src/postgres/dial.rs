@@ -7,14 +7,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
 
-/// Receive buffer asked of the kernel: while we are behind, one large read takes what gathered. The
-/// kernel caps it at `net.core.rmem_max`.
-const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
+/// The least receive buffer that is asked of the kernel: while we are behind, one read takes what gathered in a
+/// millisecond or two. What is in it was sent before the server heard what we say of it now, so a crash repeats it: it is
+/// no larger than it must be.
+const RECEIVE_BUFFER_BYTES_MIN: u32 = 256 * 1024;
+
+/// The most; the kernel caps it at `net.core.rmem_max`, too.
+const RECEIVE_BUFFER_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
+/// Bytes a second that must fit through the window, however far away the server is.
+const RECEIVED_PER_SECOND: u64 = 256 * 1024 * 1024;
 
 /// A connected socket, with or without TLS on top: everything above reads and writes only.
 #[derive(Debug)]
@@ -141,11 +148,11 @@ pub(super) async fn dial_socket(host: &Host) -> Result<Socket, DialError> {
 
 async fn dial_address(address: SocketAddr, config: &PostgresConfig) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Before connecting: the window scale is agreed upon in the handshake.
-    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    let begun = now();
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     let options = SockRef::from(&stream);
+    options.set_recv_buffer_size(receive_buffer_bytes(begun.elapsed()) as usize)?;
     if let Some(keepalives) = config.keepalives {
         let mut keepalive = TcpKeepalive::new();
         if let Some(idle) = keepalives.idle {
@@ -162,4 +169,30 @@ async fn dial_address(address: SocketAddr, config: &PostgresConfig) -> io::Resul
     let timeout = config.tcp_user_timeout.filter(|timeout| *timeout > Duration::ZERO);
     options.set_tcp_user_timeout(timeout)?;
     Ok(stream)
+}
+
+/// What a window must hold that is renewed once in a `round_trip`. The handshake takes one, or more on a busy machine;
+/// it agrees on a window scale for the largest buffer that the kernel gives, so that this may come after it.
+fn receive_buffer_bytes(round_trip: Duration) -> u32 {
+    let bytes = u128::from(RECEIVED_PER_SECOND) * round_trip.as_micros() / 1_000_000;
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    bytes.clamp(RECEIVE_BUFFER_BYTES_MIN, RECEIVE_BUFFER_BYTES_MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "how far away the server is")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_further_away_gets_a_larger_window() {
+        assert_eq!(receive_buffer_bytes(Duration::from_micros(50)), 256 * 1024);
+        assert_eq!(receive_buffer_bytes(Duration::from_millis(4)), 1_073_741);
+        assert_eq!(receive_buffer_bytes(Duration::from_millis(80)), 4 * 1024 * 1024);
+        assert_eq!(receive_buffer_bytes(Duration::MAX), 4 * 1024 * 1024);
+    }
 }
