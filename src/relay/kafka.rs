@@ -103,6 +103,56 @@ pub struct PartitionBatch {
     pub batch: Bytes,
 }
 
+/// What a coordinator coordinates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CoordinatorOf {
+    /// The transactions of a transactional id.
+    Transactions,
+    /// A consumer group.
+    Group,
+}
+
+/// Who asks for something of a transaction (KIP-98).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// The transactional id's coordinator, which is asked, and no other broker.
+    pub coordinator: BrokerId,
+    /// The transactional id.
+    pub id: Arc<str>,
+    /// The producer, as the coordinator named it last.
+    pub producer: ProducerId,
+}
+
+/// Where a relay's position is kept: an offset of a consumer group, whose metadata is the position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PositionPlace {
+    /// The consumer group.
+    pub group: Arc<str>,
+    /// A topic that is there. Of it partition 0 is meant.
+    pub topic: Arc<str>,
+}
+
+/// What is kept there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPosition {
+    /// The offset, from 0.
+    pub offset: i64,
+    /// The text beside it; brokers take 4,096 bytes by default (`offset.metadata.max.bytes`).
+    pub metadata: String,
+}
+
+/// Which requests the transactions of a cluster are made of (KIP-890), by its finalised feature `transaction.version`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionVersion {
+    /// Partitions and groups are added by requests of their own, and an epoch has many transactions: Produce up to 11,
+    /// TxnOffsetCommit up to 4, EndTxn up to 4.
+    Explicit,
+    /// From `transaction.version` 2 on. Partitions and groups are added by what is written to them, and each EndTxn
+    /// answers with the next epoch: Produce 12, TxnOffsetCommit 5, EndTxn 5. What is late is of an old epoch, and
+    /// refused.
+    EpochPerTransaction,
+}
+
 /// What the engine asks of the driver. Every request is answered once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -114,6 +164,69 @@ pub enum Request {
     },
     /// InitProducerId without a transactional id, from any broker.
     InitProducerId,
+    /// FindCoordinator, from any broker.
+    FindCoordinator {
+        /// Of what.
+        of: CoordinatorOf,
+        /// The transactional id, or the group's.
+        key: Arc<str>,
+    },
+    /// InitProducerId with a transactional id: fences whoever has it, and ends what is open with it.
+    InitTransactions {
+        /// The transactional id's coordinator.
+        coordinator: BrokerId,
+        /// The transactional id.
+        id: Arc<str>,
+        /// How long a transaction may be open before the coordinator ends it.
+        timeout: Duration,
+        /// Who we are, if we have been somebody: then it is refused where somebody else has come since (KIP-360).
+        producer: Option<ProducerId>,
+    },
+    /// AddPartitionsToTxn. Only with [`TransactionVersion::Explicit`].
+    AddPartitions {
+        /// The transaction.
+        transaction: Transaction,
+        /// The partitions, in order of their topics, each once. At least one.
+        partitions: Vec<(Arc<str>, i32)>,
+    },
+    /// AddOffsetsToTxn. Only with [`TransactionVersion::Explicit`].
+    AddOffsets {
+        /// The transaction.
+        transaction: Transaction,
+        /// The group of which an offset will be committed.
+        group: Arc<str>,
+    },
+    /// TxnOffsetCommit: the position becomes that of the group when the transaction is committed.
+    CommitPosition {
+        /// The group's coordinator.
+        coordinator: BrokerId,
+        /// The transactional id.
+        id: Arc<str>,
+        /// The producer.
+        producer: ProducerId,
+        /// Which requests.
+        version: TransactionVersion,
+        /// Where it is kept.
+        place: PositionPlace,
+        /// What is kept.
+        position: StoredPosition,
+    },
+    /// EndTxn.
+    EndTransaction {
+        /// The transaction.
+        transaction: Transaction,
+        /// Which requests.
+        version: TransactionVersion,
+        /// Whether what was produced counts.
+        commit: bool,
+    },
+    /// OffsetFetch that answers only when no transaction is pending on it (`require_stable`, version 7).
+    FetchPosition {
+        /// The group's coordinator.
+        coordinator: BrokerId,
+        /// Where it is kept.
+        place: PositionPlace,
+    },
     /// CreateTopics for these topics, from any broker.
     CreateTopics {
         /// Their names, each once, and what they are to be like. At least one.
@@ -130,6 +243,8 @@ pub enum Request {
     Produce {
         /// The leader to send to.
         broker: BrokerId,
+        /// The transactional id, and which requests, if the batches are of a transaction.
+        transaction: Option<(Arc<str>, TransactionVersion)>,
         /// The batches. At least one.
         batches: Vec<PartitionBatch>,
     },
@@ -193,6 +308,26 @@ pub enum Answer {
     Metadata(Result<Metadata, Unanswered>),
     /// To [`Request::InitProducerId`]: the identity, or Kafka's error code.
     ProducerId(Result<Result<ProducerId, i16>, Unanswered>),
+    /// To [`Request::FindCoordinator`]: which broker it is, or Kafka's error code. The driver has taken its address
+    /// for later requests.
+    Coordinator {
+        /// Of what.
+        of: CoordinatorOf,
+        /// The broker.
+        answer: Coordinated<BrokerId>,
+    },
+    /// To [`Request::InitTransactions`]: who we are, and of which requests the cluster's transactions are made.
+    TransactionsReady(Coordinated<(ProducerId, TransactionVersion)>),
+    /// To [`Request::AddPartitions`]: an error code for each of them, in their order.
+    PartitionsAdded(Result<Vec<i16>, Unanswered>),
+    /// To [`Request::AddOffsets`].
+    OffsetsAdded(Coordinated<()>),
+    /// To [`Request::CommitPosition`].
+    PositionCommitted(Coordinated<()>),
+    /// To [`Request::EndTransaction`]: with [`TransactionVersion::EpochPerTransaction`], who we are from now on.
+    TransactionEnded(Coordinated<Option<ProducerId>>),
+    /// To [`Request::FetchPosition`]: what is kept there, if anything is.
+    Position(Coordinated<Option<StoredPosition>>),
     /// To [`Request::CreateTopics`].
     TopicsCreated {
         /// Their names, as in the request.
@@ -233,6 +368,9 @@ pub enum Answer {
         answer: Result<Tail, Unanswered>,
     },
 }
+
+/// What a coordinator says: an answer, or Kafka's error code; or nothing, and then it may have done it.
+pub type Coordinated<T> = Result<Result<T, i16>, Unanswered>;
 
 /// Why a request has no answer; one sentence for a log line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
