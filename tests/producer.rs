@@ -303,6 +303,7 @@ impl World {
                     }
                     self.connections[broker].requests.push_back(batches);
                 }
+                other => panic!("no transactions are asked for, and {other:?} is of one"),
             }
         }
     }

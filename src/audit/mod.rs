@@ -18,7 +18,7 @@ use crate::postgres::{Ask, Temporary};
 use crate::progress::{Seen, Unit, Work};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, ExitKind, Gone};
-use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request};
+use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request, Unanswered};
 use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::position::{Class, Position};
 use crate::relay::seeded_bug::Seeded;
@@ -273,7 +273,7 @@ impl Collector<'_> {
 impl Surroundings for Collector<'_> {
     fn send(&mut self, request: Request) {
         let answer = match request {
-            Request::Produce { broker, batches } => {
+            Request::Produce { broker, batches, .. } => {
                 for batch in &batches {
                     let mut found = Vec::new();
                     let read = records(&batch.batch, |record| {
@@ -315,6 +315,8 @@ impl Surroundings for Collector<'_> {
             | Request::Tail { .. }) => {
                 return self.kafka.send(request);
             }
+            // Of transactions, of which an audit has none.
+            request => request.unanswered(Unanswered("nothing is produced here".to_owned())),
         };
         // Nobody listens: the engine has ended.
         let _ = self.answers.send(answer);

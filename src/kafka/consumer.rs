@@ -7,7 +7,7 @@ use super::group::{Committed, FindCoordinatorRequest, OffsetCommitRequest, Offse
 use super::metadata::MetadataRequest;
 use super::{Address, Config};
 use crate::relay::error_code::name;
-use crate::relay::kafka::{BrokerId, Unanswered};
+use crate::relay::kafka::{BrokerId, CoordinatorOf, Unanswered};
 use rskafka::messenger::Messenger;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -243,8 +243,12 @@ impl Consumer {
         partitions: &[i32],
     ) -> Result<Vec<Committed>, Unanswered> {
         self.coordinated(group, async |consumer, coordinator| {
-            let (topic, partitions) = (Arc::clone(topic), partitions.to_vec());
-            let request = OffsetFetchRequest { group, topic, partitions };
+            let request = OffsetFetchRequest {
+                group: Arc::from(group),
+                topic: Arc::clone(topic),
+                partitions: partitions.to_vec(),
+                require_stable: false,
+            };
             let answer = consumer.ask(coordinator, async |m| m.request(request).await).await?;
             Ok(answer.0)
         })
@@ -314,13 +318,14 @@ impl Consumer {
         for bootstrap in self.config.bootstrap.clone() {
             let asked = match bootstrap.parse::<Address>() {
                 Ok(address) => {
-                    let request = FindCoordinatorRequest { group };
+                    let (of, key) = (CoordinatorOf::Group, Arc::from(group));
+                    let request = FindCoordinatorRequest { of, key };
                     self.ask(&address, async |m| m.request(request).await).await
                 }
                 Err(error) => Err(Unanswered(error.to_string())),
             };
             match asked {
-                Ok(answer) => return Ok(answer.0.map(|(host, port)| Address { host, port })),
+                Ok(answer) => return Ok(answer.0.map(|(_, address)| address)),
                 Err(cause) => failure = cause,
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! <https://kafka.apache.org/protocol#protocol_messages>
 
-use super::primitive::{int32, malformed, millis, put_string, read_body, version};
+use super::primitive::{int32, malformed, millis, put_string, read_body, read_version, version};
 use crate::relay::kafka::{CreateRefusal, NewTopic, ProducerId};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
@@ -36,19 +36,21 @@ impl WriteVersionedType<Vec<u8>> for InitProducerIdRequest {
     }
 }
 
-/// The identity, or Kafka's error code.
+/// The identity, or Kafka's error code, without or with a transactional id.
 #[derive(Debug)]
 pub(super) struct InitProducerIdResponse(pub(super) Result<ProducerId, i16>);
 
 impl ReadVersionedType<Cursor<Vec<u8>>> for InitProducerIdResponse {
     fn read_versioned(
         reader: &mut Cursor<Vec<u8>>,
-        _: ApiVersion,
+        version: ApiVersion,
     ) -> Result<Self, ReadVersionedError> {
-        Ok(read_body(reader, |r| {
+        let flexible = version >= InitProducerIdRequest::FIRST_TAGGED_FIELD_IN_REQUEST_VERSION;
+        Ok(read_version(reader, flexible, |r| {
             let _throttle = r.int32()?;
             let error = r.int16()?;
             let producer = ProducerId { id: r.int64()?, epoch: r.int16()? };
+            r.tags()?;
             match error {
                 0 if producer.id < 0 || producer.epoch < 0 => {
                     Err(malformed(format!("no error, yet {producer:?}")))

@@ -17,7 +17,8 @@
 //!   waits behind is answered too (`sent: false`) instead of going out ahead of the repetitions.
 //! - A Produce is answered [`Config::request_timeout`] after `send` at the latest, and none of its
 //!   bytes leave later. The time covers queueing, connecting, writing and waiting.
-//! - A Produce is not begun once the lease is over, and one that is half written then is not finished.
+//! - A Produce is not begun once the lease is over, and one that is half written then is not finished; nor is
+//!   anything else of a transaction but its abort.
 //! - `sent: false` means that no byte left this machine.
 //! - A topic is created only by [`Request::CreateTopics`], never by asking for metadata.
 
@@ -40,6 +41,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod transaction;
 
 pub use admin::Admin;
 pub use configs::TopicConfigs;
@@ -53,16 +55,22 @@ pub use tls::{Tls, TlsFiles, TlsFilesError};
 
 pub use dial::{Address, InvalidAddress};
 
-use crate::relay::kafka::{Answer, BrokerId, Metadata, PartitionBatch, Request, Unanswered};
+use crate::relay::kafka::{
+    Answer, BrokerId, CoordinatorOf, Metadata, PartitionBatch, Request, Unanswered,
+};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lease::Lease;
 use peer::{Ask, Job, Peer};
+use produce::ProduceRequest;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
+use transaction::{
+    AddOffsetsRequest, AddPartitionsRequest, Commit, End, InitTransactionsRequest, Question,
+};
 
 /// A question that any broker can answer goes to one more of them whenever this long has passed
 /// without an answer: a broker that swallows packets must not cost a whole time-out.
@@ -180,6 +188,46 @@ impl Kafka {
                     }
                 });
             }
+            Request::FindCoordinator { of, key } => {
+                let owed = Owed::new(Owes::Coordinator(of), shared);
+                let shared = Arc::clone(shared);
+                self.shared.runtime.spawn(async move {
+                    let asked = shared.ask_any(|reply| {
+                        let key = Arc::clone(&key);
+                        Ask::FindCoordinator { of, key, reply }
+                    });
+                    match asked.await {
+                        Ok(found) => shared.take_coordinator(of, found, owed),
+                        Err(cause) => owed.unanswered(cause, true),
+                    }
+                });
+            }
+            Request::InitTransactions { coordinator, id, timeout, producer } => {
+                let request = InitTransactionsRequest { id, timeout, producer };
+                shared.ask(coordinator, Question::Initialise(request));
+            }
+            Request::AddPartitions { transaction, partitions } => {
+                let coordinator = transaction.coordinator;
+                let request = AddPartitionsRequest { transaction, partitions };
+                shared.ask(coordinator, Question::AddPartitions(request));
+            }
+            Request::AddOffsets { transaction, group } => {
+                let coordinator = transaction.coordinator;
+                let request = AddOffsetsRequest { transaction, group };
+                shared.ask(coordinator, Question::AddOffsets(request));
+            }
+            Request::CommitPosition { coordinator, id, producer, version, place, position } => {
+                let commit = Commit { id, producer, place, position };
+                shared.ask(coordinator, Question::CommitPosition(commit, version));
+            }
+            Request::EndTransaction { transaction, version, commit } => {
+                let coordinator = transaction.coordinator;
+                let end = End { transaction, commit };
+                shared.ask(coordinator, Question::End(end, version));
+            }
+            Request::FetchPosition { coordinator, place } => {
+                shared.ask(coordinator, Question::FetchPosition(place));
+            }
             Request::CreateTopics { topics } => {
                 let names: Vec<_> = topics.iter().map(|(topic, _)| Arc::clone(topic)).collect();
                 let owed = Owed::new(Owes::Topics(names.clone()), shared);
@@ -198,29 +246,34 @@ impl Kafka {
             Request::Tail { broker, topic, partition, from, to, source } => {
                 let owed = Owed::new(Owes::Tail(Arc::clone(&topic), partition, from), shared);
                 let Some(peer) = shared.broker(broker) else {
-                    let cause = format!("broker {broker} is not among the live brokers");
-                    return owed.unanswered(Unanswered(cause), false);
+                    return owed.unanswered(nobody(broker), false);
                 };
                 let deadline = Instant::now() + shared.config.request_timeout;
                 let wanted = tail::Wanted { topic, partition, from, to, source, deadline };
                 shared.read_tail(&peer.address, tail::Job { wanted, owed });
             }
-            Request::Produce { broker, mut batches } => {
+            Request::Produce { broker, transaction, mut batches } => {
                 produce::sort(&mut batches);
                 let batches = Arc::new(batches);
                 let owed = Owed::new(Owes::Produce(broker, Arc::clone(&batches)), shared);
-                if let Some(fault) = produce::fault(&batches) {
+                let timeout = shared.config.ack_timeout;
+                let request = ProduceRequest { transaction, batches, timeout };
+                if let Some(fault) = produce::fault(&request) {
                     owed.unanswered(Unanswered(fault), false);
                 } else if let Some(peer) = shared.broker(broker) {
                     let deadline = Instant::now() + shared.config.request_timeout;
-                    peer.send(Job { ask: Ask::Produce { broker, batches, owed }, deadline });
+                    let ask = Ask::Produce { broker, request, owed };
+                    peer.send(Job { ask, deadline });
                 } else {
-                    let cause = format!("broker {broker} is not among the live brokers");
-                    owed.unanswered(Unanswered(cause), false);
+                    owed.unanswered(nobody(broker), false);
                 }
             }
         }
     }
+}
+
+fn nobody(broker: BrokerId) -> Unanswered {
+    Unanswered(format!("broker {broker} is not among the live brokers"))
 }
 
 #[derive(Debug)]
@@ -278,6 +331,35 @@ impl Shared {
             *peer = self.peer(peer.address.clone());
         }
         Some(peer.clone())
+    }
+
+    /// Asks this coordinator, in the order of the calls.
+    fn ask(&self, coordinator: BrokerId, question: Question) {
+        let owed = Owed::new(question.owes(), self);
+        let Some(peer) = self.broker(coordinator) else {
+            return owed.unanswered(nobody(coordinator), false);
+        };
+        let deadline = Instant::now() + self.config.request_timeout;
+        let question = Arc::new(question);
+        peer.send(Job { ask: Ask::Coordinator { question, owed }, deadline });
+    }
+
+    /// Takes the coordinator's address and passes the answer on.
+    fn take_coordinator(
+        &self,
+        of: CoordinatorOf,
+        found: Result<(BrokerId, Address), i16>,
+        owed: Owed,
+    ) {
+        let answer = found.map(|(id, address)| {
+            let mut directory = self.directory();
+            let known = directory.brokers.get(&id);
+            if known.is_none_or(|peer| peer.address != address || peer.is_gone()) {
+                directory.brokers.insert(id, self.peer(address));
+            }
+            id
+        });
+        owed.pay(Answer::Coordinator { of, answer: Ok(answer) });
     }
 
     /// Takes the brokers' addresses and passes the answer on.
@@ -386,6 +468,9 @@ enum Owes {
     Metadata,
     ProducerId,
     Topics(Vec<Arc<str>>),
+    Coordinator(CoordinatorOf),
+    /// What a coordinator is asked.
+    Coordinated(fn(Unanswered) -> Answer),
     Tail(Arc<str>, i32, i64),
     Produce(BrokerId, Arc<Vec<PartitionBatch>>),
 }
@@ -411,6 +496,8 @@ impl Owed {
             Some(Owes::Metadata) => Answer::Metadata(Err(cause)),
             Some(Owes::ProducerId) => Answer::ProducerId(Err(cause)),
             Some(Owes::Topics(topics)) => Answer::TopicsCreated { topics, answer: Err(cause) },
+            Some(Owes::Coordinator(of)) => Answer::Coordinator { of, answer: Err(cause) },
+            Some(Owes::Coordinated(answer)) => answer(cause),
             Some(Owes::Tail(topic, partition, from)) => {
                 Answer::Tail { topic, partition, from, answer: Err(cause) }
             }

@@ -8,16 +8,19 @@
 //!   └─────────────────────────────────────────────────┘ time-out, lost, nonsense: all answered
 //! ```
 
-use super::dial::{Address, Connection, Stream, WANTS_SASL, describe, dial};
+use super::dial::{Connection, Stream, WANTS_SASL, describe, dial};
+use super::group::{FindCoordinatorRequest, FindCoordinatorResponse};
 use super::lease::Lease;
 use super::message::{
     CreateTopicsRequest, CreateTopicsResponse, InitProducerIdRequest, InitProducerIdResponse,
 };
 use super::metadata::{MetadataRequest, MetadataResponse};
 use super::produce::{ProduceRequest, ProduceResponse};
-use super::{Config, Owed};
+use super::transaction::Question;
+use super::{Address, Config, Owed};
 use crate::relay::kafka::{
-    Answer, BrokerId, CreateRefusal, Metadata, NewTopic, PartitionBatch, ProducerId, Unanswered,
+    Answer, BrokerId, Coordinated, CoordinatorOf, CreateRefusal, Metadata, NewTopic, ProducerId,
+    Unanswered,
 };
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rskafka::messenger::{Messenger, RequestError};
@@ -53,17 +56,42 @@ pub(super) enum Ask {
         topics: Arc<Vec<(Arc<str>, NewTopic)>>,
         reply: oneshot::Sender<Result<Vec<Result<(), CreateRefusal>>, Unanswered>>,
     },
+    FindCoordinator {
+        of: CoordinatorOf,
+        key: Arc<str>,
+        reply: oneshot::Sender<Coordinated<(BrokerId, Address)>>,
+    },
+    Coordinator {
+        question: Arc<Question>,
+        owed: Owed,
+    },
     Produce {
         broker: BrokerId,
-        batches: Arc<Vec<PartitionBatch>>,
+        request: ProduceRequest,
         owed: Owed,
     },
 }
 
 impl Ask {
-    /// True for a Produce that must not be sent any more.
+    /// True for what must not be sent any more: a Produce, and what makes one visible.
     fn is_too_late(&self, lease: &Lease) -> bool {
-        matches!(self, Self::Produce { .. }) && lease.is_over()
+        let needs_lease = match self {
+            Self::Metadata { .. }
+            | Self::InitProducerId { .. }
+            | Self::CreateTopics { .. }
+            | Self::FindCoordinator { .. } => false,
+            Self::Coordinator { question, .. } => question.needs_lease(),
+            Self::Produce { .. } => true,
+        };
+        needs_lease && lease.is_over()
+    }
+
+    /// How many requests are written for it.
+    fn requests(&self) -> u64 {
+        match self {
+            Self::Coordinator { question, .. } => question.requests(),
+            _ => 1,
+        }
     }
 
     pub(super) fn unanswered(self, cause: Unanswered, sent: bool) {
@@ -72,7 +100,10 @@ impl Ask {
             Self::Metadata { reply, .. } => drop(reply.send(Err(cause))),
             Self::InitProducerId { reply } => drop(reply.send(Err(cause))),
             Self::CreateTopics { reply, .. } => drop(reply.send(Err(cause))),
-            Self::Produce { owed, .. } => owed.unanswered(cause, sent),
+            Self::FindCoordinator { reply, .. } => drop(reply.send(Err(cause))),
+            Self::Coordinator { owed, .. } | Self::Produce { owed, .. } => {
+                owed.unanswered(cause, sent);
+            }
         }
     }
 }
@@ -186,6 +217,8 @@ enum Outgoing {
     Metadata(MetadataRequest),
     InitProducerId,
     CreateTopics(CreateTopicsRequest),
+    FindCoordinator(FindCoordinatorRequest),
+    Coordinator(Arc<Question>),
     Produce(ProduceRequest),
 }
 
@@ -193,6 +226,9 @@ enum Response {
     Metadata(MetadataResponse),
     ProducerId(InitProducerIdResponse),
     TopicsCreated(CreateTopicsResponse),
+    CoordinatorFound(FindCoordinatorResponse),
+    /// Of a coordinator, compared with the question.
+    Coordinator(Answer),
     Produce(ProduceResponse),
 }
 
@@ -212,24 +248,15 @@ async fn exchange(
         Outgoing::CreateTopics(request) => {
             messenger.request(request).await.map(Response::TopicsCreated)
         }
-        Outgoing::Produce(request) => produce(&messenger, request).await.map(Response::Produce),
+        Outgoing::FindCoordinator(request) => {
+            messenger.request(request).await.map(Response::CoordinatorFound)
+        }
+        Outgoing::Coordinator(question) => {
+            question.ask(&messenger).await.map(Response::Coordinator)
+        }
+        Outgoing::Produce(request) => request.ask(&messenger).await.map(Response::Produce),
     };
     (id, response)
-}
-
-/// By the topics' ids, or by their names to a broker that does not know that version.
-async fn produce(
-    messenger: &Messenger<Stream>,
-    request: ProduceRequest,
-) -> Result<ProduceResponse, RequestError> {
-    if let Some(by_id) = request.by_id() {
-        match messenger.request(by_id).await {
-            // Nothing was sent.
-            Err(RequestError::NoVersionMatch { .. }) => {}
-            answer => return answer,
-        }
-    }
-    messenger.request(request).await
 }
 
 /// A request that is being written or waits for its response.
@@ -308,14 +335,18 @@ async fn serve(
                             validate_only: false,
                         })
                     }
-                    Ask::Produce { batches, .. } => Outgoing::Produce(ProduceRequest {
-                        batches: Arc::clone(batches),
-                        timeout: config.ack_timeout,
-                    }),
+                    Ask::FindCoordinator { of, key, .. } => {
+                        let (of, key) = (*of, Arc::clone(key));
+                        Outgoing::FindCoordinator(FindCoordinatorRequest { of, key })
+                    }
+                    Ask::Coordinator { question, .. } => {
+                        Outgoing::Coordinator(Arc::clone(question))
+                    }
+                    Ask::Produce { request, .. } => Outgoing::Produce(request.clone()),
                 };
                 let id = next_id;
                 next_id += 1;
-                started += 1;
+                started += ask.requests();
                 pending.push_back(Pending { id, deadline, written_before: traffic.written(), ask });
                 exchanges.push(exchange(Arc::clone(&connection.messenger), id, request));
                 if timer.is_elapsed() || deadline < timer.deadline() {
@@ -442,11 +473,15 @@ fn hand_over(address: &Address, ask: Ask, response: Response) -> Result<(), (Ask
             let answers = answers.map_err(|what| Unanswered(format!("{address}: {what}")));
             drop(reply.send(answers));
         }
-        (Ask::Produce { broker, batches, owed }, Response::Produce(response)) => {
+        (Ask::FindCoordinator { reply, .. }, Response::CoordinatorFound(response)) => {
+            drop(reply.send(Ok(response.0)));
+        }
+        (Ask::Coordinator { owed, .. }, Response::Coordinator(answer)) => owed.pay(answer),
+        (Ask::Produce { broker, request, owed }, Response::Produce(response)) => {
             let throttle = response.throttle;
-            match response.answers(&batches) {
+            match response.answers(&request.batches) {
                 Ok(partitions) => owed.pay(Answer::Produced { broker, partitions, throttle }),
-                Err(what) => return Err((Ask::Produce { broker, batches, owed }, what)),
+                Err(what) => return Err((Ask::Produce { broker, request, owed }, what)),
             }
         }
         (ask, _) => return Err((ask, "a response of another kind".to_owned())),

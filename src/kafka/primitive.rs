@@ -1,7 +1,7 @@
 //! The primitive types of Kafka's protocol, as they stand on the wire.
 //!
 //! <https://kafka.apache.org/protocol#protocol_types>. The flexible versions of a message (KIP-482) have compact
-//! lengths and tagged fields, of which none is written here and all are read past.
+//! lengths and tagged fields, of which none is written here, and those that nobody wants are read past.
 
 use rskafka::protocol::api_version::ApiVersion;
 use rskafka::protocol::primitives::Int16;
@@ -51,6 +51,13 @@ pub(super) fn put_compact_len(out: &mut Vec<u8>, n: usize) -> Result<(), WriteEr
         }
         out.push(low | 0x80);
     }
+}
+
+/// COMPACT_STRING.
+pub(super) fn put_compact_string(out: &mut Vec<u8>, text: &str) -> Result<(), WriteError> {
+    put_compact_len(out, text.len())?;
+    out.extend_from_slice(text.as_bytes());
+    Ok(())
 }
 
 /// How long [`put_compact_len`] makes it.
@@ -134,11 +141,20 @@ impl<'a> Body<'a> {
 
     /// The tagged fields, of which none is wanted, at the end of each structure of a flexible version.
     pub(super) fn tags(&mut self) -> Result<(), ReadError> {
+        self.tagged(|_, _| Ok(()))
+    }
+
+    /// The tagged fields, each with its tag.
+    pub(super) fn tagged(
+        &mut self,
+        mut each: impl FnMut(u32, &mut Self) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         if self.flexible {
             for _ in 0..self.unsigned_varint()? {
-                let _tag = self.unsigned_varint()?;
+                let tag = self.unsigned_varint()?;
                 let len = self.unsigned_varint()?;
-                self.take(usize::try_from(len)?)?;
+                let rest = self.take(usize::try_from(len)?)?;
+                each(tag, &mut Self { rest, flexible: true })?;
             }
         }
         Ok(())

@@ -6,12 +6,17 @@
 //! A name is not enough: what is on its way when somebody deletes a topic and makes another of the same name would
 //! go into the new one, and of several batches the later ones alone. A broker that is told the id refuses them all
 //! (KIP-516; Apache Kafka from 4.1 on).
+//!
+//! In a transaction the version says more than its encoding: from 12 on a batch adds its partition to the transaction
+//! (KIP-890), which up to 11 a request of its own has done before.
 
+use super::dial::Stream;
 use super::primitive::{
-    Body, NO_TAGS, compact_len_len, int32, millis, put_compact_len, put_string, read_version,
-    version,
+    Body, COMPACT_NULL, NO_TAGS, compact_len_len, int32, millis, put_compact_len,
+    put_compact_string, put_string, read_version, version,
 };
-use crate::relay::kafka::{PartitionAnswer, PartitionBatch};
+use crate::relay::kafka::{PartitionAnswer, PartitionBatch, TransactionVersion};
+use rskafka::messenger::{Messenger, RequestError};
 use rskafka::protocol::api_key::ApiKey;
 use rskafka::protocol::api_version::{ApiVersion, ApiVersionRange};
 use rskafka::protocol::messages::{
@@ -25,27 +30,48 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Produce, versions 3 to 7: 3 is the first with record batches (magic 2), later ones than 7 say
-/// nothing we need, and 9 changes the whole encoding.
+/// What is to be produced, by whichever Produce the broker knows. By itself it is that of versions 3 to 7, without a
+/// transaction: 3 is the first with record batches (magic 2), later ones than 7 say nothing we need, and 9 changes the
+/// whole encoding.
 #[derive(Debug, Clone)]
 pub(super) struct ProduceRequest {
+    /// The transactional id, and which requests.
+    pub(super) transaction: Option<(Arc<str>, TransactionVersion)>,
     /// Sorted by topic and partition, see [`sort`].
     pub(super) batches: Arc<Vec<PartitionBatch>>,
     /// How long the broker may wait for its replicas.
     pub(super) timeout: Duration,
 }
 
-/// Produce, version 13, which names topics by their ids.
+/// Produce, from version 9 on; from 13 on it names topics by their ids.
 #[derive(Debug)]
-pub(super) struct ProduceByIdRequest {
-    request: ProduceRequest,
-}
+struct FlexibleProduceRequest<'a, const FIRST: i16, const LAST: i16>(&'a ProduceRequest);
 
 impl ProduceRequest {
-    /// The same by ids, if all of them are known.
-    pub(super) fn by_id(&self) -> Option<ProduceByIdRequest> {
-        let known = self.batches.iter().all(|batch| batch.topic_id.is_some());
-        known.then(|| ProduceByIdRequest { request: self.clone() })
+    /// By the topics' ids, or by their names if they are not known, or not to the broker.
+    pub(super) async fn ask(
+        &self,
+        messenger: &Messenger<Stream>,
+    ) -> Result<ProduceResponse, RequestError> {
+        let version = self.transaction.as_ref().map(|(_, version)| *version);
+        if version == Some(TransactionVersion::Explicit) {
+            return messenger.request(FlexibleProduceRequest::<9, 11>(self)).await;
+        }
+        if self.batches.iter().all(|batch| batch.topic_id.is_some()) {
+            match messenger.request(FlexibleProduceRequest::<BY_ID, BY_ID>(self)).await {
+                // Nothing was sent.
+                Err(RequestError::NoVersionMatch { .. }) => {}
+                answer => return answer,
+            }
+        }
+        match version {
+            None => messenger.request(self).await,
+            Some(_) => messenger.request(FlexibleProduceRequest::<12, 12>(self)).await,
+        }
+    }
+
+    fn transactional_id(&self) -> Option<&str> {
+        self.transaction.as_ref().map(|(id, _)| &**id)
     }
 }
 
@@ -59,7 +85,8 @@ fn by_partition(batch: &PartitionBatch, topic: &str, partition: i32) -> Ordering
 }
 
 /// Why these batches, sorted, cannot be one request; none if they can.
-pub(super) fn fault(batches: &[PartitionBatch]) -> Option<String> {
+pub(super) fn fault(request: &ProduceRequest) -> Option<String> {
+    let batches = &*request.batches;
     if batches.is_empty() {
         return Some("a produce request without a batch".to_owned());
     }
@@ -78,7 +105,8 @@ pub(super) fn fault(batches: &[PartitionBatch]) -> Option<String> {
     if let Some((a, _)) = pairs().find(|(a, b)| a.topic_id != b.topic_id) {
         return Some(format!("two topics named {} in one produce request", a.topic));
     }
-    if i32::try_from(encoded_len(batches).max(encoded_len_by_id(batches))).is_err() {
+    let longest = [false, true].map(|by_id| encoded_len_flexible(request, by_id));
+    if longest.into_iter().chain([encoded_len(batches)]).any(|len| i32::try_from(len).is_err()) {
         return Some("a produce request of more than 2 GiB".to_owned());
     }
     None
@@ -98,12 +126,22 @@ fn encoded_len(batches: &[PartitionBatch]) -> usize {
     HEAD_LEN + topics + partitions
 }
 
-fn encoded_len_by_id(batches: &[PartitionBatch]) -> usize {
-    // transactional id, acks, timeout, tags; id and tags; index and tags
-    let head = 1 + 2 + 4 + compact_len_len(by_topic(batches).count()) + 1;
-    let topics: usize = by_topic(batches).map(|topic| 16 + compact_len_len(topic.len()) + 1).sum();
-    let partition = |b: &PartitionBatch| 4 + compact_len_len(b.batch.len()) + b.batch.len() + 1;
-    head + topics + batches.iter().map(partition).sum::<usize>()
+/// The same of a flexible version.
+fn encoded_len_flexible(request: &ProduceRequest, by_id: bool) -> usize {
+    let batches = &request.batches;
+    let compact = |len: usize| compact_len_len(len) + len;
+    // acks, timeout, tags
+    let head = request.transactional_id().map_or(1, |id| compact(id.len())) + 2 + 4 + 1;
+    let name = |topic: &[PartitionBatch]| match topic.first() {
+        Some(batch) if !by_id => compact(batch.topic.len()),
+        _ => 16,
+    };
+    let topics: usize =
+        by_topic(batches).map(|topic| name(topic) + compact_len_len(topic.len()) + 1).sum();
+    // index, tags
+    let partition = |b: &PartitionBatch| 4 + compact(b.batch.len()) + 1;
+    let partitions: usize = batches.iter().map(partition).sum();
+    head + compact_len_len(by_topic(batches).count()) + topics + partitions
 }
 
 fn by_topic(batches: &[PartitionBatch]) -> impl Iterator<Item = &[PartitionBatch]> {
@@ -117,17 +155,17 @@ impl RequestBody for ProduceRequest {
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = FLEXIBLE;
 }
 
-impl RequestBody for ProduceByIdRequest {
+impl<const FIRST: i16, const LAST: i16> RequestBody for FlexibleProduceRequest<'_, FIRST, LAST> {
     type ResponseBody = ProduceResponse;
     const API_KEY: ApiKey = ApiKey::Produce;
-    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(BY_ID, BY_ID);
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(FIRST), version(LAST));
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = FLEXIBLE;
 }
 
 /// The first version with compact lengths and tagged fields.
 const FLEXIBLE: ApiVersion = version(9);
 /// The first version in which topics have ids and no names.
-const BY_ID: ApiVersion = version(13);
+const BY_ID: i16 = 13;
 
 /// Acknowledged by all replicas in sync.
 const ACKS_ALL: i16 = -1;
@@ -155,18 +193,32 @@ impl WriteVersionedType<Vec<u8>> for ProduceRequest {
     }
 }
 
-impl WriteVersionedType<Vec<u8>> for ProduceByIdRequest {
-    fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
-        let ProduceRequest { batches, timeout } = &self.request;
-        out.reserve_exact(encoded_len_by_id(batches));
-        // No transactional id.
-        out.push(0);
+impl<const FIRST: i16, const LAST: i16> WriteVersionedType<Vec<u8>>
+    for FlexibleProduceRequest<'_, FIRST, LAST>
+{
+    fn write_versioned(
+        &self,
+        out: &mut Vec<u8>,
+        version: ApiVersion,
+    ) -> Result<(), WriteVersionedError> {
+        let request = self.0;
+        let by_id = version >= self::version(BY_ID);
+        out.reserve_exact(encoded_len_flexible(request, by_id));
+        match request.transactional_id() {
+            None => out.push(COMPACT_NULL),
+            Some(id) => put_compact_string(out, id)?,
+        }
         out.extend(ACKS_ALL.to_be_bytes());
-        out.extend(millis(*timeout).to_be_bytes());
-        put_compact_len(out, by_topic(batches).count())?;
-        for topic in by_topic(batches) {
-            let id = topic.first().and_then(|batch| batch.topic_id).unwrap_or_default();
-            out.extend(id.into_bytes());
+        out.extend(millis(request.timeout).to_be_bytes());
+        put_compact_len(out, by_topic(&request.batches).count())?;
+        for topic in by_topic(&request.batches) {
+            let first = topic.first();
+            if by_id {
+                let id = first.and_then(|batch| batch.topic_id).unwrap_or_default();
+                out.extend(id.into_bytes());
+            } else {
+                put_compact_string(out, first.map_or("", |batch| &*batch.topic))?;
+            }
             put_compact_len(out, topic.len())?;
             for batch in topic {
                 out.extend(batch.partition.to_be_bytes());
@@ -181,7 +233,7 @@ impl WriteVersionedType<Vec<u8>> for ProduceByIdRequest {
     }
 }
 
-/// What a broker said to either request, not yet compared with it.
+/// What a broker said to a Produce, not yet compared with it.
 #[derive(Debug)]
 pub(super) struct ProduceResponse {
     partitions: Vec<(Topic, PartitionResponse)>,
@@ -214,7 +266,7 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for ProduceResponse {
             // read, and each takes bytes that have arrived.
             let mut partitions = Vec::new();
             for _ in 0..r.count()? {
-                let topic = match version >= BY_ID {
+                let topic = match version >= self::version(BY_ID) {
                     true => Topic::Id(r.uuid()?),
                     false => Topic::Name(Arc::from(r.string()?)),
                 };
@@ -322,12 +374,20 @@ mod tests {
         }
     }
 
+    fn request(
+        batches: Vec<PartitionBatch>,
+        transaction: Option<(&str, TransactionVersion)>,
+    ) -> ProduceRequest {
+        let transaction = transaction.map(|(id, version)| (Arc::from(id), version));
+        let (batches, timeout) = (Arc::new(batches), Duration::from_millis(0x0102_0304));
+        ProduceRequest { transaction, batches, timeout }
+    }
+
     #[test]
     fn a_produce_request_is_encoded_in_one_allocation() {
         let mut batches = vec![batch("b", 1, b"xyz"), batch("a", 2, b"!"), batch("b", 0, b"")];
         sort(&mut batches);
-        let batches = Arc::new(batches);
-        let request = ProduceRequest { batches, timeout: Duration::from_millis(0x0102_0304) };
+        let request = request(batches, None);
         let mut out = Vec::new();
         request.write_versioned(&mut out, version(7)).unwrap();
         let expected: &[&[u8]] = &[
@@ -341,16 +401,15 @@ mod tests {
         ];
         assert_eq!(out, expected.concat());
         assert_eq!(encoded_len(&request.batches), out.len());
-        assert!(request.by_id().is_none(), "their ids are not known");
     }
 
     #[test]
     fn a_produce_request_by_id_is_encoded_in_one_allocation() {
         let long: &'static [u8] = &[7; 200];
-        let batches = Arc::new(vec![batch("t", 0, b"xyz"), batch("t", 2, long)]);
-        let request = ProduceRequest { batches, timeout: Duration::from_millis(0x0102_0304) };
+        let request = request(vec![batch("t", 0, b"xyz"), batch("t", 2, long)], None);
         let mut out = Vec::new();
-        request.by_id().unwrap().write_versioned(&mut out, BY_ID).unwrap();
+        let by_id = FlexibleProduceRequest::<BY_ID, BY_ID>(&request);
+        by_id.write_versioned(&mut out, version(BY_ID)).unwrap();
         let expected: &[&[u8]] = &[
             &[0, 255, 255, 1, 2, 3, 4, 2],
             &[9; 16],
@@ -362,7 +421,26 @@ mod tests {
             &[0, 0],
         ];
         assert_eq!(out, expected.concat());
-        assert_eq!(encoded_len_by_id(&request.batches), out.len());
+        assert_eq!(encoded_len_flexible(&request, true), out.len());
+    }
+
+    #[test]
+    fn a_produce_request_of_a_transaction_is_encoded_in_one_allocation() {
+        let batches = vec![batch("t", 0, b"xyz"), batch("u", 2, b"!")];
+        let request = request(batches, Some(("relay", TransactionVersion::EpochPerTransaction)));
+        let head: &[u8] = &[6, b'r', b'e', b'l', b'a', b'y', 255, 255, 1, 2, 3, 4, 3];
+        let t: &[u8] = &[2, 0, 0, 0, 0, 4, b'x', b'y', b'z', 0, 0];
+        let u: &[u8] = &[2, 0, 0, 0, 2, 2, b'!', 0, 0, 0];
+        let by_name = [head, &[2, b't'], t, &[2, b'u'], u].concat();
+        let by_id = [head, &[9; 16], t, &[0; 16], u].concat();
+        let cases = [(9, &by_name), (11, &by_name), (12, &by_name), (13, &by_id)];
+        for (v, expected) in cases {
+            let mut out = Vec::new();
+            let flexible = FlexibleProduceRequest::<9, 13>(&request);
+            flexible.write_versioned(&mut out, version(v)).unwrap();
+            assert_eq!(out, *expected, "version {v}");
+            assert_eq!(encoded_len_flexible(&request, v == 13), out.len());
+        }
     }
 
     /// The request is the last block of bytes there, with a gap for the batch, which is the one before it.
@@ -384,16 +462,17 @@ mod tests {
         let [batch, _] = batch;
         let id = Uuid::from_slice(before.get(8..24).unwrap()).unwrap();
         let expected = [before, batch.clone(), after].concat();
-        let batches = Arc::new(vec![PartitionBatch {
+        let batches = vec![PartitionBatch {
             topic: Arc::from("orders.order"),
             topic_id: Some(id),
             partition: 4,
             base_sequence: 0,
             batch: Bytes::from(batch),
-        }]);
-        let request = ProduceRequest { batches, timeout: Duration::from_secs(8) };
+        }];
+        let request = ProduceRequest { timeout: Duration::from_secs(8), ..request(batches, None) };
         let mut out = Vec::new();
-        request.by_id().unwrap().write_versioned(&mut out, BY_ID).unwrap();
+        let by_id = FlexibleProduceRequest::<BY_ID, BY_ID>(&request);
+        by_id.write_versioned(&mut out, version(BY_ID)).unwrap();
         assert_eq!(out, expected);
     }
 
@@ -433,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_produce_response_is_read_in_every_version() {
-        for v in (3..=7).chain([13]) {
+        for v in (3..=7).chain(9..=13) {
             let body = response(v);
             for end in 6..body.len() {
                 let mut cut = Cursor::new(body.get(..end).unwrap().to_vec());
@@ -463,16 +542,16 @@ mod tests {
         body.get_mut(6 + 1..6 + 17).unwrap().fill(8);
         let mut reader = Cursor::new(body);
         reader.set_position(6);
-        let response = ProduceResponse::read_versioned(&mut reader, BY_ID).unwrap();
+        let response = ProduceResponse::read_versioned(&mut reader, version(BY_ID)).unwrap();
         let answers = response.answers(&[batch("t", 5, b"x")]);
         assert!(answers.as_ref().is_err_and(|what| what.contains("not asked for")), "{answers:?}");
     }
 
     #[test]
     fn two_topics_of_one_name_are_not_one_request() {
-        let mut batches = [batch("t", 0, b"x"), batch("t", 1, b"x")];
-        assert_eq!(fault(&batches), None);
+        let mut batches = vec![batch("t", 0, b"x"), batch("t", 1, b"x")];
+        assert_eq!(fault(&request(batches.clone(), None)), None);
         batches[1].topic_id = None;
-        assert!(fault(&batches).unwrap().contains("two topics named t"));
+        assert!(fault(&request(batches, None)).unwrap().contains("two topics named t"));
     }
 }

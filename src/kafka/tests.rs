@@ -2,12 +2,13 @@
 
 mod sasl;
 mod tail;
+mod transaction;
 
 use super::*;
 use crate::relay::error_code::{COORDINATOR_LOAD_IN_PROGRESS, INVALID_CONFIG, NOT_ENOUGH_REPLICAS};
 use crate::relay::kafka::{
     Broker as BrokerInfo, CreateRefusal, NewTopic, PartitionAnswer, PartitionMetadata, ProducerId,
-    TopicMetadata,
+    TopicMetadata, TransactionVersion,
 };
 use bytes::{Buf, BufMut, Bytes};
 use std::collections::BTreeSet;
@@ -25,6 +26,12 @@ const API_VERSIONS: i16 = 18;
 const INIT_PRODUCER_ID: i16 = 22;
 const CREATE_TOPICS: i16 = 19;
 const SASL_AUTHENTICATE: i16 = 36;
+const OFFSET_FETCH: i16 = 9;
+const FIND_COORDINATOR: i16 = 10;
+const ADD_PARTITIONS_TO_TXN: i16 = 24;
+const ADD_OFFSETS_TO_TXN: i16 = 25;
+const END_TXN: i16 = 26;
+const TXN_OFFSET_COMMIT: i16 = 28;
 
 /// A lease that outlasts any test.
 fn later() -> std::time::Instant {
@@ -213,6 +220,12 @@ fn versions(produce_max: i16) -> Vec<u8> {
         (CREATE_TOPICS, 7),
         (INIT_PRODUCER_ID, 5),
         (SASL_AUTHENTICATE, 2),
+        (OFFSET_FETCH, 10),
+        (FIND_COORDINATOR, 6),
+        (ADD_PARTITIONS_TO_TXN, 5),
+        (ADD_OFFSETS_TO_TXN, 4),
+        (END_TXN, 5),
+        (TXN_OFFSET_COMMIT, 5),
     ];
     out.put_u8(u8::try_from(apis.len()).unwrap() + 1);
     for (api, max) in apis {
@@ -411,7 +424,7 @@ impl Driver {
 
     fn send(&self, broker: BrokerId, partition: i32, batch: &'static [u8]) {
         let batches = vec![batch_for("t", partition, Bytes::from_static(batch))];
-        self.kafka.send(Request::Produce { broker, batches });
+        self.kafka.send(Request::Produce { broker, transaction: None, batches });
     }
 
     async fn produced(&mut self) -> Vec<PartitionAnswer> {
@@ -581,13 +594,13 @@ async fn a_produce_whose_lease_is_over_is_answered_and_not_sent() {
     let mut driver = Driver::connected(&broker).await;
     let batches = vec![batch_for("t", 0, Bytes::from_static(b"t0"))];
     driver.kafka.lease_until(Instant::now().into_std());
-    driver.kafka.send(Request::Produce { broker: 1, batches: batches.clone() });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches: batches.clone() });
     let Answer::ProduceUnanswered { sent: false, cause, .. } = driver.next().await else {
         panic!()
     };
     assert!(cause.to_string().contains("lease"), "{cause}");
     driver.kafka.lease_until(later());
-    driver.kafka.send(Request::Produce { broker: 1, batches });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches });
     assert!(matches!(driver.next().await, Answer::Produced { .. }));
     assert_eq!(
         produces.load(Ordering::Relaxed),
@@ -606,7 +619,7 @@ async fn a_produce_that_is_half_written_when_the_lease_ends_is_not_written_to_it
     let mut driver = Driver::connected(&broker).await;
     driver.send(1, 0, b"read, then hardly any more");
     let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
-    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches: large });
     until(|| !broker.seen(PRODUCE).is_empty()).await;
     // It goes on while the lease is renewed, and not longer.
     for _ in 0..4 {
@@ -637,7 +650,7 @@ async fn half_a_produce_is_not_written_to_its_end_once_nobody_waits_for_it() {
     driver.kafka.lease_until(later());
     driver.send(1, 0, b"read, then hardly any more");
     let large = vec![batch_for("t", 1, Bytes::from(vec![0; 256 << 20]))];
-    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches: large });
     until(|| !broker.seen(PRODUCE).is_empty()).await;
     driver.silent();
     drop(driver.answers);
@@ -659,7 +672,7 @@ async fn every_partition_of_a_produce_has_its_own_answer() {
         batch_for("t", 0, Bytes::from_static(b"t0")),
         batch_for("t", 3, Bytes::from_static(b"t3")),
     ];
-    driver.kafka.send(Request::Produce { broker: 1, batches });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches });
 
     let begun = Instant::now();
     let Answer::Produced { broker: 1, partitions, throttle } = driver.next().await else {
@@ -705,7 +718,7 @@ async fn requests_are_pipelined_in_the_order_of_the_calls() {
         let batch = if n % 7 == 0 { batch.clone() } else { batch.slice(..n) };
         let partition = i32::try_from(n).unwrap();
         let batches = vec![batch_for("t", partition, batch)];
-        driver.kafka.send(Request::Produce { broker: 1, batches });
+        driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches });
     }
     for n in (0..N).rev() {
         assert_eq!(driver.produced().await[0].partition, i32::try_from(n).unwrap());
@@ -796,7 +809,7 @@ async fn a_broker_that_hardly_reads_holds_nothing_for_longer_than_the_time_out()
     let mut driver = Driver::connected_with(&broker, SHORT).await;
     driver.send(1, 0, b"read, then hardly any more");
     let large = vec![batch_for("t", 1, Bytes::from(vec![0; 64 << 20]))];
-    driver.kafka.send(Request::Produce { broker: 1, batches: large });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches: large });
     driver.send(1, 2, b"waits behind the large one");
     let begun = Instant::now();
     for (partition, was_sent) in [(0, true), (1, true), (2, false)] {
@@ -860,7 +873,7 @@ async fn topics_are_named_by_their_ids_to_a_broker_that_understands_it() {
     };
     for (ids, version) in [([Some(TOPIC_ID); 2], 13), ([None; 2], 7)] {
         let batches = vec![of_t(0, ids[0]), of_t(1, ids[1])];
-        driver.kafka.send(Request::Produce { broker: 1, batches });
+        driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches });
         let answers = driver.produced().await;
         let said: Vec<_> = answers.iter().map(|a| (&*a.topic, a.partition, a.error)).collect();
         assert_eq!(said, [("t", 0, 0), ("t", 1, 0)]);
@@ -882,7 +895,7 @@ async fn topics_are_named_by_their_names_to_an_older_broker() {
     let mut driver = Driver::connected(&broker).await;
     let batch = batch_for("t", 0, Bytes::from_static(b"x"));
     let batches = vec![PartitionBatch { topic_id: Some(TOPIC_ID), ..batch }];
-    driver.kafka.send(Request::Produce { broker: 1, batches });
+    driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches });
     assert_eq!(driver.produced().await.len(), 1);
 }
 
@@ -941,7 +954,7 @@ async fn an_answer_that_does_not_fit_the_request_is_none() {
             batch_for("t", 0, Bytes::from_static(b"0")),
             batch_for("t", 1, Bytes::from_static(b"1")),
         ];
-        driver.kafka.send(Request::Produce { broker: 1, batches: two });
+        driver.kafka.send(Request::Produce { broker: 1, transaction: None, batches: two });
         let (partitions, sent, cause) = driver.unanswered().await;
         assert!(partitions.len() == 2 && sent);
         assert!(cause.contains(expected), "{cause:?} instead of {expected:?}");
@@ -1023,7 +1036,7 @@ async fn a_request_that_cannot_be_made_is_refused_unsent() {
         (1, vec![], "a produce request without a batch"),
         (1, vec![long], "a topic name of 40000 bytes"),
     ] {
-        driver.kafka.send(Request::Produce { broker: to, batches });
+        driver.kafka.send(Request::Produce { broker: to, transaction: None, batches });
         let (_, sent, cause) = driver.unanswered().await;
         assert_eq!((sent, cause.as_str()), (false, expected));
     }

@@ -379,7 +379,7 @@ mod tests {
             base_sequence,
             batch,
         };
-        metrics.sent(start, &Request::Produce { broker, batches: vec![sent] });
+        metrics.sent(start, &Request::Produce { broker, transaction: None, batches: vec![sent] });
         metrics.sent(start, &Request::InitProducerId);
         let (error, base_offset) = (0, -1);
         let partitions =

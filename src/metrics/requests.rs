@@ -3,20 +3,28 @@
 use super::histogram::{Histogram, SECONDS};
 use super::topics::Topics;
 use crate::relay::kafka::{Answer, BrokerId, PartitionBatch, Request};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// What is asked of Kafka, by the protocol's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Api {
     Produce,
     Metadata,
     InitProducerId,
     CreateTopics,
+    FindCoordinator,
+    AddPartitionsToTxn,
+    AddOffsetsToTxn,
+    TxnOffsetCommit,
+    EndTxn,
+    OffsetFetch,
 }
 
 impl Api {
-    pub(crate) const ALL: [Self; 4] =
+    /// Those of which every relay has some; the others are of transactions.
+    const USUAL: [Self; 4] =
         [Self::Produce, Self::Metadata, Self::InitProducerId, Self::CreateTopics];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -25,6 +33,12 @@ impl Api {
             Self::Metadata => "Metadata",
             Self::InitProducerId => "InitProducerId",
             Self::CreateTopics => "CreateTopics",
+            Self::FindCoordinator => "FindCoordinator",
+            Self::AddPartitionsToTxn => "AddPartitionsToTxn",
+            Self::AddOffsetsToTxn => "AddOffsetsToTxn",
+            Self::TxnOffsetCommit => "TxnOffsetCommit",
+            Self::EndTxn => "EndTxn",
+            Self::OffsetFetch => "OffsetFetch",
         }
     }
 }
@@ -61,43 +75,55 @@ struct Produce {
 }
 
 /// All requests.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Requests {
-    produce: Served,
-    metadata: Served,
-    init_producer_id: Served,
-    create_topics: Served,
+    served: BTreeMap<Api, Served>,
     /// Bytes of record batches in Produce requests, repetitions included.
     pub(crate) sent_bytes: u64,
     produces: Vec<Produce>,
-    /// Of these one at a time is under way.
-    metadata_at: Option<Instant>,
-    init_at: Option<Instant>,
     creates: Vec<(Vec<Arc<str>>, Instant)>,
+    /// When the others were sent, of which one of a kind at a time is under way.
+    others: BTreeMap<Api, Instant>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self {
+            served: Api::USUAL.into_iter().map(|api| (api, Served::default())).collect(),
+            sent_bytes: 0,
+            produces: Vec::new(),
+            creates: Vec::new(),
+            others: BTreeMap::new(),
+        }
+    }
 }
 
 impl Requests {
-    pub(crate) fn of(&self, api: Api) -> &Served {
-        match api {
-            Api::Produce => &self.produce,
-            Api::Metadata => &self.metadata,
-            Api::InitProducerId => &self.init_producer_id,
-            Api::CreateTopics => &self.create_topics,
-        }
+    /// What was asked for, and what every relay asks for.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Api, &Served)> {
+        self.served.iter().map(|(api, served)| (*api, served))
     }
 
     /// A request is handed to the driver.
     pub(crate) fn sent(&mut self, at: Instant, request: &Request) {
         match request {
-            Request::Metadata { .. } => self.metadata_at = Some(at),
-            Request::InitProducerId => self.init_at = Some(at),
+            Request::Metadata { .. } => self.other(Api::Metadata, at),
+            Request::InitProducerId | Request::InitTransactions { .. } => {
+                self.other(Api::InitProducerId, at);
+            }
+            Request::FindCoordinator { .. } => self.other(Api::FindCoordinator, at),
+            Request::AddPartitions { .. } => self.other(Api::AddPartitionsToTxn, at),
+            Request::AddOffsets { .. } => self.other(Api::AddOffsetsToTxn, at),
+            Request::CommitPosition { .. } => self.other(Api::TxnOffsetCommit, at),
+            Request::EndTransaction { .. } => self.other(Api::EndTxn, at),
+            Request::FetchPosition { .. } => self.other(Api::OffsetFetch, at),
             Request::CreateTopics { topics } => {
                 let topics = topics.iter().map(|(topic, _)| Arc::clone(topic)).collect();
                 self.creates.push((topics, at));
             }
             // Several of Kafka's requests, and none of those that facts wait for in the long run.
             Request::Tail { .. } => {}
-            Request::Produce { broker, batches } => {
+            Request::Produce { broker, batches, .. } => {
                 self.sent_bytes +=
                     batches.iter().map(|batch| batch.batch.len() as u64).sum::<u64>();
                 let batches = batches.iter().map(|batch| Sent {
@@ -112,21 +138,29 @@ impl Requests {
         }
     }
 
+    fn other(&mut self, api: Api, at: Instant) {
+        self.others.insert(api, at);
+    }
+
     /// Each request is answered once, with an answer or the lack of one.
     pub(crate) fn answered(&mut self, now: Instant, answer: &Answer, topics: &mut Topics) {
         let seconds = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
-        let (served, at, is_answered) = match answer {
+        let mut other = |api: Api| (api, self.others.remove(&api));
+        let ((api, at), is_answered) = match answer {
             Answer::Tail { .. } => return,
-            Answer::Metadata(answer) => {
-                (&mut self.metadata, self.metadata_at.take(), answer.is_ok())
-            }
-            Answer::ProducerId(answer) => {
-                (&mut self.init_producer_id, self.init_at.take(), answer.is_ok())
-            }
+            Answer::Metadata(answer) => (other(Api::Metadata), answer.is_ok()),
+            Answer::ProducerId(answer) => (other(Api::InitProducerId), answer.is_ok()),
+            Answer::TransactionsReady(answer) => (other(Api::InitProducerId), answer.is_ok()),
+            Answer::Coordinator { answer, .. } => (other(Api::FindCoordinator), answer.is_ok()),
+            Answer::PartitionsAdded(answer) => (other(Api::AddPartitionsToTxn), answer.is_ok()),
+            Answer::OffsetsAdded(answer) => (other(Api::AddOffsetsToTxn), answer.is_ok()),
+            Answer::PositionCommitted(answer) => (other(Api::TxnOffsetCommit), answer.is_ok()),
+            Answer::TransactionEnded(answer) => (other(Api::EndTxn), answer.is_ok()),
+            Answer::Position(answer) => (other(Api::OffsetFetch), answer.is_ok()),
             Answer::TopicsCreated { topics, answer } => {
                 let at = self.creates.iter().position(|(names, _)| names == topics);
                 let at = at.map(|at| self.creates.swap_remove(at).1);
-                (&mut self.create_topics, at, answer.is_ok())
+                ((Api::CreateTopics, at), answer.is_ok())
             }
             Answer::Produced { broker, partitions, .. } => {
                 let found = partitions.first().and_then(|first| {
@@ -144,7 +178,7 @@ impl Requests {
                         topic.produce.observe(seconds(at), sent.records);
                     }
                 }
-                (&mut self.produce, found.map(|found| found.at), true)
+                ((Api::Produce, found.map(|found| found.at)), true)
             }
             Answer::ProduceUnanswered { broker, batches, .. } => {
                 let found = batches.first().and_then(|first| {
@@ -156,9 +190,10 @@ impl Requests {
                         first.base_sequence,
                     )
                 });
-                (&mut self.produce, found.map(|found| found.at), false)
+                ((Api::Produce, found.map(|found| found.at)), false)
             }
         };
+        let served = self.served.entry(api).or_default();
         if is_answered {
             served.answered += 1;
             if let Some(at) = at {
@@ -231,7 +266,7 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a test")]
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let produce = |broker, batches| Request::Produce { broker, batches };
+        let produce = |broker, batches| Request::Produce { broker, transaction: None, batches };
         requests.sent(at(0), &produce(1, vec![batch("a", 0, 7), batch("b", 0, 2)]));
         requests.sent(at(10), &produce(1, vec![batch("a", 7, 1)]));
         requests.sent(at(20), &produce(2, vec![batch("c", 0, 1)]));
@@ -251,7 +286,7 @@ mod tests {
         };
         requests.answered(at(50), &lost, &mut topics);
         assert!(requests.produces.is_empty());
-        let served = requests.of(Api::Produce);
+        let served = &requests.served[&Api::Produce];
         assert_eq!((served.answered, served.unanswered, served.seconds.count()), (2, 1, 2));
         assert!((served.seconds.sum() - 0.052).abs() < 1e-9);
         let a = topics.of("a").unwrap();

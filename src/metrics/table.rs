@@ -2,7 +2,6 @@
 
 use super::Metrics;
 use super::render::{Samples, Shown};
-use super::requests::Api;
 use super::topics::Topic;
 use crate::relay::{Kind, Standing};
 use prometheus_client::metrics::MetricType;
@@ -177,12 +176,11 @@ metrics! {
 
     "owlpost_kafka_request", Histogram in Seconds, ["api"],
         "From handing a request to its connection to the broker's answer, if there was one",
-        |s, out| Api::ALL.iter().try_for_each(|api| {
-            out.histogram(&[("api", api.as_str())], &metrics(s).requests.of(*api).seconds)
+        |s, out| metrics(s).requests.iter().try_for_each(|(api, served)| {
+            out.histogram(&[("api", api.as_str())], &served.seconds)
         });
     "owlpost_kafka_requests", Counter, ["api", "outcome"], "Requests to Kafka: answered, or unanswered",
-        |s, out| Api::ALL.iter().try_for_each(|api| {
-            let served = metrics(s).requests.of(*api);
+        |s, out| metrics(s).requests.iter().try_for_each(|(api, served)| {
             let api = ("api", api.as_str());
             out.counter(&[api, ("outcome", "answered")], served.answered)?;
             out.counter(&[api, ("outcome", "unanswered")], served.unanswered)

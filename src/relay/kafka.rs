@@ -266,6 +266,33 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Its answer, if it has none: nothing was done.
+    pub fn unanswered(self, cause: Unanswered) -> Answer {
+        match self {
+            Self::Metadata { .. } => Answer::Metadata(Err(cause)),
+            Self::InitProducerId => Answer::ProducerId(Err(cause)),
+            Self::FindCoordinator { of, .. } => Answer::Coordinator { of, answer: Err(cause) },
+            Self::InitTransactions { .. } => Answer::TransactionsReady(Err(cause)),
+            Self::AddPartitions { .. } => Answer::PartitionsAdded(Err(cause)),
+            Self::AddOffsets { .. } => Answer::OffsetsAdded(Err(cause)),
+            Self::CommitPosition { .. } => Answer::PositionCommitted(Err(cause)),
+            Self::EndTransaction { .. } => Answer::TransactionEnded(Err(cause)),
+            Self::FetchPosition { .. } => Answer::Position(Err(cause)),
+            Self::CreateTopics { topics } => Answer::TopicsCreated {
+                topics: topics.into_iter().map(|(topic, _)| topic).collect(),
+                answer: Err(cause),
+            },
+            Self::Produce { broker, batches, .. } => {
+                Answer::ProduceUnanswered { broker, batches, sent: false, cause }
+            }
+            Self::Tail { topic, partition, from, .. } => {
+                Answer::Tail { topic, partition, from, answer: Err(cause) }
+            }
+        }
+    }
+}
+
 /// A record that a partition has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredRecord {

@@ -90,7 +90,7 @@ async fn a_real_broker_answers_what_the_model_says() {
         };
         let fate = model.arrive(producer.id, producer.epoch, base, count);
         let batches = vec![batch(producer, base, count)];
-        driver.send(Request::Produce { broker, batches });
+        driver.send(Request::Produce { broker, transaction: None, batches });
         let Some(Answer::Produced { partitions, .. }) = inbox.recv().await else {
             panic!("no answer")
         };

@@ -899,6 +899,7 @@ impl World {
                 let answer = Answer::Tail { topic, partition, from, answer };
                 self.input(at, Input::Kafka(answer));
             }
+            other => panic!("no transactions are asked for, and {other:?} is of one"),
         }
     }
 

@@ -115,7 +115,7 @@ impl Engine {
                 }))
             }
             Request::InitProducerId => Answer::ProducerId(Ok(Ok(ProducerId { id: 1, epoch: 0 }))),
-            Request::Produce { broker, batches } => {
+            Request::Produce { broker, batches, .. } => {
                 self.batches += batches.len();
                 let partitions = batches.into_iter().map(|batch| PartitionAnswer {
                     topic: batch.topic,

@@ -605,6 +605,14 @@ impl Producer {
                     self.answered(now, at, batch.base_sequence, Err(failure), ledger, events);
                 }
             }
+            // To what is not asked for here.
+            Answer::Coordinator { .. }
+            | Answer::TransactionsReady(_)
+            | Answer::PartitionsAdded(_)
+            | Answer::OffsetsAdded(_)
+            | Answer::PositionCommitted(_)
+            | Answer::TransactionEnded(_)
+            | Answer::Position(_) => {}
             Answer::Tail { topic, partition, from, answer } => {
                 if let Some(at) = self.find(&topic, partition) {
                     self.tail_answered(now, at, from, answer, ledger);
@@ -696,8 +704,11 @@ impl Producer {
             }
         }
         let produces = by_broker.into_iter();
-        self.requests
-            .extend(produces.map(|(broker, _, batches)| Request::Produce { broker, batches }));
+        self.requests.extend(produces.map(|(broker, _, batches)| Request::Produce {
+            broker,
+            transaction: None,
+            batches,
+        }));
     }
 
     /// What became of a batch is known, or not to be known.
