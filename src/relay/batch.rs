@@ -26,6 +26,8 @@ const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
 const HEADER_LEN: usize = 61;
 /// The checksum covers everything from here to the end.
 const ATTRIBUTES: usize = 21;
+/// The bit of the attributes' second byte that says that a batch is of a transaction.
+const TRANSACTIONAL: u8 = 0x10;
 
 /// Stands for a record's key, value and headers: no two that differ have the same. Not for its timestamp, which
 /// may be the time of publishing.
@@ -301,8 +303,23 @@ impl Batch {
     /// Writes producer id, epoch and base sequence, which lie under the checksum. After it the batch
     /// is recognised by the broker as the same one; under another stamp it would be another.
     pub fn set_stamp(&mut self, producer: ProducerId, base_sequence: i32) {
+        self.write_stamp(producer, base_sequence, false);
+    }
+
+    /// The same for a batch of a transaction: consumers of committed records do not see it before that has ended.
+    pub fn set_transactional_stamp(&mut self, producer: ProducerId, base_sequence: i32) {
+        self.write_stamp(producer, base_sequence, true);
+    }
+
+    fn write_stamp(&mut self, producer: ProducerId, base_sequence: i32, transactional: bool) {
         let encoded = std::mem::take(&mut self.encoded);
         let mut encoded = encoded.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
+        if let Some([_, attributes, ..]) = encoded.get_mut(ATTRIBUTES..) {
+            *attributes = match transactional {
+                true => *attributes | TRANSACTIONAL,
+                false => *attributes & !TRANSACTIONAL,
+            };
+        }
         if let Some(fields) = encoded.get_mut(43..) {
             let mut fields = Writer(fields);
             fields.put(producer.id.to_be_bytes());
@@ -712,6 +729,28 @@ mod tests {
         batch.set_stamp(ProducerId { id: 1, epoch: 0 }, 0);
         assert_ne!(first, batch.encoded());
         assert_eq!(records(&batch).len(), 1);
+    }
+
+    #[test]
+    fn a_batch_of_a_transaction_differs_by_a_bit_and_the_checksum() {
+        let mut open = OpenBatch::new(position(0), Compression::Lz4);
+        let (headers, value) = (headers(0), [b'x'; 500]);
+        let key = Some(&b"k"[..]);
+        open.push(&Record { timestamp_ms: 5, key, value: Some(&value), headers: &headers });
+        let mut batch = open.seal();
+        batch.set_stamp(PRODUCER, 7);
+        let plain = batch.encoded();
+        batch.set_transactional_stamp(PRODUCER, 7);
+        assert_eq!(batch.stamp(), Some((PRODUCER, 7)));
+        let transactional = batch.encoded();
+        let decoded = RecordBatch::read(&mut std::io::Cursor::new(&transactional)).unwrap();
+        assert!(decoded.is_transactional);
+        let differs = |at: &usize| plain[*at] != transactional[*at];
+        let others = (0..plain.len()).filter(differs).filter(|at| !(17..21).contains(at));
+        assert_eq!(others.collect::<Vec<_>>(), [22]);
+        assert_eq!(plain[22] | 0x10, transactional[22]);
+        batch.set_stamp(PRODUCER, 7);
+        assert_eq!(batch.encoded(), plain);
     }
 
     #[test]
