@@ -28,6 +28,8 @@ pub struct Ledger {
     confirmed: u64,
     /// The same of the flush LSN that the server was told last.
     told: u64,
+    /// Where the server is told only what a position in Kafka holds: that position.
+    position: Option<Lsn>,
     pub(super) seeded: Seeded,
 }
 
@@ -64,7 +66,24 @@ impl Ledger {
     /// The position to report as flushed and applied: everything before it is in Kafka for good.
     /// [`Lsn::INVALID`], "no opinion", while there is no such position.
     pub fn flush(&self) -> Lsn {
-        self.flush
+        self.position.unwrap_or(self.flush)
+    }
+
+    /// From here on nothing is confirmed but what [`Ledger::positioned`] is told of.
+    pub fn follow_positions(&mut self) {
+        self.position = Some(Lsn::INVALID);
+    }
+
+    /// A position is in Kafka for good, before which everything is: the server may forget that.
+    pub fn positioned(&mut self, at: Lsn) {
+        if let Some(position) = &mut self.position {
+            *position = (*position).max(at);
+        }
+    }
+
+    /// Up to where everything was read, or was nobody's of ours. It could be confirmed if it were settled.
+    pub fn read(&self) -> Lsn {
+        self.ended.back().map_or(self.flush, |ended| ended.end.max(self.flush))
     }
 
     /// True when no fact is unsettled and no unit is half read.
@@ -197,9 +216,10 @@ impl Ledger {
 
     /// Another timeline: LSNs of the old one mean nothing here, and its batches hold nothing back.
     pub fn timeline_changed(&mut self) {
-        let enqueued = self.enqueued;
-        let seeded = self.seeded;
-        *self = Self { enqueued, confirmed: enqueued, told: enqueued, seeded, ..Self::default() };
+        let Self { enqueued, seeded, .. } = *self;
+        let position = self.position.map(|_| Lsn::INVALID);
+        let (confirmed, told) = (enqueued, enqueued);
+        *self = Self { enqueued, confirmed, told, position, seeded, ..Self::default() };
     }
 
     /// A deliberate defect for tests that must go red: confirms what is merely read.
@@ -352,6 +372,32 @@ mod tests {
         assert_eq!(ledger.flush(), Lsn(15));
         ledger.batch_settled(places[1]);
         assert_eq!(ledger.flush(), Lsn(25));
+    }
+
+    #[test]
+    fn the_server_is_told_only_what_a_position_holds_where_there_are_positions() {
+        let mut ledger = Ledger::default();
+        ledger.follow_positions();
+        ledger.confirmed_before(Lsn(5));
+        ledger.keepalive(Lsn(7));
+        assert_eq!((ledger.flush(), ledger.read()), (Lsn::INVALID, Lsn(7)));
+        ledger.positioned(Lsn(7));
+        ledger.begin(tx(10));
+        let place = ledger.batch_opened(tx(10));
+        ledger.enqueued(100);
+        assert_eq!(ledger.read(), Lsn(7), "a unit counts when it is read to its end");
+        ledger.end(tx(10), Lsn(15));
+        ledger.end(tx(20), Lsn(25));
+        assert_eq!((ledger.flush(), ledger.read()), (Lsn(7), Lsn(25)));
+        ledger.batch_settled(place);
+        assert_eq!(ledger.flush(), Lsn(7), "settled, and no position says so");
+        ledger.positioned(Lsn(15));
+        assert_eq!((ledger.flush(), ledger.untold()), (Lsn(15), 100));
+        ledger.told();
+        ledger.positioned(Lsn(12));
+        assert_eq!((ledger.flush(), ledger.untold()), (Lsn(15), 0), "it never goes back");
+        ledger.timeline_changed();
+        assert_eq!(ledger.flush(), Lsn::INVALID);
     }
 
     #[derive(Debug, Clone)]

@@ -34,6 +34,7 @@ pub mod pages;
 pub mod poison;
 pub mod policy;
 pub mod position;
+pub mod position_record;
 pub mod producer;
 pub mod route;
 pub mod seeded_bug;

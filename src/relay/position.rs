@@ -147,6 +147,11 @@ impl Timelines {
         self.current
     }
 
+    /// Where `timeline` ended, if it did and is an ancestor of the current one.
+    pub fn end_of(&self, timeline: u32) -> Option<Lsn> {
+        self.ended.iter().find(|(ended, _)| *ended == timeline).map(|(_, end)| *end)
+    }
+
     /// The timeline that wrote `unit`.
     pub fn of(&self, unit: Unit) -> u32 {
         let ended = self.ended.iter().find(|(_, switch)| unit.lies_before(*switch));
