@@ -42,6 +42,7 @@ exit_codes! {
     Preflight = 11, "check: a failure was found; the relay would not start, or would stop at a fact";
     NotReached = 12, "wait, drain: the position was not reached in time";
     Left = 13, "redrive: dead letters are left that cannot go back as they are";
+    Fenced = 14, "another relay has the transactional id and publishes in our place";
 }
 
 impl ExitCode {
@@ -72,6 +73,7 @@ impl From<ExitKind> for ExitCode {
             ExitKind::OtherKafka => Self::KafkaCluster,
             ExitKind::Publication => Self::Publication,
             ExitKind::Unsuitable => Self::Server,
+            ExitKind::Fenced => Self::Fenced,
         }
     }
 }
@@ -104,6 +106,7 @@ mod tests {
             (11, "Preflight"),
             (12, "NotReached"),
             (13, "Left"),
+            (14, "Fenced"),
         ];
         assert_eq!(table, expected.map(|(number, name)| (number, name.to_owned())));
     }

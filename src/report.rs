@@ -212,6 +212,54 @@ impl Report {
             }
             Event::GivenUp(given_up) => self.given_up(given_up),
             Event::Throttled { broker, throttle } => warn!(broker, ?throttle, "throttled by quota"),
+            Event::Transactional { id, producer, version } => {
+                info!(transactional_id = %id, producer_id = producer, ?version, "transactions are ours");
+            }
+            Event::PositionRead { lsn, fact } => {
+                let position = fact.map(tracing::field::display);
+                info!(slot, %lsn, position, "facts up to here are in Kafka, and are not produced again");
+            }
+            Event::PositionMissing { slot: stands } => warn!(
+                slot,
+                lsn = %stands,
+                "Kafka keeps no position: a first start with DELIVERY=exactly-once, or it has expired or was deleted; \
+                 reading starts where the slot stands"
+            ),
+            Event::PositionPassed { lsn, timeline, slot: stands } => warn!(
+                slot,
+                %lsn,
+                timeline,
+                stands = %stands,
+                "the position in Kafka is of a part of another timeline that the server does not have; reading starts \
+                 where the slot stands"
+            ),
+            Event::PositionLost { cause } => error!(
+                slot,
+                error = cause,
+                "the position in Kafka is gone, while this relay runs: facts that were being committed may be seen twice"
+            ),
+            Event::TransactionCommitted { facts, bytes, position, ending } => {
+                debug!(slot, facts, bytes, lsn = %position, ?ending, "committed in Kafka");
+            }
+            Event::TransactionAborted { cause } => {
+                warn!(
+                    slot,
+                    error = cause,
+                    "a Kafka transaction is ended, and its facts go again in another one"
+                );
+            }
+            Event::TransactionSplit { position, part, cause } => warn!(
+                slot, %position, part, cause,
+                "a transaction of PostgreSQL goes in several Kafka transactions: it is not atomic for consumers"
+            ),
+            Event::TransactionsRefused { request, error, remedy } => {
+                error!(slot, ?request, error, remedy, "Kafka refuses what a transaction needs");
+            }
+            Event::Fenced { cause } => warn!(
+                slot,
+                error = cause,
+                "another relay publishes in our place; this one waits for the slot as its standby"
+            ),
             Event::Stopping { unsettled } => {
                 info!(slot, unsettled, "stopping: settling what was read");
             }

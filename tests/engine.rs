@@ -59,6 +59,7 @@ fn settings() -> Settings {
         policies: Policies::HALT,
         create_topics: None,
         skip_stored: false,
+        delivery: factlib::relay::Delivery::AtLeastOnce,
         in_flight_per_partition: 5,
         keeps_order: false,
         startup_timeout: Some(30 * SECOND),

@@ -165,6 +165,7 @@ impl World {
             },
             create_topics: creates.then_some(NEW_TOPIC),
             skip_stored: seed / 2 % 2 == 1,
+            transactions: None,
             policies: Policies {
                 general: match seed % 3 {
                     0 => Policy::Halt,

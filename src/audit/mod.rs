@@ -171,6 +171,7 @@ async fn written(
         policies: Policies { general: Policy::Skip, ..Policies::HALT },
         create_topics: None,
         skip_stored: false,
+        delivery: crate::relay::Delivery::AtLeastOnce,
         timestamp_is_publish: false,
         compression: crate::relay::compression::Compression::None,
         ..run::settings(config)

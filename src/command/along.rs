@@ -85,6 +85,7 @@ pub(super) async fn read(
         },
         create_topics: None,
         skip_stored: false,
+        delivery: crate::relay::Delivery::AtLeastOnce,
         value_is_payload: false,
         timestamp_is_publish: false,
         compression: Compression::None,

@@ -295,6 +295,20 @@ impl Batch {
         self.stamp
     }
 
+    /// True if the stamp is of a transaction.
+    pub(super) fn is_transactional(&self) -> bool {
+        self.encoded.get(ATTRIBUTES + 1).is_some_and(|bits| bits & TRANSACTIONAL != 0)
+    }
+
+    /// True if no fact of it stands behind `last`.
+    pub(super) fn lies_within(&self, last: Option<Position>) -> bool {
+        if Some(self.first) > last {
+            return false;
+        }
+        let is_within = |record: EncodedRecord<'_>| record.position() <= last;
+        self.plain().is_none_or(|plain| plain.iter().all(is_within))
+    }
+
     /// The bytes to send.
     pub fn encoded(&self) -> Bytes {
         self.encoded.clone()

@@ -2,7 +2,8 @@
 
 use super::backoff::Jitter;
 use super::event::{End, Event, Halted};
-use super::exchange::{Identity, Input, Now, Output, Reading, Settings};
+use super::exactly_once::Groups;
+use super::exchange::{Delivery, Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone, another_cluster};
 use super::ledger::Ledger;
 use super::oversize::Oversize;
@@ -22,7 +23,7 @@ const COPY_DONE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long between two attempts to take a slot that another session has: short, because the wait
 /// is what a take-over costs.
-const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
+pub(super) const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long data may gather in the socket while we are behind: both sides save their wake-ups, and
 /// the walsender's own work per fact falls to less than half (measured).
@@ -58,6 +59,8 @@ pub(super) enum Link {
 pub(super) enum Stuck {
     /// The topic cannot take facts before an answer of the cluster.
     Topic,
+    /// How far the facts are in Kafka is not known yet.
+    Position,
     /// It needs somebody's hand.
     Halted,
 }
@@ -82,6 +85,8 @@ pub(super) struct Stopping {
     pub(super) taking: bool,
     /// When the last status and CopyDone were sent in this session.
     pub(super) ended_at: Option<Instant>,
+    /// What that status told.
+    pub(super) last_told: Lsn,
     /// What is not settled is not waited for.
     pub(super) gives_up: bool,
 }
@@ -147,6 +152,12 @@ pub struct Relay {
     pub(super) oversize: Option<Oversize>,
     /// Prefixes of others that were named already.
     pub(super) foreign: Vec<Box<[u8]>>,
+    /// Facts go in Kafka transactions.
+    pub(super) groups: Option<Box<Groups>>,
+    /// Facts cannot be enqueued before the position in Kafka is known.
+    pub(super) waits_for_position: bool,
+    /// The transaction that is being read goes in several, and this is the number of the one that is gathering.
+    pub(super) part: Option<u32>,
     pub(super) stopping: Option<Stopping>,
     pub(super) exited: bool,
     pub(super) headers: Headers,
@@ -161,6 +172,19 @@ impl Relay {
     /// A relay that has not begun. The first [`Relay::handle`] begins.
     pub fn new(settings: Settings) -> Self {
         let seed = settings.seed;
+        let groups = Groups::new(&settings).map(Box::new);
+        let transactions = match &settings.delivery {
+            Delivery::AtLeastOnce => None,
+            Delivery::ExactlyOnce(exactly_once) => Some(producer::TransactionSettings {
+                position_topic: exactly_once.position_topic.clone(),
+                position_topic_like: exactly_once.position_topic_like.clone(),
+                timeout: exactly_once.timeout,
+            }),
+        };
+        let mut ledger = Ledger::default();
+        if groups.is_some() {
+            ledger.follow_positions();
+        }
         let producer = producer::Settings {
             backoff_max: settings.backoff_max,
             metadata_age_max: settings.metadata_age_max,
@@ -172,6 +196,7 @@ impl Relay {
             policies: settings.policies.clone(),
             create_topics: settings.create_topics.clone(),
             skip_stored: settings.skip_stored,
+            transactions,
         };
         Self {
             started: None,
@@ -185,7 +210,7 @@ impl Relay {
             timelines: Timelines::new(0, Vec::new()),
             start: Lsn::INVALID,
             source: Source::new(0, 0),
-            ledger: Ledger::default(),
+            ledger,
             producer: Producer::new(producer, Jitter::new(seed.wrapping_add(1))),
             receive: BytesMut::new(),
             drained: true,
@@ -210,6 +235,9 @@ impl Relay {
             enqueued: None,
             oversize: None,
             foreign: Vec::new(),
+            waits_for_position: groups.is_some(),
+            groups,
+            part: None,
             stopping: None,
             exited: false,
             headers: Headers::default(),
@@ -256,7 +284,7 @@ impl Relay {
             self.producer.begin(now.at);
         }
         match input {
-            Input::Identified(identity) => self.identified(identity),
+            Input::Identified(identity) => self.identified(now, identity),
             Input::Streaming { asked_at } => self.streaming(now, asked_at),
             Input::Received { bytes, drained } => {
                 self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
@@ -281,6 +309,9 @@ impl Relay {
                 }
                 if self.producer.unsettled_facts() < unsettled {
                     self.stalled = None;
+                }
+                if self.groups.is_some() {
+                    self.transactions_answered(now);
                 }
             }
             Input::Timeout => {}
@@ -321,7 +352,8 @@ impl Relay {
         let startup = self.startup_deadline();
         let produce = matches!(self.link, Link::Streaming(_));
         let sweep = self.sweep_at.filter(|_| produce);
-        let others = [self.producer.deadline(produce), stop, copy_done, startup, sweep];
+        let groups = self.groups.as_ref().and_then(|groups| groups.wake());
+        let others = [self.producer.deadline(produce), stop, copy_done, startup, sweep, groups];
         link.into_iter().chain(others).flatten().min()
     }
 
@@ -349,7 +381,7 @@ impl Relay {
 
     // ---- the connection to PostgreSQL ----
 
-    pub(super) fn identified(&mut self, identity: Identity) {
+    pub(super) fn identified(&mut self, now: Now, identity: Identity) {
         self.identified = true;
         let Identity { system, timeline, wal_flushed, history, database, confirmed_flush } =
             identity;
@@ -364,9 +396,7 @@ impl Relay {
             self.events
                 .push_back(Event::TimelineChanged { from: self.timelines.current(), to: timeline });
             // LSNs are used again after a promotion: nothing of the old timeline may be compared.
-            self.ledger.timeline_changed();
-            self.producer.timeline_changed();
-            self.enqueued = None;
+            self.forget_held(now, false);
             (self.read_to, self.ahead) = (Lsn::INVALID, Lsn::INVALID);
             self.look_ahead(confirmed_flush, wal_flushed);
             if !self.seeded.is(SeededBug::OldLsnAfterFailover) {
@@ -395,6 +425,10 @@ impl Relay {
         self.timelines = Timelines::new(timeline, history);
         self.source = Source::new(system, database);
         self.producer.set_source(self.source.as_str());
+        self.slot_stands(now, system, database, confirmed_flush);
+        if self.exited {
+            return;
+        }
         self.link = Link::Starting;
         self.start = start;
         self.outputs.push_back(Output::StartReplication { start });
@@ -495,6 +529,7 @@ impl Relay {
             stopping.ended_at = None;
         }
         self.ended = None;
+        self.unread(now);
         self.ledger.disconnected();
         self.receive = BytesMut::new();
         self.oversize = None;
@@ -507,6 +542,12 @@ impl Relay {
     }
 
     pub(super) fn exit(&mut self, kind: ExitKind, reason: String) {
+        // Consumers of committed records wait for the end of what is open.
+        if kind != ExitKind::Fenced
+            && let Some(request) = self.producer.give_up_transaction()
+        {
+            self.outputs.push_back(Output::Kafka(request));
+        }
         if !matches!(self.link, Link::Closed) {
             self.outputs.push_back(Output::Hangup);
         }
@@ -529,6 +570,9 @@ impl Relay {
             stopping.taking = false;
             self.stuck = None;
         }
+        if self.groups.is_some() {
+            self.look_after_groups(now);
+        }
         loop {
             self.read(now);
             self.look_after_session(now);
@@ -546,6 +590,9 @@ impl Relay {
         {
             self.link = Link::Connecting;
             self.outputs.push_back(Output::Connect { known_system: self.system });
+        }
+        if self.groups.is_some() && !self.exited {
+            self.gather(now);
         }
         self.finish(now);
         if self.startup_deadline().is_some_and(|deadline| deadline <= now.at) && !self.exited {
@@ -575,6 +622,9 @@ impl Relay {
         }
         while let Some(event) = self.producer.poll_event() {
             self.events.push_back(event);
+        }
+        if self.groups.is_some() {
+            self.plan_groups(now);
         }
     }
 
@@ -622,6 +672,7 @@ impl Relay {
                     (None, None) => self
                         .producer
                         .not_created()
+                        .or_else(|| self.producer.transaction_trouble())
                         .unwrap_or_else(|| "Kafka does not take what was read".to_owned()),
                 };
                 self.stalled = Some(cause.clone()).filter(|_| !moves);
@@ -649,6 +700,7 @@ impl Relay {
             deadline: now.at + self.settings.stop_timeout,
             taking: true,
             ended_at: None,
+            last_told: Lsn::INVALID,
             gives_up: false,
         });
         let unsettled = self.producer.unsettled_facts();
@@ -678,9 +730,13 @@ impl Relay {
 
     /// Leaves as soon as everything that was read is settled and confirmed.
     pub(super) fn finish(&mut self, now: Now) {
-        let flush = self.ledger.flush();
         let unfinished = self.is_unfinished();
         let Some(stopping) = &mut self.stopping else { return };
+        // A position without facts that is committed behind the last status is not told any more.
+        let flush = match stopping.ended_at {
+            Some(_) => stopping.last_told,
+            None => self.ledger.flush(),
+        };
         let unsettled = self.producer.unsettled_facts();
         // What is given up is as good as never read. Where that is nothing, the end of the transaction may be all that
         // is missing, and without it what is settled of it would come again.
@@ -710,6 +766,7 @@ impl Relay {
                     // A keepalive may have been sent before the status was heard. CopyDone is answered
                     // behind it, and never otherwise.
                     stopping.ended_at = Some(now.at);
+                    stopping.last_told = flush;
                     session.feedback.status(now.at, now.clock, flush, false, &mut out);
                     frontend::copy_done(&mut out);
                     self.outputs.push_back(Output::Send(out));

@@ -1,8 +1,9 @@
 //! What is worth telling: one vocabulary for log, health and metrics.
 
 use super::batch::Committed;
-use super::kafka::BrokerId;
+use super::kafka::{BrokerId, TransactionVersion};
 use super::poison::{Poison, Policy};
+use super::policy::TransactionRequest;
 use super::position::Position;
 use super::producer::Blocked;
 use factlib_protocol::Lsn;
@@ -218,6 +219,86 @@ pub enum Event {
         /// Facts in it.
         facts: i32,
     },
+    /// The transactional id is ours: whoever had it is fenced.
+    Transactional {
+        /// The transactional id.
+        id: Arc<str>,
+        /// The producer id.
+        producer: i64,
+        /// Of which requests transactions are made.
+        version: TransactionVersion,
+    },
+    /// The position in Kafka was found at the start: facts up to it are not produced again.
+    PositionRead {
+        /// What PostgreSQL may be told.
+        lsn: Lsn,
+        /// The last fact that is there.
+        fact: Option<Position>,
+    },
+    /// There is no position in Kafka: a first start in this mode, or it has expired, or somebody has deleted it.
+    /// Reading starts where the slot stands.
+    PositionMissing {
+        /// There.
+        slot: Lsn,
+    },
+    /// The position in Kafka is of a part of another timeline that no server has any more, after a failover: what
+    /// Kafka has of the common part is not produced again, and for the rest reading starts where the slot stands.
+    PositionPassed {
+        /// The position.
+        lsn: Lsn,
+        /// Its timeline.
+        timeline: u32,
+        /// Where the slot stands.
+        slot: Lsn,
+    },
+    /// While this relay ran its position was gone, or nothing that it wrote. Facts that were being committed just
+    /// then go again, and consumers may see them twice.
+    PositionLost {
+        /// What was found in its place.
+        cause: Option<String>,
+    },
+    /// A Kafka transaction is committed.
+    TransactionCommitted {
+        /// Facts in it.
+        facts: usize,
+        /// Encoded bytes, before compression.
+        bytes: usize,
+        /// What PostgreSQL may be told.
+        position: Lsn,
+        /// How long it took from when nothing was added any more.
+        ending: Duration,
+    },
+    /// A Kafka transaction is not committed, or not known to be. Its facts go again in another one, unless they are
+    /// found to be committed.
+    TransactionAborted {
+        /// Why.
+        cause: String,
+    },
+    /// A transaction of PostgreSQL is too large for one Kafka transaction, and goes in several. What consumers see of it
+    /// is not atomic.
+    TransactionSplit {
+        /// The last fact of this part.
+        position: Position,
+        /// Which part it is, from 1.
+        part: u32,
+        /// Why.
+        cause: String,
+    },
+    /// A request of a transaction is refused until somebody changes something.
+    TransactionsRefused {
+        /// Which.
+        request: TransactionRequest,
+        /// Kafka's error by its name.
+        error: &'static str,
+        /// What helps.
+        remedy: &'static str,
+    },
+    /// Somebody else has the transactional id: nothing is produced any more. Said by a standby, which waits for the
+    /// slot.
+    Fenced {
+        /// The broker's error, and what it means.
+        cause: String,
+    },
     /// Stopping was asked for.
     Stopping {
         /// Facts without an acknowledgement.
@@ -255,14 +336,23 @@ pub enum End {
     Silent,
     /// We hung up, because what it sent makes no sense.
     Unreadable,
+    /// We hung up, because somebody else may have published what we hold.
+    Fenced,
     /// We hung up to ask where the slot stands: the last status of a stop was not read.
     Asking,
 }
 
 impl End {
     /// All of them.
-    pub const ALL: &[Self] =
-        &[Self::Lost, Self::Refused, Self::Stalled, Self::Silent, Self::Unreadable, Self::Asking];
+    pub const ALL: &[Self] = &[
+        Self::Lost,
+        Self::Refused,
+        Self::Stalled,
+        Self::Silent,
+        Self::Unreadable,
+        Self::Fenced,
+        Self::Asking,
+    ];
 
     /// As metrics have it.
     pub fn as_str(self) -> &'static str {
@@ -272,6 +362,7 @@ impl End {
             Self::Stalled => "stalled",
             Self::Silent => "silent",
             Self::Unreadable => "unreadable",
+            Self::Fenced => "fenced",
             Self::Asking => "asking",
         }
     }

@@ -8,6 +8,7 @@ use super::poison::Policies;
 use super::template::Naming;
 use bytes::BytesMut;
 use factlib_protocol::{Lsn, Timestamp};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Both clocks at one moment.
@@ -69,8 +70,60 @@ pub struct Settings {
     pub create_topics: Option<NewTopic>,
     /// What Kafka had of us before this process is read back, and not produced again.
     pub skip_stored: bool,
+    /// How often consumers see a fact.
+    pub delivery: Delivery,
     /// Seed of the jitter.
     pub seed: u64,
+}
+
+/// How often consumers see a fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// Once, and after a fault again: repeats are recognised by their position.
+    AtLeastOnce,
+    /// Once, if they read committed records only: facts and position go in Kafka transactions.
+    ExactlyOnce(ExactlyOnce),
+}
+
+/// What Kafka transactions are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExactlyOnce {
+    /// The slot's name, of which the transactional id is made.
+    pub slot: String,
+    /// The topic of whose partition 0 the position is kept as an offset; nothing is written to it. It must not be one
+    /// of the facts' topics: whoever deletes a topic deletes its offsets.
+    pub position_topic: Arc<str>,
+    /// What that is created like, if it is missing.
+    pub position_topic_like: NewTopic,
+    /// How long a transaction may be open before Kafka ends it, up to `transaction.max.timeout.ms`. A transaction of
+    /// PostgreSQL that is read for longer than half of it is too large.
+    pub timeout: Duration,
+    /// So long after its first fact a transaction is closed, at the end of a transaction of PostgreSQL.
+    pub interval: Duration,
+    /// So many encoded bytes close it, at the end of a transaction of PostgreSQL, and make one that is larger too large.
+    /// At most half of [`Settings::in_flight_bytes_max`] is used, so that the next one gathers while this one ends.
+    pub bytes_max: usize,
+    /// So many facts close it.
+    pub facts_max: usize,
+    /// What becomes of transactions of PostgreSQL that are too large.
+    pub large: LargeTransactions,
+    /// Who is fenced waits for the slot instead of ending.
+    pub standby: bool,
+}
+
+/// What becomes of transactions of PostgreSQL that are too large for one Kafka transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LargeTransactions {
+    /// They go in several, from the second on with the header `factlib_part`; each fact is still seen once.
+    Split,
+    /// They halt the relay.
+    Halt,
+}
+
+/// The transactional id, and the consumer group that keeps the position, of a relay that reads this slot of this
+/// database.
+pub fn transactional_id(system: u64, database: u32, slot: &str) -> String {
+    format!("owlpost-{system}-{database}-{slot}")
 }
 
 /// Who the server is and where the slot stands: asked before every START_REPLICATION.

@@ -64,6 +64,8 @@ pub enum ExitKind {
     Publication,
     /// The server cannot do what we need.
     Unsuitable,
+    /// Somebody else has our transactional id.
+    Fenced,
 }
 
 /// What an ErrorResponse leads to, wherever it came: at log-in, in answer to a command, or in the

@@ -23,6 +23,7 @@ pub mod compression;
 mod engine;
 pub mod error_code;
 pub mod event;
+mod exactly_once;
 mod exchange;
 pub mod fact;
 mod foresee;
@@ -45,6 +46,9 @@ mod tally;
 pub mod template;
 
 pub use engine::Relay;
-pub use exchange::{Identity, Input, Now, Output, Reading, Settings};
+pub use exchange::{
+    Delivery, ExactlyOnce, Identity, Input, LargeTransactions, Now, Output, Reading, Settings,
+    transactional_id,
+};
 pub use standing::{BLOCKED_LISTED_MAX, Standing, State};
 pub use tally::{KINDS_MAX, Kind};

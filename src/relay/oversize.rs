@@ -157,6 +157,9 @@ impl Relay {
         let position = self.position(unit, index);
         if !self.settings.prefixes.iter().any(|ours| ours.as_bytes() == prefix) {
             self.name_foreign(&prefix);
+        } else if self.waits_for_position {
+            self.stuck = Some(Stuck::Position);
+            return true;
         } else if self.enqueued.is_none_or(|enqueued| enqueued < position) {
             let reason = format!(
                 "a message of {length} bytes is over FRAME_MAX_BYTES ({}); raise it and restart",

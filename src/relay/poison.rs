@@ -227,7 +227,10 @@ pub(super) fn cut_in_half(batch: &Batch) -> Option<Batch> {
     let mut cut = cut.seal();
     // Refused for its size, the longer one is not there, and no copy of it ever will be.
     if let Some((producer, base_sequence)) = batch.stamp() {
-        cut.set_stamp(producer, base_sequence);
+        match batch.is_transactional() {
+            false => cut.set_stamp(producer, base_sequence),
+            true => cut.set_transactional_stamp(producer, base_sequence),
+        }
     }
     Some(cut)
 }

@@ -29,6 +29,8 @@ pub enum Verdict {
     /// Not appended, and no retry helps before somebody changes something about this client or the
     /// cluster: the partition stops here, visibly, and the batch is tried again slowly.
     ClientRefused,
+    /// Only of a batch in a transaction, which is over: it is ended, and its facts go again in another one.
+    Recover,
 }
 
 impl Verdict {
@@ -68,6 +70,25 @@ pub enum CreateVerdict {
     /// Asked for again soon.
     Retry,
     /// It will not be there before somebody changes something.
+    Refused,
+}
+
+/// What an answer to one of the requests that a transaction is made of leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransactionVerdict {
+    /// It is done.
+    Done,
+    /// What was before it is not over yet, which takes milliseconds: the same again.
+    Soon,
+    /// The same again after a delay.
+    Again,
+    /// Another broker coordinates: it is looked for, and then asked the same.
+    Elsewhere,
+    /// It is not known what became of the transaction, or it is over: see [`crate::relay::producer`].
+    Recover,
+    /// Somebody else has the transactional id.
+    Fenced,
+    /// The same again, slowly: somebody must change something.
     Refused,
 }
 
@@ -254,6 +275,153 @@ table! {
     SHARE_SESSION_LIMIT_REACHED: Alien, Alien, Alien, Alien;
 }
 
+/// What the error codes of the requests of a transaction lead to, as read in `TransactionCoordinator`,
+/// `GroupCoordinatorService` and `KafkaApis` of Apache Kafka 3.7 to 4.3.
+///
+/// A code that none of them answers is tried again for ever, like one that is younger than this table. Where the
+/// answer leaves open whether something was done, what is done twice without harm is done again (finding a
+/// coordinator, adding a partition), and the rest ends the transaction.
+macro_rules! transaction_table {
+    ($($code:ident: $find:ident, $init:ident, $partitions:ident, $offsets:ident, $position:ident, $end:ident, $abort:ident, $fetch:ident;)*) => {
+        fn transaction_row(code: i16) -> Option<[TransactionVerdict; 8]> {
+            use TransactionVerdict::{Again, Done, Elsewhere, Fenced, Recover, Refused, Soon};
+            match code {
+                $($code => Some([$find, $init, $partitions, $offsets, $position, $end, $abort, $fetch]),)*
+                _ => None,
+            }
+        }
+
+        /// The codes that the table has.
+        #[cfg(test)]
+        const IN_TRANSACTION_TABLE: &[i16] = &[$($code,)*];
+    };
+}
+
+// FindCoordinator, InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit, EndTxn that commits, EndTxn that
+// aborts on the way back (where Recover is that there is nothing to abort any more), OffsetFetch.
+//
+// PRODUCER_FENCED and INVALID_PRODUCER_EPOCH are also what the coordinator answers after it has ended a transaction
+// that was open for too long; only the answer to InitProducerId with our own id tells who has it.
+// COORDINATOR_NOT_AVAILABLE is what it makes of a write to its own log that failed or may have; asked again it
+// says what became of it.
+// UNKNOWN_TOPIC_OR_PARTITION is what brokers answer that have not heard of a topic yet; metadata tell the rest.
+transaction_table! {
+    UNKNOWN_SERVER_ERROR: Again, Again, Again, Again, Recover, Recover, Again, Again;
+    NONE: Done, Done, Done, Done, Done, Done, Done, Done;
+    UNKNOWN_TOPIC_OR_PARTITION: Again, Again, Again, Again, Again, Again, Again, Again;
+    LEADER_NOT_AVAILABLE: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+    NOT_LEADER_OR_FOLLOWER: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+    REQUEST_TIMED_OUT: Again, Again, Again, Again, Recover, Recover, Again, Again;
+    BROKER_NOT_AVAILABLE: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+    OFFSET_METADATA_TOO_LARGE: Again, Again, Again, Again, Refused, Again, Again, Again;
+    NETWORK_EXCEPTION: Again, Elsewhere, Elsewhere, Elsewhere, Recover, Recover, Elsewhere, Elsewhere;
+    COORDINATOR_LOAD_IN_PROGRESS: Again, Again, Again, Again, Again, Again, Again, Again;
+    COORDINATOR_NOT_AVAILABLE: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+    NOT_COORDINATOR: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+    INVALID_TOPIC_EXCEPTION: Again, Again, Refused, Again, Refused, Again, Again, Refused;
+    ILLEGAL_GENERATION: Again, Again, Again, Again, Refused, Again, Again, Again;
+    INVALID_GROUP_ID: Refused, Again, Again, Refused, Refused, Again, Again, Refused;
+    UNKNOWN_MEMBER_ID: Again, Again, Again, Again, Refused, Again, Again, Refused;
+    REBALANCE_IN_PROGRESS: Again, Again, Again, Again, Again, Again, Again, Again;
+    INVALID_COMMIT_OFFSET_SIZE: Again, Again, Again, Again, Refused, Again, Again, Again;
+    TOPIC_AUTHORIZATION_FAILED: Again, Again, Refused, Again, Refused, Again, Again, Refused;
+    GROUP_AUTHORIZATION_FAILED: Refused, Again, Again, Refused, Refused, Again, Again, Refused;
+    CLUSTER_AUTHORIZATION_FAILED: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    UNSUPPORTED_SASL_MECHANISM: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    ILLEGAL_SASL_STATE: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    UNSUPPORTED_VERSION: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    INVALID_REQUEST: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    UNSUPPORTED_FOR_MESSAGE_FORMAT: Again, Again, Again, Again, Refused, Again, Again, Again;
+    INVALID_PRODUCER_EPOCH: Again, Fenced, Recover, Recover, Recover, Recover, Recover, Again;
+    INVALID_TXN_STATE: Again, Again, Recover, Recover, Recover, Recover, Recover, Again;
+    INVALID_PRODUCER_ID_MAPPING: Again, Fenced, Recover, Recover, Recover, Recover, Recover, Again;
+    INVALID_TRANSACTION_TIMEOUT: Again, Refused, Again, Again, Again, Again, Again, Again;
+    CONCURRENT_TRANSACTIONS: Again, Soon, Soon, Soon, Soon, Soon, Soon, Soon;
+    TRANSACTION_COORDINATOR_FENCED: Again, Elsewhere, Elsewhere, Elsewhere, Recover, Elsewhere, Elsewhere, Again;
+    TRANSACTIONAL_ID_AUTHORIZATION_FAILED: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Again;
+    SECURITY_DISABLED: Refused, Refused, Refused, Refused, Refused, Refused, Refused, Refused;
+    OPERATION_NOT_ATTEMPTED: Again, Again, Again, Again, Again, Again, Again, Again;
+    KAFKA_STORAGE_ERROR: Again, Again, Again, Again, Recover, Recover, Again, Again;
+    UNKNOWN_PRODUCER_ID: Again, Again, Recover, Recover, Recover, Recover, Recover, Again;
+    FENCED_INSTANCE_ID: Again, Again, Again, Again, Refused, Again, Again, Again;
+    UNSTABLE_OFFSET_COMMIT: Again, Again, Again, Again, Soon, Again, Again, Soon;
+    THROTTLING_QUOTA_EXCEEDED: Again, Again, Again, Again, Again, Again, Again, Again;
+    PRODUCER_FENCED: Again, Fenced, Recover, Recover, Recover, Recover, Recover, Again;
+    TRANSACTIONAL_ID_NOT_FOUND: Again, Again, Recover, Recover, Recover, Recover, Recover, Again;
+    FENCED_MEMBER_EPOCH: Again, Again, Again, Again, Refused, Again, Again, Refused;
+    STALE_MEMBER_EPOCH: Again, Again, Again, Again, Refused, Again, Again, Refused;
+    TRANSACTION_ABORTABLE: Again, Soon, Recover, Recover, Recover, Recover, Again, Again;
+    REBOOTSTRAP_REQUIRED: Again, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere, Elsewhere;
+}
+
+/// The requests that a transaction is made of, beside Produce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransactionRequest {
+    /// FindCoordinator.
+    FindCoordinator,
+    /// InitProducerId with a transactional id.
+    InitProducerId,
+    /// AddPartitionsToTxn, for one of the partitions.
+    AddPartitions,
+    /// AddOffsetsToTxn.
+    AddOffsets,
+    /// TxnOffsetCommit.
+    CommitPosition,
+    /// EndTxn that commits.
+    EndTransaction,
+    /// EndTxn that aborts what may be open.
+    AbortTransaction,
+    /// OffsetFetch.
+    FetchPosition,
+}
+
+/// The verdict on an error code of such an answer.
+pub fn transaction(request: TransactionRequest, code: i16) -> TransactionVerdict {
+    let verdict = transaction_row(code).and_then(|row| row.get(request as usize).copied());
+    verdict.unwrap_or(TransactionVerdict::Again)
+}
+
+/// What helps where one of these requests is refused, as far as the code tells.
+pub fn transaction_remedy(code: i16) -> &'static str {
+    match code {
+        TRANSACTIONAL_ID_AUTHORIZATION_FAILED => {
+            "give this client the operations Write and Describe on the transactional id"
+        }
+        GROUP_AUTHORIZATION_FAILED => "give this client the operation Read on the consumer group",
+        TOPIC_AUTHORIZATION_FAILED => "give this client the operation Read on POSITION_TOPIC",
+        INVALID_TRANSACTION_TIMEOUT => {
+            "TRANSACTION_TIMEOUT is over the brokers' transaction.max.timeout.ms: lower the one or raise the other"
+        }
+        OFFSET_METADATA_TOO_LARGE => "raise the brokers' offset.metadata.max.bytes",
+        UNKNOWN_MEMBER_ID | ILLEGAL_GENERATION | FENCED_INSTANCE_ID | FENCED_MEMBER_EPOCH
+        | STALE_MEMBER_EPOCH => {
+            "a consumer is a member of the group that keeps the relay's position: stop it"
+        }
+        UNSUPPORTED_VERSION | INVALID_REQUEST => {
+            "the brokers cannot do what DELIVERY=exactly-once needs: they must be of version 3.7 or later"
+        }
+        _ => "see the brokers' log; DELIVERY=at-least-once needs none of this",
+    }
+}
+
+/// The verdict on a Produce answer's error code, for a batch in a transaction.
+///
+/// Sequences and epochs are the coordinator's there, so what costs a batch its place in them ends the transaction.
+pub fn produce_in_transaction(code: i16) -> Verdict {
+    match code {
+        OUT_OF_ORDER_SEQUENCE_NUMBER
+        | INVALID_PRODUCER_EPOCH
+        | INVALID_TXN_STATE
+        | INVALID_PRODUCER_ID_MAPPING
+        | TRANSACTION_COORDINATOR_FENCED
+        | UNKNOWN_PRODUCER_ID
+        | PRODUCER_FENCED
+        | TRANSACTIONAL_ID_NOT_FOUND
+        | TRANSACTION_ABORTABLE => Verdict::Recover,
+        _ => produce(code),
+    }
+}
+
 /// The verdict on a Produce answer's error code.
 pub fn produce(code: i16) -> Verdict {
     row(code).map_or(Verdict::Retry, |row| row.produce)
@@ -323,6 +491,95 @@ mod tests {
         // Produce.
         for code in [2, 3, 5, 6, 7, 9, 13, 14, 15, 16, 19, 20, 56, 72, 74, 75, 78, 89, 100, 103] {
             assert!(matches!(produce(code), Verdict::Retry | Verdict::Moved), "{}", name(code));
+        }
+    }
+
+    const REQUESTS: [TransactionRequest; 8] = [
+        TransactionRequest::FindCoordinator,
+        TransactionRequest::InitProducerId,
+        TransactionRequest::AddPartitions,
+        TransactionRequest::AddOffsets,
+        TransactionRequest::CommitPosition,
+        TransactionRequest::EndTransaction,
+        TransactionRequest::AbortTransaction,
+        TransactionRequest::FetchPosition,
+    ];
+
+    #[test]
+    fn nothing_of_a_transaction_is_done_but_what_is_said_to_be() {
+        for request in REQUESTS {
+            let done: Vec<i16> = (i16::MIN..=i16::MAX)
+                .filter(|code| transaction(request, *code) == TransactionVerdict::Done)
+                .collect();
+            assert_eq!(done, [NONE], "{request:?}");
+        }
+        assert!(IN_TRANSACTION_TABLE.is_sorted());
+    }
+
+    #[test]
+    fn only_the_answer_to_our_own_id_says_that_we_are_fenced() {
+        for code in ALL {
+            for request in REQUESTS {
+                let fenced = transaction(request, *code) == TransactionVerdict::Fenced;
+                assert!(
+                    !fenced || request == TransactionRequest::InitProducerId,
+                    "{}",
+                    name(*code)
+                );
+            }
+        }
+        for code in [INVALID_PRODUCER_EPOCH, PRODUCER_FENCED] {
+            assert_eq!(produce_in_transaction(code), Verdict::Recover);
+        }
+    }
+
+    /// Done or not, it cannot be done again: a late copy would end another transaction, or move the position back.
+    #[test]
+    fn what_may_have_ended_a_transaction_is_not_repeated_but_looked_up() {
+        for code in
+            [UNKNOWN_SERVER_ERROR, REQUEST_TIMED_OUT, NETWORK_EXCEPTION, KAFKA_STORAGE_ERROR]
+        {
+            for request in [TransactionRequest::CommitPosition, TransactionRequest::EndTransaction]
+            {
+                assert_eq!(
+                    transaction(request, code),
+                    TransactionVerdict::Recover,
+                    "{}",
+                    name(code)
+                );
+            }
+        }
+    }
+
+    /// Before version 2 of transactions, who asks for the next epoch while one is open fences itself.
+    #[test]
+    fn nothing_is_open_any_more_only_where_the_coordinator_knows_that() {
+        let over: Vec<i16> = ALL
+            .iter()
+            .copied()
+            .filter(|code| {
+                transaction(TransactionRequest::AbortTransaction, *code)
+                    == TransactionVerdict::Recover
+            })
+            .collect();
+        let known = [
+            INVALID_PRODUCER_EPOCH,
+            INVALID_TXN_STATE,
+            INVALID_PRODUCER_ID_MAPPING,
+            UNKNOWN_PRODUCER_ID,
+            PRODUCER_FENCED,
+            TRANSACTIONAL_ID_NOT_FOUND,
+        ];
+        assert_eq!(over, known);
+    }
+
+    #[test]
+    fn in_a_transaction_no_sequence_begins_anew_by_itself() {
+        for code in ALL {
+            let verdict = produce_in_transaction(*code);
+            let anew = matches!(verdict, Verdict::NewEpoch | Verdict::NewProducerId);
+            assert!(!anew, "{}", name(*code));
+            assert!(verdict == Verdict::Recover || verdict == produce(*code));
         }
     }
 }

@@ -47,9 +47,6 @@ const fn is_zero(parts: &u32) -> bool {
     *parts == 0
 }
 
-
-
-
 impl PositionRecord {
     /// As Kafka keeps it: the offset is the LSN, which tools show, and the metadata say the rest.
     pub fn to_stored(&self) -> StoredPosition {
@@ -147,7 +144,11 @@ mod tests {
             system: u64::MAX,
             timeline: 2,
             lsn: Lsn(0x16_B374_8000),
-            fact: Some(Position { timeline: 1, unit: Unit::transaction(Lsn(0x151_7030)), index: 7 }),
+            fact: Some(Position {
+                timeline: 1,
+                unit: Unit::transaction(Lsn(0x151_7030)),
+                index: 7,
+            }),
             parts: 0,
         }
     }
@@ -155,7 +156,9 @@ mod tests {
     #[test]
     fn what_is_stored_is_read_back() {
         let whole = record();
-        for record in [whole, PositionRecord { fact: None, ..whole }, PositionRecord { parts: 3, ..whole }] {
+        for record in
+            [whole, PositionRecord { fact: None, ..whole }, PositionRecord { parts: 3, ..whole }]
+        {
             let stored = record.to_stored();
             assert!(stored.metadata.len() < 300, "{}", stored.metadata);
             assert_eq!(PositionRecord::from_stored(&stored), Ok(record));
@@ -173,7 +176,9 @@ mod tests {
         let by_hand = StoredPosition { offset: 12, metadata: String::new() };
         let later = stored.metadata.replace("\"version\":1", "\"version\":2");
         let later = StoredPosition { metadata: later, ..stored };
-        for (stored, why) in [(moved, "do not fit"), (by_hand, "not the relay's"), (later, "later version")] {
+        for (stored, why) in
+            [(moved, "do not fit"), (by_hand, "not the relay's"), (later, "later version")]
+        {
             let error = PositionRecord::from_stored(&stored).unwrap_err();
             assert!(error.contains(why), "{error}");
         }

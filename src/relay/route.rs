@@ -85,6 +85,10 @@ pub const POSITION: &str = "factlib_position";
 /// Name of the header that says where a fact comes from: [`Source`].
 pub const SOURCE: &str = "factlib_source";
 
+/// The header that says of a fact that the transaction it was emitted in went to Kafka in several, from the second
+/// part on.
+pub const PART: &str = "factlib_part";
+
 /// Namespace of the ids that [`Source::id`] makes: UUIDv5 of the DNS name `factlib.event_id`.
 const NAMESPACE: uuid::Uuid = uuid::uuid!("b7eb0b78-6f97-5916-a7e2-b8e0a93110a4");
 

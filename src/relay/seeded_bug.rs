@@ -35,6 +35,14 @@ pub enum SeededBug {
     NoStatusTimer,
     /// Leaves the socket unread for as long as Kafka takes nothing.
     NoHangUp,
+    /// Commits its position in a transaction of which the coordinator has not said that the group is in it.
+    PositionBeforeAddOffsets,
+    /// Commits a transaction although a batch of it was not stored.
+    CommitWithFailedBatch,
+    /// Begins where the slot stands instead of behind the position in Kafka.
+    ResumeFromSlot,
+    /// Reads the position while a transaction of the process before may still be committed.
+    NoAbortOnRestart,
     /// Makes a slot where there was one.
     RecreateSlot,
     /// Has the server stream transactions before they are committed.
@@ -43,7 +51,7 @@ pub enum SeededBug {
 
 impl SeededBug {
     /// Each of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::ConfirmNewest,
         Self::WalStartPlusLength,
         Self::ConfirmOnRead,
@@ -59,6 +67,10 @@ impl SeededBug {
         Self::OldLsnAfterFailover,
         Self::NoStatusTimer,
         Self::NoHangUp,
+        Self::PositionBeforeAddOffsets,
+        Self::CommitWithFailedBatch,
+        Self::ResumeFromSlot,
+        Self::NoAbortOnRestart,
         Self::RecreateSlot,
         Self::StreamingOn,
     ];
@@ -81,6 +93,10 @@ impl SeededBug {
             Self::OldLsnAfterFailover => "old-lsn-after-failover",
             Self::NoStatusTimer => "no-status-timer",
             Self::NoHangUp => "no-hang-up",
+            Self::PositionBeforeAddOffsets => "position-before-add-offsets",
+            Self::CommitWithFailedBatch => "commit-with-failed-batch",
+            Self::ResumeFromSlot => "resume-from-slot",
+            Self::NoAbortOnRestart => "no-abort-on-restart",
             Self::RecreateSlot => "recreate-slot",
             Self::StreamingOn => "streaming-on",
         }

@@ -2,7 +2,7 @@
 
 use super::engine::{Link, Relay};
 use super::event::Halted;
-use super::producer::Blocked;
+use super::producer::{Blocked, TransactionState};
 use super::tally::Kind;
 use factlib_protocol::{Lsn, Timestamp};
 use std::time::Instant;
@@ -72,6 +72,8 @@ pub struct Standing {
     pub most_blocked: Vec<Blocked>,
     /// True once a broker has answered.
     pub kafka_reached: bool,
+    /// Where Kafka transactions stand; none without them.
+    pub transaction: Option<TransactionState>,
 }
 
 impl Relay {
@@ -143,6 +145,7 @@ impl Relay {
             blocked_count,
             most_blocked,
             kafka_reached: self.producer.reached(),
+            transaction: self.producer.transaction_state(),
         }
     }
 

@@ -202,6 +202,9 @@ impl Relay {
         self.ledger.end(unit, end);
         self.ended = Some(unit);
         self.open_since = None;
+        if self.groups.is_some() {
+            self.unit_ended();
+        }
         if self.seeded.is(SeededBug::ConfirmOnRead) {
             self.ledger.confirm_on_read(end);
         }
@@ -248,6 +251,9 @@ impl Relay {
             self.ledger.confirm_on_read(Lsn(unit.lsn.0 + 1));
         }
         if self.settings.prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix) {
+            if self.waits_for_position {
+                return Ok(Flow::Stuck(Stuck::Position));
+            }
             let position = self.position(unit, index);
             // After a reconnect what was enqueued comes again; it is on its way, or there.
             if self.enqueued.is_none_or(|enqueued| enqueued < position) {
@@ -359,6 +365,9 @@ impl Relay {
             }
         };
         self.headers.fill(&fact, &self.source, &position, lsn, self.settings.metadata_headers);
+        if let Some(part) = self.part {
+            self.headers.push(route::PART, part.to_string().as_bytes());
+        }
         let value = match self.settings.value_is_payload {
             false => Some(message.content),
             true => fact.payload.bytes(),
@@ -400,7 +409,8 @@ impl Relay {
     fn done_with(&mut self, position: Position) {
         self.enqueued = Some(position);
         self.stalled = None;
-        if self.halted.take().is_some() {
+        // What stands before it may come again, where it was read in part.
+        if self.halted.take_if(|halted| halted.position <= position).is_some() {
             self.events.push_back(Event::Resumed { position });
         }
     }

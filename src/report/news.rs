@@ -10,7 +10,9 @@ use tracing::Level;
 /// What people read of an event; nothing of those that come all the time.
 pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
     let told = match event {
-        Event::Settled { .. } | Event::NotStored { .. } => return None,
+        Event::Settled { .. } | Event::NotStored { .. } | Event::TransactionCommitted { .. } => {
+            return None;
+        }
         Event::Streaming { start, timeline } if *start == Lsn::INVALID => {
             (Level::INFO, format!("Streaming from where the slot stands, timeline {timeline}."))
         }
@@ -137,6 +139,44 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
         Event::Throttled { broker, throttle } => (
             Level::WARN,
             format!("Broker {broker} asks to be left alone for {}, by quota.", short(*throttle)),
+        ),
+        Event::Transactional { id, .. } => (Level::INFO, format!("Kafka transactions under {id}.")),
+        Event::PositionRead { lsn, .. } => {
+            (Level::INFO, format!("Facts up to {lsn} are in Kafka, and are not produced again."))
+        }
+        Event::PositionMissing { slot } => (
+            Level::WARN,
+            format!("Kafka keeps no position; reading starts where the slot stands ({slot})."),
+        ),
+        Event::PositionPassed { lsn, timeline, slot } => (
+            Level::WARN,
+            format!(
+                "The position in Kafka ({lsn}, timeline {timeline}) is of what the server does not have; reading \
+                 starts where the slot stands ({slot})."
+            ),
+        ),
+        Event::PositionLost { .. } => (
+            Level::ERROR,
+            "The position in Kafka is gone: facts that were being committed may be seen twice."
+                .to_owned(),
+        ),
+        Event::TransactionAborted { cause } => (
+            Level::WARN,
+            format!("A Kafka transaction is ended ({cause}); its facts go again in another one."),
+        ),
+        Event::TransactionSplit { position, part, cause } => (
+            Level::WARN,
+            format!(
+                "The transaction at {} goes in several Kafka transactions ({cause}); this is part {part}.",
+                position.unit.lsn
+            ),
+        ),
+        Event::TransactionsRefused { request, error, remedy } => {
+            (Level::ERROR, format!("Kafka refuses {request:?} ({error}): {remedy}."))
+        }
+        Event::Fenced { cause } => (
+            Level::WARN,
+            format!("Another relay publishes in our place ({cause}); waiting for the slot."),
         ),
         Event::Stopping { unsettled } => {
             (Level::INFO, format!("Stopping; {unsettled} facts are to be settled first."))

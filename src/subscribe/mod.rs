@@ -297,6 +297,7 @@ fn settings(config: &Config, unreadable: &Unread) -> Result<Settings, TemplateEr
         policies: Policies { general, by_topic: Vec::new(), dead_letter_topic },
         create_topics: None,
         skip_stored: false,
+        delivery: crate::relay::Delivery::AtLeastOnce,
         compression: Compression::None,
         keeps_order: true,
         // Each fact is settled by itself: else one that is not would bring back all that it is together with.

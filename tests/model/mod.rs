@@ -52,6 +52,16 @@ struct Producer {
 }
 
 impl Producers {
+    /// The marker of a transaction arrives: nothing of an earlier epoch is taken any more.
+    #[cfg_attr(not(feature = "seeded-bugs"), allow(dead_code))]
+    pub(crate) fn marked(&mut self, id: i64, epoch: i16) {
+        let new = Producer { epoch, batches: VecDeque::new() };
+        let known = self.0.entry(id).or_insert_with(|| new.clone());
+        if known.epoch < epoch {
+            *known = new;
+        }
+    }
+
     /// A batch of `count` records arrives. No sequence comes near to starting over in a test.
     pub(crate) fn arrive(&mut self, id: i64, epoch: i16, base: i32, count: i32) -> Fate {
         let batch = (base, base + count - 1);

@@ -17,6 +17,17 @@ const SEEDS: u64 = 1000;
 /// The torture test catches them.
 const NOT_HERE: [SeededBug; 2] = [SeededBug::RecreateSlot, SeededBug::StreamingOn];
 
+/// Those that only transactions can have.
+fn in_transactions(bug: SeededBug) -> bool {
+    matches!(
+        bug,
+        SeededBug::PositionBeforeAddOffsets
+            | SeededBug::CommitWithFailedBatch
+            | SeededBug::ResumeFromSlot
+            | SeededBug::NoAbortOnRestart
+    )
+}
+
 #[test]
 fn every_seeded_bug_is_noticed() {
     let usual = panic::take_hook();
@@ -30,7 +41,7 @@ fn every_seeded_bug_is_noticed() {
         let caught = (0..SEEDS).find_map(|seed| {
             EXPECTED.set(true);
             let told = panic::catch_unwind(|| {
-                let mut world = World::new(seed, false);
+                let mut world = World::new(seed, false, in_transactions(bug));
                 world.seeded = Seeded::with(bug);
                 world.tell();
             });

@@ -1,21 +1,25 @@
 //! A model Kafka: two brokers, a few topics, what brokers do with sequences, and replicas that may lag.
 
 use crate::model::{Dice, Fate, Producers};
+use crate::transactions::{Coordinator, Marker, Member};
 use crate::truth::{Stored, Truth};
 use factlib::kafka::add_to_tail;
 use factlib::relay::error_code::*;
-use factlib::relay::kafka::{PartitionBatch, Tail};
+use factlib::relay::kafka::{PartitionBatch, ProducerId, Tail};
 use factlib::relay::route;
 use rskafka::protocol::record::{ControlBatchOrRecords, Record, RecordBatch};
 use rskafka::protocol::traits::ReadType;
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::time::Instant;
 use uuid::Uuid;
 
 pub(crate) const FACTS: &str = "sim.fact";
 /// A topic that is not there before somebody creates it.
 pub(crate) const LATE: &str = "sim.late";
 pub(crate) const DEAD: &str = "sim.dead";
+/// Of its partition 0 the position is kept; nothing is in it.
+pub(crate) const POSITION: &str = "owlpost.position";
 pub(crate) const BROKERS: usize = 2;
 
 /// A record of this size is over every topic's limit.
@@ -26,6 +30,8 @@ struct Appended {
     producer: (i64, i16),
     base: i32,
     records: Vec<Stored>,
+    /// Of a transaction that is not ended here: consumers do not see it yet.
+    pending: bool,
     /// As it is handed out, with the offset of its first record.
     bytes: Vec<u8>,
     offset: i64,
@@ -39,6 +45,10 @@ struct Log {
     /// So many of them are on all replicas.
     replicated: usize,
     producers: Producers,
+    /// The transactions that ended here: who ended them.
+    marked: Vec<ProducerId>,
+    /// The highest position that is committed.
+    committed: String,
 }
 
 impl Log {
@@ -50,6 +60,10 @@ impl Log {
     fn end(&self) -> i64 {
         let behind = |last: &Appended| last.offset + i64::try_from(last.records.len()).unwrap();
         self.batches.last().map_or(0, behind)
+    }
+
+    fn is_in_transaction(&self) -> bool {
+        self.batches.iter().any(|batch| batch.pending)
     }
 
     fn replicate(&mut self, truth: &mut Truth) {
@@ -85,6 +99,8 @@ impl Topic {
 pub(crate) struct Cluster {
     pub(crate) id: &'static str,
     pub(crate) topics: BTreeMap<&'static str, Topic>,
+    /// Relays produce in transactions.
+    pub(crate) coordinator: Option<Coordinator>,
 }
 
 /// What a broker does with a batch besides the usual.
@@ -107,8 +123,9 @@ impl Cluster {
             let counts = vec![partitions];
             (name, Topic { logs, counts, there, id, former_id: None, bytes_max })
         };
-        let topics = BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2)]);
-        Self { id: "cluster", topics }
+        let topics =
+            BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2), topic(POSITION, 1)]);
+        Self { id: "cluster", topics, coordinator: None }
     }
 
     pub(crate) fn topic(&mut self, name: &str) -> &mut Topic {
@@ -148,6 +165,9 @@ impl Cluster {
             batch.records.iter().for_each(|record| truth.cut(record));
         }
         log.producers = Producers::default();
+        for marked in &log.marked {
+            log.producers.marked(marked.id, marked.epoch);
+        }
         for batch in &log.batches {
             let ((id, epoch), count) = (batch.producer, batch.records.len());
             log.producers.arrive(id, epoch, batch.base, i32::try_from(count).unwrap());
@@ -172,7 +192,10 @@ impl Cluster {
     /// Brokers have forgotten who produced.
     pub(crate) fn forget(&mut self) {
         for topic in self.topics.values_mut() {
-            topic.logs.iter_mut().for_each(|log| log.producers = Producers::default());
+            // Of whoever is in a transaction they remember.
+            for log in topic.logs.iter_mut().filter(|log| !log.is_in_transaction()) {
+                log.producers = Producers::default();
+            }
         }
     }
 
@@ -208,6 +231,7 @@ impl Cluster {
         broker: usize,
         batch: &PartitionBatch,
         fault: Fault,
+        now: Instant,
         truth: &mut Truth,
     ) -> (i16, i64) {
         let refused = |error| (error, -1);
@@ -240,6 +264,18 @@ impl Cluster {
         let count = i32::try_from(records.len()).unwrap();
         let (producer, base) =
             ((decoded.producer_id, decoded.producer_epoch), decoded.base_sequence);
+        assert_eq!(decoded.is_transactional, self.coordinator.is_some());
+        if let Some(coordinator) = &mut self.coordinator {
+            let ours = ProducerId { id: producer.0, epoch: producer.1 };
+            let is_in = |known: &Appended| known.pending && known.producer == producer;
+            let member = Member::Partition(batch.topic.to_string(), batch.partition);
+            if !log.batches.iter().any(is_in) {
+                let code = coordinator.verify(now, ours, member);
+                if code != NONE {
+                    return refused(code);
+                }
+            }
+        }
         match log.producers.arrive(producer.0, producer.1, base, count) {
             Fate::Appended => {}
             Fate::Repeated => {
@@ -253,11 +289,15 @@ impl Cluster {
         let offset = log.end();
         let mut bytes = batch.batch.to_vec();
         bytes[..8].copy_from_slice(&offset.to_be_bytes());
-        log.batches.push(Appended { producer, base, records: Vec::new(), bytes, offset });
+        let pending = self.coordinator.is_some();
+        log.batches.push(Appended { producer, base, records: Vec::new(), pending, bytes, offset });
         for record in records {
             let (stored, value) = read(&record);
             let highest = (*name != DEAD).then(|| log.highest().to_owned());
-            truth.appended(&stored, value, highest.as_deref());
+            match pending {
+                false => truth.appended(&stored, value, highest.as_deref()),
+                true => truth.pending(&stored, value, *name == DEAD),
+            }
             if *name != DEAD {
                 let key = record.key.as_deref().unwrap();
                 let fact = truth.fact(stored.fact);
@@ -274,6 +314,41 @@ impl Cluster {
         }
         log.replicate(truth);
         (NONE, offset)
+    }
+}
+
+impl Cluster {
+    /// A transaction is committed: its records will be seen, in this order in each partition.
+    pub(crate) fn decided(&mut self, members: &[Member], ours: ProducerId, truth: &mut Truth) {
+        for member in members {
+            let Member::Partition(name, partition) = member else { continue };
+            let topic = self.topics.get_mut(name.as_str()).unwrap();
+            let log = &mut topic.logs[usize::try_from(*partition).unwrap()];
+            let (batches, highest) = (&log.batches, &mut log.committed);
+            let of_it = |batch: &&Appended| batch.pending && batch.producer.0 == ours.id;
+            for record in batches.iter().filter(of_it).flat_map(|batch| &batch.records) {
+                let highest = (name != DEAD).then_some(&mut *highest);
+                truth.seen(record, highest);
+            }
+        }
+    }
+
+    /// A marker is written.
+    pub(crate) fn marked(&mut self, marker: &Marker) {
+        let Member::Partition(name, partition) = &marker.member else { return };
+        let topic = self.topics.get_mut(name.as_str()).unwrap();
+        let log = &mut topic.logs[usize::try_from(*partition).unwrap()];
+        for batch in &mut log.batches {
+            batch.pending &= batch.producer.0 != marker.producer.id;
+        }
+        log.producers.marked(marker.producer.id, marker.producer.epoch);
+        log.marked.push(marker.producer);
+    }
+
+    /// Batches whose transaction is not ended.
+    pub(crate) fn pending(&self) -> usize {
+        let logs = self.topics.values().flat_map(|topic| &topic.logs);
+        logs.flat_map(|log| &log.batches).filter(|batch| batch.pending).count()
     }
 }
 

@@ -16,6 +16,7 @@ mod handlers;
 #[path = "../model/mod.rs"]
 mod model;
 mod server;
+mod transactions;
 mod truth;
 mod world;
 
@@ -29,14 +30,14 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 /// Runs a seed's whole story; what was seen how often.
-fn run(seed: u64, trace: bool) -> Counts {
-    let mut world = World::new(seed, trace);
+fn run(seed: u64, trace: bool, exactly_once: bool) -> Counts {
+    let mut world = World::new(seed, trace, exactly_once);
     world.tell();
     world.counts
 }
 
 /// Every seed, on two threads.
-fn campaign(seeds: std::ops::Range<u64>) -> Counts {
+fn campaign(seeds: std::ops::Range<u64>, exactly_once: bool) -> Counts {
     let next = AtomicU64::new(seeds.start);
     let work = || {
         let mut counts = Counts::new();
@@ -45,11 +46,13 @@ fn campaign(seeds: std::ops::Range<u64>) -> Counts {
             if seed >= seeds.end {
                 return counts;
             }
-            let found = std::panic::catch_unwind(|| run(seed, false)).unwrap_or_else(|cause| {
-                next.store(seeds.end, Ordering::Relaxed);
-                eprintln!("seed {seed} failed; replay it with SIMULATE_SEED={seed}");
-                std::panic::resume_unwind(cause)
-            });
+            let found = std::panic::catch_unwind(|| run(seed, false, exactly_once)).unwrap_or_else(
+                |cause| {
+                    next.store(seeds.end, Ordering::Relaxed);
+                    eprintln!("seed {seed} failed; replay it with SIMULATE_SEED={seed}");
+                    std::panic::resume_unwind(cause)
+                },
+            );
             add(&mut counts, found);
         }
     };
@@ -68,18 +71,34 @@ fn add(counts: &mut Counts, more: Counts) {
     }
 }
 
-#[test]
-fn nothing_is_lost_reordered_or_confirmed_too_early_whatever_happens() {
+/// As many seeds as by default, or as the environment says; what must have happened at least once.
+fn simulate(seeds: u64, exactly_once: bool, wanted: &[&str]) {
     if let Some(seed) = from_environment("SIMULATE_SEED") {
-        let counts = run(seed, true);
+        let counts = run(seed, true, exactly_once);
         eprintln!("{counts:#?}");
         return;
     }
-    let seeds = from_environment("SIMULATE_SEEDS").unwrap_or(10_000);
+    let seeds = from_environment("SIMULATE_SEEDS").unwrap_or(seeds);
     let from = from_environment("SIMULATE_FROM").unwrap_or(0);
-    let counts = campaign(from..from + seeds);
+    let counts = campaign(from..from + seeds, exactly_once);
     let table: BTreeMap<_, _> = counts.iter().collect();
     eprintln!("{seeds} seeds: {table:#?}");
-    let never: Vec<_> = world::WANTED.iter().filter(|what| !counts.contains_key(**what)).collect();
+    let never: Vec<_> = wanted.iter().filter(|what| !counts.contains_key(**what)).collect();
     assert!(seeds < 1000 || never.is_empty(), "never happened: {never:?}");
+}
+
+#[test]
+fn nothing_is_lost_reordered_or_confirmed_too_early_whatever_happens() {
+    simulate(10_000, false, world::WANTED);
+}
+
+#[test]
+fn consumers_of_committed_records_see_every_fact_once_whatever_happens() {
+    let wanted: Vec<_> = world::WANTED
+        .iter()
+        .filter(|what| !world::NOT_IN_TRANSACTIONS.contains(*what))
+        .chain(world::WANTED_IN_TRANSACTIONS)
+        .copied()
+        .collect();
+    simulate(3000, true, &wanted);
 }

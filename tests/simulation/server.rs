@@ -35,6 +35,11 @@ impl Unit {
         self.messages.iter().filter_map(|message| message.fact)
     }
 
+    /// What its position names.
+    pub(crate) fn name(&self) -> (u64, bool) {
+        (if self.alone { self.end } else { self.start }, self.alone)
+    }
+
     /// By what its position names.
     pub(crate) fn is_at(&self, lsn: u64, alone: bool) -> bool {
         self.alone == alone && lsn == if alone { self.end } else { self.start }
@@ -281,6 +286,11 @@ impl Server {
         self.persisted = self.confirmed;
         self.handed_on = self.handed_on.max(end);
         true
+    }
+
+    /// Whoever was told so much by the server before, of the part that it has, may confirm it.
+    pub(crate) fn was_handed_on(&mut self, at: u64) {
+        self.handed_on = self.handed_on.max(at.min(self.flushed));
     }
 
     // ---- the walsender ----

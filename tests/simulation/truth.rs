@@ -1,7 +1,7 @@
 //! What is true: which facts were committed, what Kafka has of them, and what must hold between the two.
 
 use crate::server::{Server, Unit};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What becomes of a fact by its nature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) struct Fact {
     /// It was on all replicas of a topic that is deleted.
     buried: bool,
     skipped: bool,
+    /// So often consumers of committed records see it.
+    seen: u32,
 }
 
 /// A record, as far as promises are about it.
@@ -59,6 +61,12 @@ pub(crate) struct Truth {
     /// A topic has grown. A relay that begins behind a crash cannot know which facts were on their way to where:
     /// in a partition they may come behind others.
     pub(crate) grown: bool,
+    /// Facts go in transactions: what counts is what consumers of committed records see.
+    pub(crate) exactly_once: bool,
+    /// Units that go in several, by what their positions name.
+    pub(crate) split: HashSet<(u64, bool)>,
+    /// The position was gone, so that nobody can know what is there.
+    pub(crate) position_lost: bool,
 }
 
 impl Truth {
@@ -87,6 +95,7 @@ impl Truth {
             safe: 0,
             buried: false,
             skipped: false,
+            seen: 0,
         });
         id
     }
@@ -149,9 +158,75 @@ impl Truth {
         }
     }
 
+    /// A record of a transaction that is not ended comes into a log.
+    pub(crate) fn pending(&mut self, record: &Stored, value: &[u8], is_dead_letter: bool) {
+        let Stored { fact: id, position } = record;
+        if self.trace {
+            eprintln!("  pending: fact {id} at {position}");
+        }
+        let fact = self.fact(*id);
+        assert!(
+            matches!(fact.state, State::Committed | State::Gone),
+            "fact {id} is produced and was never committed: {fact:?}"
+        );
+        let whole = if is_dead_letter { &fact.content[..value.len()] } else { &fact.content[..] };
+        assert!(value == whole, "fact {id} is produced with another value");
+        match &fact.position {
+            Some(known) => assert_eq!(known, position, "a repeat of fact {id} is not the same"),
+            None => fact.position = Some(position.clone()),
+        }
+        if is_dead_letter {
+            assert_ne!(fact.nature, Nature::Good, "fact {id} is good, and is a dead letter");
+        }
+        fact.copies += 1;
+    }
+
+    /// Consumers of committed records will see it, in a log of which they saw up to `highest`.
+    pub(crate) fn seen(&mut self, record: &Stored, highest: Option<&mut String>) {
+        let Stored { fact: id, position } = record;
+        let excused = self.position_lost;
+        let fact = self.fact(*id);
+        fact.seen += 1;
+        assert!(fact.seen == 1 || excused, "fact {id} is seen twice");
+        if let Some(highest) = highest {
+            assert!(*position > *highest || excused, "fact {id} is seen behind {highest}");
+            highest.clone_from(position);
+        }
+    }
+
+    /// What consumers see of a unit is all or nothing.
+    pub(crate) fn check_whole(&self, server: &Server) {
+        for unit in &server.wal {
+            if self.split.contains(&unit.name()) {
+                continue;
+            }
+            let here = unit.facts().filter(|id| self.facts[*id as usize].state != State::Gone);
+            let (mut seen, mut not) = (0, 0);
+            for id in here {
+                let fact = &self.facts[id as usize];
+                seen += usize::from(fact.seen > 0);
+                not += usize::from(fact.seen == 0 && !fact.skipped && !fact.buried);
+            }
+            assert!(seen == 0 || not == 0, "{unit:?} is seen in part");
+        }
+    }
+
+    /// Of what is before a position all is seen, or will be.
+    pub(crate) fn check_position(&self, server: &Server, offset: u64) {
+        for unit in server.wal.iter().take_while(|unit| unit.end <= offset) {
+            for id in unit.facts() {
+                assert!(
+                    self.is_done(id),
+                    "fact {id} of {unit:?} is before the position, and not stored"
+                );
+            }
+        }
+    }
+
     /// A record is lost with the leader that had it, and nobody was told that it was stored.
     pub(crate) fn cut(&mut self, record: &Stored) {
-        self.fact(record.fact).copies -= 1;
+        let fact = self.fact(record.fact);
+        fact.copies -= 1;
     }
 
     /// A record goes with the topic that it is in.
@@ -174,7 +249,8 @@ impl Truth {
     /// Nobody needs to do anything about it any more.
     pub(crate) fn is_done(&self, id: u32) -> bool {
         let fact = &self.facts[id as usize];
-        fact.safe > 0 || fact.skipped || fact.state == State::Gone
+        let stored = if self.exactly_once { fact.seen > 0 || fact.buried } else { fact.safe > 0 };
+        stored || fact.skipped || fact.state == State::Gone
     }
 
     /// Every unit that ends at or below `confirmed` is in Kafka for good.

@@ -1,22 +1,27 @@
 //! The scheduler: relays, a server, a cluster, and what happens to them.
 
-use crate::cluster::{BROKERS, Cluster, DEAD, FACTS, Fault, LATE};
+use crate::cluster::{BROKERS, Cluster, DEAD, FACTS, Fault, LATE, POSITION};
 use crate::handlers::{Desk, Handled};
 use crate::model::Dice;
 use crate::server::{Ended, Said, Server, halts};
+use crate::transactions::{Coordinator, Decided, Member};
 use crate::truth::{Nature, Truth};
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::*;
-use factlib::relay::event::{Event, GivenUp};
+use factlib::relay::event::{End, Event, GivenUp};
 use factlib::relay::gone::{ExitKind, Gone};
 use factlib::relay::kafka::{
-    Answer, Broker, CreateRefusal, Metadata, NewTopic, PartitionAnswer, PartitionBatch,
-    PartitionMetadata, ProducerId, Request, TopicMetadata, Unanswered,
+    Answer, Broker, CoordinatorOf, CreateRefusal, Metadata, NewTopic, PartitionAnswer,
+    PartitionBatch, PartitionMetadata, ProducerId, Request, TopicMetadata, TransactionVersion,
+    Unanswered,
 };
 use factlib::relay::poison::{Policies, Policy};
 use factlib::relay::position::{Class, Position};
 use factlib::relay::template::{Field, Naming, Template};
-use factlib::relay::{Identity, Input, Now, Output, Reading, Relay, Settings, State};
+use factlib::relay::{
+    Delivery, ExactlyOnce, Identity, Input, LargeTransactions, Now, Output, Reading, Relay,
+    Settings, State,
+};
 use factlib_protocol::replication::StandbyStatusUpdate;
 use factlib_protocol::{Frame, Lsn, Timestamp};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -25,6 +30,7 @@ use std::time::{Duration, Instant};
 pub(crate) type Counts = HashMap<&'static str, usize>;
 
 const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_secs(10);
 
 /// A server that can be stopped is stopped within this; the shutdown of a cluster waits for it.
@@ -157,6 +163,74 @@ pub(crate) const WANTED: &[&str] = &[
     "waiting for slot -> streaming",
 ];
 
+/// Of these, what does not happen in transactions: nobody needs to read back what is stored, and sequences begin
+/// anew with their coordinator's epochs.
+pub(crate) const NOT_IN_TRANSACTIONS: &[&str] = &[
+    "coordinator is loading",
+    "no right to an identity",
+    "tail cannot be read",
+    "event: AlreadyStored",
+    "event: NoProducerId",
+    "event: ProducerId",
+    "event: SequencesLost",
+    "event: TailRead",
+    "event: TailUnread",
+];
+
+/// What must happen in transactions besides.
+pub(crate) const WANTED_IN_TRANSACTIONS: &[&str] = &[
+    // Faults.
+    "coordinator loads",
+    "coordinator moved",
+    "coordinator refuses",
+    "coordinator's answer lost",
+    "coordinator's request delayed",
+    "coordinator's request lost",
+    "group's offset expired",
+    "markers are late",
+    "late request to a coordinator",
+    "topic of the position is missing",
+    "transaction expired",
+    "transaction is to be aborted",
+    "transactional id expired",
+    "started again behind a gap",
+    "started again after it was fenced",
+    // Both ways that transactions are made of.
+    "explicit transactions",
+    "an epoch per transaction",
+    // Answers.
+    "CONCURRENT_TRANSACTIONS",
+    "INVALID_TXN_STATE",
+    "NOT_COORDINATOR",
+    "PRODUCER_FENCED",
+    "TRANSACTION_ABORTABLE",
+    "UNSTABLE_OFFSET_COMMIT",
+    // Ends of transactions.
+    "committed",
+    "aborted",
+    "an idle position",
+    "a position in another one's place",
+    // Events.
+    "event: Fenced",
+    "event: PositionMissing",
+    "event: PositionPassed",
+    "event: PositionRead",
+    "event: TransactionAborted",
+    "event: TransactionCommitted",
+    "event: TransactionSplit",
+    "event: Transactional",
+    "event: TransactionsRefused",
+    "exit: Fenced",
+    // Where transactions stand.
+    "transactions: initialising",
+    "transactions: reading",
+    "transactions: idle",
+    "transactions: producing",
+    "transactions: closing",
+    "transactions: ending",
+    "transactions: recovering",
+];
+
 /// What kind of story a seed tells.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -174,13 +248,20 @@ struct Plan {
     /// Handlers stand in the place of Kafka.
     handlers: bool,
     act: u64,
+    /// Facts go in transactions, of this kind.
+    transactions: Option<TransactionVersion>,
+    standby: bool,
 }
 
 impl Plan {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, exactly_once: bool) -> Self {
+        let version = match (seed / 5).is_multiple_of(2) {
+            true => TransactionVersion::Explicit,
+            false => TransactionVersion::EpochPerTransaction,
+        };
         let kind = seed % 4;
         let policy = [Policy::Halt, Policy::Skip, Policy::DeadLetter][(seed / 4 % 3) as usize];
-        let handlers = (seed / 9).is_multiple_of(5);
+        let handlers = (seed / 9).is_multiple_of(5) && !exactly_once;
         Self {
             gentle: kind == 0,
             fails_over: kind == 2,
@@ -196,6 +277,8 @@ impl Plan {
             },
             handlers,
             act: seed / 4 % 9,
+            transactions: exactly_once.then_some(version),
+            standby: (seed / 3).is_multiple_of(2),
         }
     }
 }
@@ -219,6 +302,8 @@ struct Process {
     requests: VecDeque<Request>,
     /// The fact that stops it.
     halted: Option<Position>,
+    /// It has hung up because somebody else may publish.
+    fenced: bool,
     /// Since when the socket is unread.
     paused: Option<Instant>,
     state: &'static str,
@@ -243,6 +328,7 @@ impl Process {
             starting: None,
             requests: VecDeque::new(),
             halted: None,
+            fenced: false,
             paused: None,
             state: "connecting",
             exit: None,
@@ -276,6 +362,14 @@ pub(crate) struct World {
     /// Batches of connections that are gone, which may still arrive, with the broker they were sent to.
     late: VecDeque<(usize, Vec<PartitionBatch>)>,
     handled: Handled,
+    /// The same of what coordinators were asked.
+    late_requests: VecDeque<Request>,
+    /// Who ends is started again, as a supervisor does.
+    supervised: bool,
+    /// The furthest that somebody has moved the slot.
+    by_hand: u64,
+    /// The restart at which nothing may be wrong is at hand.
+    position_checked: i64,
     next_producer: i64,
     faults: bool,
     fault_count: usize,
@@ -324,14 +418,35 @@ fn settings(seed: u64, plan: Plan) -> Settings {
         in_flight_per_partition: 1 + usize::try_from(seed / 2 % 5).unwrap(),
         keeps_order: plan.handlers,
         startup_timeout: None,
+        delivery: match plan.transactions {
+            None => Delivery::AtLeastOnce,
+            Some(_) => Delivery::ExactlyOnce(ExactlyOnce {
+                slot: "factlib_slot".to_owned(),
+                position_topic: POSITION.into(),
+                position_topic_like: NewTopic {
+                    partitions: Some(1),
+                    replication_factor: None,
+                    configs: Vec::new(),
+                },
+                timeout: TRANSACTION_TIMEOUT,
+                interval: Duration::from_millis(50),
+                bytes_max: 2000,
+                facts_max: 1000,
+                large: LargeTransactions::Split,
+                standby: plan.standby,
+            }),
+        },
         seed,
     }
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, trace: bool) -> Self {
-        let (plan, mut dice, now) = (Plan::new(seed), Dice(seed), Instant::now());
-        let absent: &[&str] = if plan.creates { &[LATE, DEAD] } else { &[LATE] };
+    pub(crate) fn new(seed: u64, trace: bool, exactly_once: bool) -> Self {
+        let (plan, mut dice, now) = (Plan::new(seed, exactly_once), Dice(seed), Instant::now());
+        let absent: &[&str] =
+            if plan.creates { &[LATE, DEAD, POSITION] } else { &[LATE, POSITION] };
+        let mut cluster = Cluster::new(&mut dice, absent, plan.topic_ids);
+        cluster.coordinator = plan.transactions.map(Coordinator::new);
         let process = |nth: u64| Process::new(settings(seed + nth * 1000, plan));
         Self {
             seed,
@@ -340,11 +455,15 @@ impl World {
             now,
             begun: now,
             server: Server::new(now),
-            cluster: Cluster::new(&mut dice, absent, plan.topic_ids),
-            truth: Truth { trace, ..Truth::default() },
+            cluster,
+            truth: Truth { trace, exactly_once, ..Truth::default() },
             processes: (0..plan.relays as u64).map(process).collect(),
             late: VecDeque::new(),
             handled: Handled::default(),
+            late_requests: VecDeque::new(),
+            supervised: exactly_once,
+            by_hand: 1000,
+            position_checked: 0,
             next_producer: 0,
             faults: true,
             fault_count: 0,
@@ -372,7 +491,7 @@ impl World {
 
     /// From here on facts may be stored twice.
     fn excuse(&mut self, why: &'static str) {
-        assert!(!self.plan.gentle, "{why}, in a gentle story");
+        assert!(!self.plan.gentle || self.truth.exactly_once, "{why}, in a gentle story");
         self.truth.excuse.get_or_insert(why);
     }
 
@@ -422,9 +541,16 @@ impl World {
             }
         }
         let exit = self.processes[at].exit;
-        assert!(!for_nothing || exit.is_some(), "relay {at} hangs up, and nothing is wrong");
+        let fenced = std::mem::take(&mut self.processes[at].fenced);
+        assert!(
+            !for_nothing || exit.is_some() || fenced,
+            "relay {at} hangs up, and nothing is wrong"
+        );
         if told {
             self.state(at);
+        }
+        if self.truth.exactly_once {
+            self.transactions_of(at);
         }
         self.check_stall(at);
     }
@@ -458,6 +584,12 @@ impl World {
             Event::Halted(halted) => self.processes[at].halted = Some(halted.position),
             Event::Resumed { .. } | Event::PassedOver { .. } => self.processes[at].halted = None,
             Event::SequencesLost { facts, .. } if facts > 0 => self.excuse("sequences lost"),
+            Event::Away { end: End::Fenced, .. } => self.processes[at].fenced = true,
+            Event::TransactionSplit { position: Position { unit, .. }, .. } => {
+                self.truth.split.insert((unit.lsn.0, unit.class == Class::Message));
+            }
+            Event::TransactionCommitted { facts: 0, .. } => self.saw("an idle position"),
+            Event::PositionLost { .. } => assert!(self.truth.position_lost, "the position is lost"),
             Event::GivenUp(GivenUp { policy: Policy::Skip, position, facts, .. }) => {
                 assert_eq!(facts, 1, "several facts are skipped at once");
                 let Position { unit, index, .. } = position;
@@ -538,6 +670,14 @@ impl World {
     fn confirmed(&mut self, more: bool) {
         if more {
             self.truth.check_promise(&self.server, self.server.confirmed);
+            if let Some(coordinator) = &self.cluster.coordinator {
+                let known = u64::try_from(coordinator.highest).unwrap().max(self.by_hand);
+                let confirmed = self.server.confirmed;
+                assert!(
+                    confirmed <= known,
+                    "{confirmed} is confirmed, and the position is {known}"
+                );
+            }
             if self.dice.percent(10) {
                 self.server.checkpoint();
             }
@@ -556,7 +696,14 @@ impl World {
     }
 
     fn asked(&mut self, at: usize, request: Request) {
-        if let Request::Produce { .. } = request {
+        let publishes = matches!(
+            request,
+            Request::Produce { .. }
+                | Request::CommitPosition { .. }
+                | Request::InitTransactions { .. }
+                | Request::EndTransaction { commit: true, .. }
+        );
+        if publishes {
             // Whoever has the slot is the only one who publishes.
             let holder = self.server.session.as_ref().map(|session| session.process);
             let excused = self.processes[at].unaware_until.is_some_and(|until| self.now < until);
@@ -573,7 +720,7 @@ impl World {
         }
         match request {
             // They are in the same process: nothing lies between.
-            Request::Produce { broker, batches } if self.plan.handlers => {
+            Request::Produce { broker, batches, .. } if self.plan.handlers => {
                 for batch in &batches {
                     self.processes[at].desk.take(broker, batch, &mut self.truth);
                 }
@@ -837,6 +984,10 @@ impl World {
             Request::Produce { broker, .. } => Some(*broker),
             _ => None,
         };
+        if requests.iter().all(is_coordinators) && self.faults && self.dice.percent(20) {
+            // Brokers take their time.
+            return;
+        }
         let wanted = to(&requests[nth]);
         let nth = requests.iter().position(|request| to(request) == wanted).unwrap();
         let Some(request) = self.processes[at].requests.remove(nth) else { return };
@@ -876,6 +1027,13 @@ impl World {
                 self.input(at, Input::Kafka(answer));
             }
             Request::Produce { broker, batches, .. } => self.produce(at, broker, batches),
+            request @ (Request::FindCoordinator { .. }
+            | Request::InitTransactions { .. }
+            | Request::AddPartitions { .. }
+            | Request::AddOffsets { .. }
+            | Request::CommitPosition { .. }
+            | Request::EndTransaction { .. }
+            | Request::FetchPosition { .. }) => self.coordinate(at, request),
             Request::Tail { broker, topic, partition, from, to, source } => {
                 let deleted = match self.faults && self.dice.percent(10) {
                     true => i64::try_from(self.dice.below(30)).unwrap(),
@@ -899,7 +1057,6 @@ impl World {
                 let answer = Answer::Tail { topic, partition, from, answer };
                 self.input(at, Input::Kafka(answer));
             }
-            other => panic!("no transactions are asked for, and {other:?} is of one"),
         }
     }
 
@@ -967,7 +1124,7 @@ impl World {
                 match fate {
                     0 if nth == 0 => {
                         for batch in batches {
-                            self.cluster.arrive(to, batch, Fault::None, &mut self.truth);
+                            self.cluster.arrive(to, batch, Fault::None, self.now, &mut self.truth);
                         }
                     }
                     0 | 1 => {}
@@ -991,6 +1148,10 @@ impl World {
                 12..14 => Fault::After(REQUEST_TIMED_OUT),
                 14..16 => Fault::After(NETWORK_EXCEPTION),
                 16..18 => Fault::After(KAFKA_STORAGE_ERROR),
+                22..24 if self.truth.exactly_once => {
+                    self.fault("transaction is to be aborted");
+                    Fault::Before(TRANSACTION_ABORTABLE)
+                }
                 18..20 if !self.plan.gentle => {
                     self.fault("producer forgotten");
                     Fault::Before(UNKNOWN_PRODUCER_ID)
@@ -1001,7 +1162,8 @@ impl World {
                 }
                 _ => Fault::None,
             };
-            let (error, base_offset) = self.cluster.arrive(to, batch, fault, &mut self.truth);
+            let (error, base_offset) =
+                self.cluster.arrive(to, batch, fault, self.now, &mut self.truth);
             if error != NONE {
                 self.fault(name(error));
             }
@@ -1034,14 +1196,229 @@ impl World {
                     true => Fault::After(REQUEST_TIMED_OUT),
                     false => Fault::None,
                 };
-                self.cluster.arrive(broker, batch, fault, &mut self.truth);
+                self.cluster.arrive(broker, batch, fault, self.now, &mut self.truth);
             }
+        }
+        if let Some(request) = self.late_requests.pop_front() {
+            self.saw("late request to a coordinator");
+            self.coordinator_does(request);
+        }
+    }
+
+    // ---- coordinators ----
+
+    /// What is seen of a relay's transactions from outside.
+    fn transactions_of(&mut self, at: usize) {
+        let state = self.processes[at].relay.standing(self.now).transaction.unwrap();
+        let name = format!("transactions: {}", state.as_str());
+        if let Some(wanted) = WANTED_IN_TRANSACTIONS.iter().find(|wanted| **wanted == name) {
+            *self.counts.entry(wanted).or_default() += 1;
+        }
+    }
+
+    fn coordinator(&mut self) -> &mut Coordinator {
+        self.cluster.coordinator.as_mut().unwrap()
+    }
+
+    /// A marker is written, if one is to be.
+    fn markers(&mut self) {
+        let now = self.now;
+        let Some(coordinator) = &mut self.cluster.coordinator else { return };
+        let expired = coordinator.expire(now);
+        let marker = coordinator.next_marker();
+        if let Some(marker) = marker {
+            self.cluster.marked(&marker);
+            let coordinator = self.coordinator();
+            let offset = coordinator.offset.as_ref().map(|stored| stored.offset);
+            if marker.member == Member::Offsets
+                && let Some(offset) = offset
+            {
+                self.check_position(offset);
+            }
+        }
+        if expired {
+            self.fault("transaction expired");
+        }
+    }
+
+    /// A position can be read: all that is before it must be there.
+    fn check_position(&mut self, offset: i64) {
+        if offset < self.position_checked {
+            self.saw("a position in another one's place");
+        }
+        self.position_checked = offset;
+        if self.server.timeline == 1 {
+            let offset = u64::try_from(offset).unwrap();
+            self.truth.check_position(&self.server, offset);
+        }
+    }
+
+    fn coordinate(&mut self, at: usize, request: Request) {
+        let unanswered = |request: Request| request.unanswered(Unanswered("reset".to_owned()));
+        if !self.faults {
+            let answer = self.coordinator_does(request);
+            return self.input(at, Input::Kafka(answer));
+        }
+        let answer = match self.dice.below(200) {
+            0..6 => {
+                self.fault("coordinator's request lost");
+                unanswered(request)
+            }
+            6..12 => {
+                self.fault("coordinator's answer lost");
+                self.coordinator_does(request.clone());
+                unanswered(request)
+            }
+            12..18 => {
+                self.fault("coordinator's request delayed");
+                self.late_requests.push_back(request.clone());
+                unanswered(request)
+            }
+            18..26 => {
+                self.fault("coordinator loads");
+                refused(&request, COORDINATOR_LOAD_IN_PROGRESS)
+            }
+            26..29 => {
+                self.fault("coordinator moved");
+                let (dice, other) = (self.dice.below(2), self.dice.below(BROKERS));
+                self.coordinator().brokers[dice] = other;
+                self.coordinator_does(request)
+            }
+            29..30 => {
+                self.fault("coordinator refuses");
+                refused(&request, CLUSTER_AUTHORIZATION_FAILED)
+            }
+            30..32 => {
+                self.fault("transaction is to be aborted");
+                refused(&request, TRANSACTION_ABORTABLE)
+            }
+            _ => self.coordinator_does(request),
+        };
+        self.input(at, Input::Kafka(answer));
+    }
+
+    /// Does what a coordinator is asked.
+    fn coordinator_does(&mut self, request: Request) -> Answer {
+        let now = self.now;
+        if let Some((of, broker)) = asked_of(&request) {
+            let brokers = self.coordinator().brokers;
+            let is = brokers[usize::from(of == CoordinatorOf::Group)];
+            if i32::try_from(is).unwrap() != broker {
+                self.saw("NOT_COORDINATOR");
+                return refused(&request, NOT_COORDINATOR);
+            }
+        }
+        let there: BTreeSet<String> = self
+            .cluster
+            .topics
+            .iter()
+            .filter(|(_, topic)| topic.there)
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        let coordinator = self.coordinator();
+        let version = coordinator.version;
+        let mut decided = Decided::Nothing;
+        let answer = match request {
+            Request::FindCoordinator { of, .. } => {
+                let broker = coordinator.brokers[usize::from(of == CoordinatorOf::Group)];
+                let answer = Ok(Ok(i32::try_from(broker).unwrap()));
+                Answer::Coordinator { of, answer }
+            }
+            Request::InitTransactions { timeout, producer, .. } => {
+                let (answer, what) = coordinator.init(timeout, producer);
+                decided = what;
+                Answer::TransactionsReady(Ok(answer.map(|producer| (producer, version))))
+            }
+            Request::AddPartitions { transaction, partitions } => {
+                let missing = |name: &str| !there.contains(name);
+                let refuses = partitions.iter().any(|(topic, _)| missing(topic));
+                let codes = partitions.iter().map(|(topic, partition)| {
+                    let member = Member::Partition(topic.to_string(), *partition);
+                    match (missing(topic), refuses) {
+                        (true, _) => UNKNOWN_TOPIC_OR_PARTITION,
+                        (false, true) => OPERATION_NOT_ATTEMPTED,
+                        (false, false) => coordinator.add(now, transaction.producer, member),
+                    }
+                });
+                Answer::PartitionsAdded(Ok(codes.collect()))
+            }
+            Request::AddOffsets { transaction, .. } => {
+                let code = coordinator.add(now, transaction.producer, Member::Offsets);
+                Answer::OffsetsAdded(Ok(done(code)))
+            }
+            Request::CommitPosition { producer, position, .. } => {
+                let code = match there.contains(POSITION) {
+                    true => coordinator.commit_position(now, producer, position),
+                    false => UNKNOWN_TOPIC_OR_PARTITION,
+                };
+                Answer::PositionCommitted(Ok(done(code)))
+            }
+            Request::EndTransaction { transaction, commit, .. } => {
+                let (answer, what) = coordinator.end(transaction.producer, commit);
+                decided = what;
+                Answer::TransactionEnded(Ok(answer))
+            }
+            Request::FetchPosition { .. } => Answer::Position(Ok(coordinator.fetch())),
+            _ => panic!("not a coordinator's"),
+        };
+        if let Some(code) = code_of(&answer) {
+            self.saw(name(code));
+        }
+        self.saw(match version {
+            TransactionVersion::Explicit => "explicit transactions",
+            TransactionVersion::EpochPerTransaction => "an epoch per transaction",
+        });
+        match decided {
+            Decided::Nothing => {}
+            Decided::Aborted => self.saw("aborted"),
+            Decided::Committed(members, producer) => {
+                self.saw("committed");
+                let highest = self.coordinator().highest;
+                self.server.was_handed_on(u64::try_from(highest).unwrap());
+                self.cluster.decided(&members, producer, &mut self.truth);
+                self.truth.check_whole(&self.server);
+            }
+        }
+        // Those who are in a hurry find the markers missing.
+        for _ in 0..self.dice.below(4) {
+            self.markers();
+        }
+        if self.cluster.coordinator.as_ref().is_some_and(Coordinator::is_open) {
+            self.saw("markers are late");
+        }
+        answer
+    }
+
+    /// A supervisor starts again who has ended, and an operator has done what it said.
+    fn revive(&mut self) {
+        if !self.supervised {
+            return;
+        }
+        for at in 0..self.processes.len() {
+            match self.processes[at].exit {
+                Some(ExitKind::Slot) => {
+                    self.saw("started again behind a gap");
+                    assert!(
+                        self.by_hand > 1000 || self.truth.position_lost,
+                        "a gap, and nobody made it"
+                    );
+                    self.coordinator().offset = None;
+                    self.truth.position_lost = true;
+                }
+                Some(ExitKind::Fenced) => self.saw("started again after it was fenced"),
+                _ => continue,
+            }
+            self.start_process(at);
         }
     }
 
     // ---- the story ----
 
     fn step(&mut self) {
+        self.revive();
+        if self.dice.percent(10) {
+            self.markers();
+        }
         let at = self.dice.below(self.processes.len());
         match self.dice.below(1000) {
             0..200 => {
@@ -1138,6 +1515,24 @@ impl World {
             78..86 if !self.plan.gentle => self.kill(at),
             86..90 if self.plan.gentle && self.server.stopping.is_none() => self.restart(at),
             90..91 if !self.plan.gentle && !self.plan.handlers => self.long_silence(),
+            97..98 if self.truth.exactly_once && self.dice.percent(20) => {
+                if self.coordinator().forget() {
+                    self.fault("transactional id expired");
+                }
+            }
+            98..99 if self.truth.exactly_once && !self.plan.gentle && self.dice.percent(20) => {
+                if self.coordinator().offset.take().is_some() {
+                    self.fault("group's offset expired");
+                    self.truth.position_lost = true;
+                }
+            }
+            99..100 if self.truth.exactly_once && !self.plan.gentle && self.dice.percent(20) => {
+                if std::mem::take(&mut self.cluster.topic(POSITION).there) {
+                    self.fault("topic of the position is missing");
+                    self.coordinator().offset = None;
+                    self.truth.position_lost = true;
+                }
+            }
             93..97 if self.plan.fails_over => self.fail_over(),
             _ => {}
         }
@@ -1152,6 +1547,7 @@ impl World {
         };
         let begun = self.now;
         while silent(self) && self.now < begun + Duration::from_secs(70) {
+            self.markers();
             self.pass();
         }
         if silent(self) {
@@ -1181,6 +1577,9 @@ impl World {
         // A standby has followed to the timeline that it leaves.
         let end = end.max(self.server.history.last().map_or(1000, |(_, switch)| switch.0));
         self.server.promote(end, &mut self.truth);
+        if let Some(coordinator) = &self.cluster.coordinator {
+            self.server.was_handed_on(u64::try_from(coordinator.highest).unwrap());
+        }
         self.fault(if end < high { "failover to a standby that lags" } else { "failover" });
         self.cut_all();
         // Applications may find the new primary before the relay does.
@@ -1199,10 +1598,13 @@ impl World {
             self.server.hung_up(at);
         }
         for request in std::mem::take(&mut self.processes[at].requests) {
-            if let Request::Produce { broker, batches, .. } = request
-                && self.dice.percent(50)
-            {
+            if let Request::Produce { broker, batches, .. } = request {
+                if self.dice.percent(50) {
+                    continue;
+                }
                 self.late.push_back((usize::try_from(broker).unwrap(), batches));
+            } else if is_coordinators(&request) && self.dice.percent(50) {
+                self.late_requests.push_back(request);
             }
         }
         if !self.processes[at].desk.is_empty() {
@@ -1215,7 +1617,8 @@ impl World {
 
     /// SIGTERM, and a new process, with nothing wrong in between: then nothing is repeated.
     fn restart(&mut self, at: usize) {
-        if !self.late.is_empty() || self.processes[at].halted.is_some() {
+        let late = !self.late.is_empty() || !self.late_requests.is_empty();
+        if late || self.processes[at].halted.is_some() || self.processes[at].exit.is_some() {
             return;
         }
         let faults = std::mem::replace(&mut self.faults, false);
@@ -1268,6 +1671,7 @@ impl World {
             let junk = junk.is_some_and(|id| halts(self.truth.facts[id as usize].nature));
             if junk && self.server.advance_past(position.unit.lsn.0, alone, &mut self.truth) {
                 self.saw("slot advanced by hand");
+                self.by_hand = self.by_hand.max(self.server.confirmed);
             }
         }
     }
@@ -1309,6 +1713,8 @@ impl World {
     }
 
     fn calm_step(&mut self, nap: Duration) {
+        self.revive();
+        self.markers();
         let at = self.dice.below(self.processes.len());
         match self.dice.below(10) {
             0..2 => {
@@ -1318,14 +1724,30 @@ impl World {
             2..5 => self.deliver(at),
             5..7 => self.serve(at),
             7 => self.connect(at),
-            _ => self.pass_for(nap),
+            _ => {
+                self.serve_coordinators();
+                self.pass_for(nap);
+            }
+        }
+    }
+
+    /// A transaction is a dozen questions one after the other; between two naps all of them are answered.
+    fn serve_coordinators(&mut self) {
+        for at in 0..self.processes.len() {
+            for _ in 0..20 {
+                let requests = &mut self.processes[at].requests;
+                let Some(nth) = requests.iter().position(is_coordinators) else { break };
+                let Some(request) = requests.remove(nth) else { break };
+                self.coordinate(at, request);
+                self.markers();
+            }
         }
     }
 
     /// No more faults: everything must arrive and be confirmed, what nobody waits for included.
     fn heal(&mut self) {
         self.faults = false;
-        while !self.late.is_empty() {
+        while !self.late.is_empty() || !self.late_requests.is_empty() {
             self.late();
         }
         self.cluster.topic(FACTS).there = true;
@@ -1344,6 +1766,9 @@ impl World {
         assert!(self.server.is_done(), "{confirmed} of {flushed} confirmed: no progress");
         assert!(self.processes.iter().all(|process| process.exit.is_none()));
         self.truth.check_all(&self.server);
+        if self.truth.exactly_once {
+            self.truth.check_whole(&self.server);
+        }
     }
 
     /// The whole story of a seed.
@@ -1372,6 +1797,7 @@ impl World {
         assert!(self.fault_count >= FAULTS_MIN && self.restarts > 0, "a story without faults");
         self.heal();
         self.stop_and_start();
+        self.supervised = false;
         self.last_act();
     }
 
@@ -1380,6 +1806,10 @@ impl World {
         // Those who wait for the slot end first.
         self.processes.truncate(1);
         self.server.session.take_if(|session| session.process != 0);
+        if self.truth.exactly_once {
+            // One that was fenced finds out, and begins anew.
+            self.heal();
+        }
         self.settle_down();
         for _ in 0..30 {
             self.application();
@@ -1396,6 +1826,12 @@ impl World {
         // What handlers had done behind a fact that none was called for comes again.
         let left = self.plan.handlers && exit == Some(ExitKind::Deadline);
         assert!(left || exit == Some(ExitKind::Stopped), "{exit:?}");
+        if self.truth.exactly_once {
+            for _ in 0..100 {
+                self.markers();
+            }
+            assert_eq!(self.cluster.pending(), 0, "consumers wait for what nobody ends");
+        }
         let before = self.truth.repeats;
         if left {
             self.truth.excuse.get_or_insert("a stop left facts");
@@ -1525,6 +1961,61 @@ fn the_one_partition_of(topic: &str) -> TopicMetadata {
     TopicMetadata { name: topic.to_owned(), id: None, error: NONE, partitions }
 }
 
+fn is_coordinators(request: &Request) -> bool {
+    asked_of(request).is_some() || matches!(request, Request::FindCoordinator { .. })
+}
+
+/// Whom of the coordinators, and as which broker.
+fn asked_of(request: &Request) -> Option<(CoordinatorOf, i32)> {
+    let transactions = CoordinatorOf::Transactions;
+    match request {
+        Request::InitTransactions { coordinator, .. } => Some((transactions, *coordinator)),
+        Request::AddPartitions { transaction, .. }
+        | Request::AddOffsets { transaction, .. }
+        | Request::EndTransaction { transaction, .. } => {
+            Some((transactions, transaction.coordinator))
+        }
+        Request::CommitPosition { coordinator, .. }
+        | Request::FetchPosition { coordinator, .. } => Some((CoordinatorOf::Group, *coordinator)),
+        _ => None,
+    }
+}
+
+fn done(code: i16) -> Result<(), i16> {
+    if code == NONE { Ok(()) } else { Err(code) }
+}
+
+/// The answer with this error code.
+fn refused(request: &Request, code: i16) -> Answer {
+    match request {
+        Request::FindCoordinator { of, .. } => {
+            Answer::Coordinator { of: *of, answer: Ok(Err(code)) }
+        }
+        Request::InitTransactions { .. } => Answer::TransactionsReady(Ok(Err(code))),
+        Request::AddPartitions { partitions, .. } => {
+            Answer::PartitionsAdded(Ok(vec![code; partitions.len()]))
+        }
+        Request::AddOffsets { .. } => Answer::OffsetsAdded(Ok(Err(code))),
+        Request::CommitPosition { .. } => Answer::PositionCommitted(Ok(Err(code))),
+        Request::EndTransaction { .. } => Answer::TransactionEnded(Ok(Err(code))),
+        Request::FetchPosition { .. } => Answer::Position(Ok(Err(code))),
+        other => panic!("{other:?} is not a coordinator's"),
+    }
+}
+
+fn code_of(answer: &Answer) -> Option<i16> {
+    match answer {
+        Answer::Coordinator { answer: Ok(Err(code)), .. }
+        | Answer::TransactionsReady(Ok(Err(code)))
+        | Answer::OffsetsAdded(Ok(Err(code)))
+        | Answer::PositionCommitted(Ok(Err(code)))
+        | Answer::TransactionEnded(Ok(Err(code)))
+        | Answer::Position(Ok(Err(code))) => Some(*code),
+        Answer::PartitionsAdded(Ok(codes)) => codes.iter().copied().find(|code| *code != NONE),
+        _ => None,
+    }
+}
+
 fn is_produce(request: &Request) -> bool {
     matches!(request, Request::Produce { .. })
 }
@@ -1539,6 +2030,7 @@ fn exit_name(kind: ExitKind) -> &'static str {
         ExitKind::OtherKafka => "exit: OtherKafka",
         ExitKind::Publication => "exit: Publication",
         ExitKind::Unsuitable => "exit: Unsuitable",
+        ExitKind::Fenced => "exit: Fenced",
     }
 }
 
@@ -1575,6 +2067,16 @@ fn event_name(event: &Event) -> &'static str {
         Event::Settled { .. } => "event: Settled",
         Event::NotStored { .. } => "event: NotStored",
         Event::Stopping { .. } => "event: Stopping",
+        Event::Fenced { .. } => "event: Fenced",
+        Event::PositionLost { .. } => "event: PositionLost",
+        Event::PositionMissing { .. } => "event: PositionMissing",
+        Event::PositionPassed { .. } => "event: PositionPassed",
+        Event::PositionRead { .. } => "event: PositionRead",
+        Event::TransactionAborted { .. } => "event: TransactionAborted",
+        Event::TransactionCommitted { .. } => "event: TransactionCommitted",
+        Event::TransactionSplit { .. } => "event: TransactionSplit",
+        Event::Transactional { .. } => "event: Transactional",
+        Event::TransactionsRefused { .. } => "event: TransactionsRefused",
         other => panic!("an event without a name here: {other:?}"),
     }
 }

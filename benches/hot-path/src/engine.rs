@@ -156,6 +156,7 @@ fn settings(prefix: &str, compression: Compression) -> Settings {
         policies: Policies::HALT,
         create_topics: None,
         skip_stored: false,
+        delivery: factlib::relay::Delivery::AtLeastOnce,
         seed: 7,
     }
 }

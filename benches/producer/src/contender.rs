@@ -171,6 +171,7 @@ async fn ours(case: &Case) -> Cost {
         policies: Policies::HALT,
         create_topics: None,
         skip_stored: false,
+        transactions: None,
     };
     let mut ours = Ours {
         producer: Producer::new(settings, Jitter::new(7)),

@@ -55,6 +55,7 @@ impl Sender {
             compression: settings.compression,
             policies: Policies { general: Policy::Skip, ..Policies::HALT },
             create_topics: None,
+            transactions: None,
             skip_stored: false,
         };
         Self {

@@ -48,12 +48,18 @@ impl Producer {
             let topic = topics.get(*index);
             topic.is_some_and(|topic| matches!(topic.state, TopicState::Creating { .. }))
         });
-        let new = self.settings.create_topics.as_ref()?;
-        let partitions = usize::try_from(new.partitions.unwrap_or(PARTITIONS_UNTOLD));
+        let position_topic = self.settings.transactions.as_ref();
+        let like = |name: &str| match position_topic.filter(|it| *it.position_topic == *name) {
+            Some(it) => Some(&it.position_topic_like),
+            None => self.settings.create_topics.as_ref(),
+        };
+        let partitions = self.settings.create_topics.as_ref().and_then(|new| new.partitions);
+        let partitions = usize::try_from(partitions.unwrap_or(PARTITIONS_UNTOLD));
         let count = PARTITIONS_AT_ONCE / partitions.unwrap_or(1).max(1);
         let mut asked = Vec::new();
         for index in &self.creating {
             let Some(topic) = self.topics.get_mut(*index) else { continue };
+            let Some(new) = like(&topic.name) else { continue };
             let TopicState::Creating { at, .. } = &mut topic.state else { continue };
             if at.take_if(|at| *at <= now).is_none() {
                 continue;

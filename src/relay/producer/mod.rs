@@ -8,13 +8,18 @@ mod partition;
 mod refused;
 mod tail;
 mod topic;
+mod transaction;
+mod transactional;
+
+pub use transaction::TransactionState;
+pub use transactional::FoundPosition;
 
 use crate::relay::backoff::Jitter;
 use crate::relay::batch::{Batch, Record};
 use crate::relay::compression::Compression;
 use crate::relay::error_code::{
-    self, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION, TOPIC_AUTHORIZATION_FAILED,
-    UNKNOWN_TOPIC_OR_PARTITION,
+    self, CONCURRENT_TRANSACTIONS, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION,
+    TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION,
 };
 use crate::relay::event::Event;
 use crate::relay::kafka::{
@@ -27,7 +32,7 @@ use crate::relay::policy::{self, InitVerdict, TopicVerdict, Verdict};
 use crate::relay::position::Position;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
 use factlib_protocol::Timestamp;
-use partition::{Failure, Next, Partition, Trouble};
+use partition::{Failure, Lot, Next, Partition, Queued, Trouble};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +41,7 @@ use topic::{
     Fewer, MISSING_AGE_MAX, MISSING_GRACE, MISSING_MEMORY, MISSING_TOPICS_MAX, Missing, Topic,
     TopicState,
 };
+use transactional::Transactional;
 
 /// Attempts from here on are as far apart as they may be, and the next one is told.
 const SLOW_FROM_ATTEMPT: u32 = 15;
@@ -74,8 +80,23 @@ pub struct Settings {
     /// What a topic that is missing is created like, if it is at all. One that was there before never is:
     /// whoever deleted it knows why.
     pub create_topics: Option<NewTopic>,
-    /// What a partition had of us before this process is read back, and not produced again.
+    /// What a partition had of us before this process is read back, and not produced again. Not in transactions,
+    /// which need it not.
     pub skip_stored: bool,
+    /// Facts go in transactions.
+    pub transactions: Option<TransactionSettings>,
+}
+
+/// What transactions need to know beforehand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionSettings {
+    /// The topic of whose partition 0 the position is kept as an offset. It is created if it is missing, and nothing
+    /// is written to it.
+    pub position_topic: Arc<str>,
+    /// What it is created like.
+    pub position_topic_like: NewTopic,
+    /// How long a transaction may be open before its coordinator ends it.
+    pub timeout: Duration,
 }
 
 /// Index of a topic in [`Producer`].
@@ -181,7 +202,10 @@ pub struct Producer {
     metadata: Single,
     metadata_at: Option<Instant>,
     throttled: HashMap<BrokerId, Instant>,
-    generation: u32,
+    /// What is pushed now belongs to.
+    lot: Lot,
+    /// Facts go in transactions.
+    transactional: Option<Box<Transactional>>,
     unsettled_bytes: usize,
     unsettled_facts: usize,
     /// No broker has answered anything yet.
@@ -199,7 +223,6 @@ impl Producer {
     /// A producer that knows nothing of the cluster yet.
     pub fn new(settings: Settings, jitter: Jitter) -> Self {
         Self {
-            settings,
             jitter,
             topics: Vec::new(),
             names: HashMap::new(),
@@ -213,7 +236,9 @@ impl Producer {
             metadata: Single::default(),
             metadata_at: None,
             throttled: HashMap::new(),
-            generation: 0,
+            lot: Lot { generation: 0, group: 0 },
+            transactional: settings.transactions.as_ref().map(Transactional::new).map(Box::new),
+            settings,
             unsettled_bytes: 0,
             unsettled_facts: 0,
             unreached: None,
@@ -228,6 +253,9 @@ impl Producer {
     /// Breaks the producer deliberately, for a test that must go red.
     pub(super) fn seed_bug(&mut self, seeded: Seeded) {
         self.seeded = seeded;
+        if let Some(transactional) = &mut self.transactional {
+            transactional.seed_bug(seeded);
+        }
     }
 
     /// The first requests: who is there, and who we are.
@@ -236,7 +264,12 @@ impl Producer {
             self.route(now, &topic);
         }
         self.metadata.want(now);
-        self.init.want(now);
+        match self.position_topic() {
+            Some(topic) => {
+                self.route(now, &topic);
+            }
+            None => self.init.want(now),
+        }
     }
 
     /// The id of the cluster and that of another one that answered in its place, if that happened: then
@@ -402,7 +435,8 @@ impl Producer {
         let idle = |at: &usize| at_once || self.partitions.get(*at).is_some_and(Partition::is_idle);
         let Some(found) = resize_to.take_if(|_| partitions.iter().all(idle)) else { return };
         let dead_letters = self.settings.policies.dead_letter_topic.as_deref() == Some(&**name);
-        let tail = || Tail::new(self.settings.skip_stored && !dead_letters);
+        let skips = self.settings.skip_stored && self.transactional.is_none();
+        let tail = || Tail::new(skips && !dead_letters);
         *used = found.len();
         for (PartitionMetadata { index: partition, leader }, at) in found.into_iter().zip(0..) {
             match partitions.get(at).and_then(|at| self.partitions.get_mut(*at)) {
@@ -435,10 +469,9 @@ impl Producer {
         // Many partitions must not reserve for a full batch each.
         let room = RESERVED_BYTES_MAX / self.partitions.len().max(1);
         let Some(partition) = self.partitions.get_mut(index) else { return };
-        let generation = self.generation;
-        let grown = partition.push(position, committed, record, room, generation, ledger);
+        let grown = partition.push(position, committed, record, room, self.lot, ledger);
         if partition.is_full(self.settings.batch_bytes, self.settings.batch_records) {
-            partition.seal(self.generation);
+            partition.seal(self.lot);
         }
         ledger.enqueued(grown);
         self.unsettled_bytes += grown;
@@ -453,9 +486,9 @@ impl Producer {
     /// and are never mixed with new facts.
     pub fn timeline_changed(&mut self) {
         for partition in &mut self.partitions {
-            partition.seal(self.generation);
+            partition.seal(self.lot);
         }
-        self.generation += 1;
+        self.lot.generation += 1;
     }
 
     /// True if there is something that could be sent, now or when it has grown.
@@ -485,6 +518,11 @@ impl Producer {
             if produce {
                 self.produce(now, flush);
             }
+            if self.requests.is_empty()
+                && let Some(request) = self.poll_transactions(now, produce)
+            {
+                return Some(request);
+            }
         }
         self.requests.pop_front()
     }
@@ -503,6 +541,7 @@ impl Producer {
         let age = age.map(|at| at + self.settings.metadata_age_max);
         let singles = [self.init.deadline(), self.metadata.deadline(), age];
         let others = singles.into_iter().flatten().chain(self.create_at());
+        let others = others.chain(self.transactions_until(produce));
         waiting.chain(others).chain(self.tails_until()).min()
     }
 
@@ -578,7 +617,10 @@ impl Producer {
                     let PartitionAnswer { topic, partition, base_sequence, error, base_offset } =
                         answer;
                     let Some(at) = self.find(&topic, partition) else { continue };
-                    let mut verdict = policy::produce(error);
+                    let mut verdict = match self.transactional {
+                        None => policy::produce(error),
+                        Some(_) => policy::produce_in_transaction(error),
+                    };
                     if verdict == Verdict::Retry && self.seeded.is(SeededBug::DropOnError) {
                         verdict = Verdict::Stored;
                     }
@@ -605,19 +647,21 @@ impl Producer {
                     self.answered(now, at, batch.base_sequence, Err(failure), ledger, events);
                 }
             }
-            // To what is not asked for here.
-            Answer::Coordinator { .. }
-            | Answer::TransactionsReady(_)
-            | Answer::PartitionsAdded(_)
-            | Answer::OffsetsAdded(_)
-            | Answer::PositionCommitted(_)
-            | Answer::TransactionEnded(_)
-            | Answer::Position(_) => {}
             Answer::Tail { topic, partition, from, answer } => {
                 if let Some(at) = self.find(&topic, partition) {
                     self.tail_answered(now, at, from, answer, ledger);
                 }
             }
+            answer @ (Answer::Coordinator { .. }
+            | Answer::TransactionsReady(_)
+            | Answer::PartitionsAdded(_)
+            | Answer::OffsetsAdded(_)
+            | Answer::PositionCommitted(_)
+            | Answer::TransactionEnded(_)
+            | Answer::Position(_)) => self.coordinated(now, answer, ledger, events),
+        }
+        if self.transactional.is_some() {
+            self.go_on(now, ledger, events);
         }
     }
 
@@ -649,21 +693,29 @@ impl Producer {
     fn produce(&mut self, now: Instant, flush: bool) {
         self.throttled.retain(|_, until| *until > now);
         let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
+        let sending = self.sending(flush);
         let waiting = std::mem::take(&mut self.waiting);
         for index in waiting {
             let Some(partition) = self.partitions.get_mut(index) else { continue };
             // A time that has passed is no deadline any more.
             partition.retry_at = partition.retry_at.filter(|at| *at > now);
-            if partition.producer.is_none() {
-                partition.producer = self.latest;
+            match &mut self.transactional {
+                None if partition.producer.is_none() => partition.producer = self.latest,
+                None => {}
+                Some(transactional) => {
+                    let topic = self.topics.get(partition.topic).map(|topic| &topic.name);
+                    if !transactional.admits(partition, topic, index, &sending) {
+                        self.waiting.push(index);
+                        continue;
+                    }
+                }
             }
             let is_throttled = |leader| self.throttled.contains_key(leader);
             let topic = self.topics.get(partition.topic);
             let topic_id = topic.and_then(|topic| topic.id);
-            let window = self.settings.in_flight;
             let next = match partition.leader.as_ref().is_some_and(is_throttled) {
                 true => Next::Later,
-                false => partition.next(now, topic_id, window, flush, self.generation),
+                false => partition.next(now, topic_id, &sending),
             };
             let (batch, base_sequence) = match next {
                 Next::Nothing => {
@@ -703,11 +755,13 @@ impl Producer {
                 None => by_broker.push((leader, len, vec![batch])),
             }
         }
-        let produces = by_broker.into_iter();
-        self.requests.extend(produces.map(|(broker, _, batches)| Request::Produce {
-            broker,
-            transaction: None,
-            batches,
+        let transaction = match by_broker.is_empty() {
+            true => None,
+            false => self.open_transaction(now),
+        };
+        self.requests.extend(by_broker.into_iter().map(|(broker, _, batches)| {
+            let transaction = transaction.clone();
+            Request::Produce { broker, transaction, batches }
         }));
     }
 
@@ -745,7 +799,7 @@ impl Producer {
         let Some(partition) = self.partitions.get_mut(at) else { return };
         let topic = self.topics.get(partition.topic).map(|topic| &*topic.name);
         if topic == self.settings.policies.dead_letter_topic.as_deref() {
-            partition.seal(self.generation);
+            partition.seal(self.lot);
             if let Some(place) = partition.disown_last() {
                 ledger.batch_settled(place);
             }
@@ -760,8 +814,9 @@ impl Producer {
         ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) {
-        let Some(partition) = self.partitions.get_mut(at) else { return };
-        while let Some(stored) = partition.take_stored() {
+        loop {
+            let Some(partition) = self.partitions.get_mut(at) else { return };
+            let Some(stored) = partition.take_stored() else { return };
             if let Some(trouble) = partition.trouble.take()
                 && let Some(topic) = self.topics.get(partition.topic)
             {
@@ -771,18 +826,34 @@ impl Producer {
                     after: now.saturating_duration_since(trouble.since),
                 });
             }
-            let bytes = stored.batch.plain_len();
-            let facts = usize::try_from(stored.batch.records()).unwrap_or(0);
-            self.unsettled_bytes -= bytes;
-            self.unsettled_facts -= facts;
-            if let Some(topic) = self.topics.get(partition.topic) {
-                let topic = Arc::clone(&topic.name);
-                let committed = stored.batch.committed();
-                events.push_back(Event::Settled { topic, facts, bytes, committed });
+            match self.transactional {
+                None => self.settled(at, &stored, ledger, events),
+                // Not before its transaction is committed.
+                Some(_) => partition.keep(stored),
             }
-            if stored.generation == self.generation {
-                ledger.batch_settled(stored.place);
-            }
+        }
+    }
+
+    /// The batch is in Kafka for good.
+    fn settled(
+        &mut self,
+        at: usize,
+        stored: &Queued,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        let bytes = stored.batch.plain_len();
+        let facts = usize::try_from(stored.batch.records()).unwrap_or(0);
+        self.unsettled_bytes -= bytes;
+        self.unsettled_facts -= facts;
+        let topic = self.partitions.get(at).and_then(|partition| self.topics.get(partition.topic));
+        if let Some(topic) = topic {
+            let topic = Arc::clone(&topic.name);
+            let committed = stored.batch.committed();
+            events.push_back(Event::Settled { topic, facts, bytes, committed });
+        }
+        if stored.lot.generation == self.lot.generation {
+            ledger.batch_settled(stored.place);
         }
     }
 
@@ -806,6 +877,15 @@ impl Producer {
         let reason = &failure.reason;
         let mut halted = false;
         match failure.verdict {
+            Verdict::Retry
+                if failure.code == CONCURRENT_TRANSACTIONS && self.transactional.is_some() =>
+            {
+                // The markers of the transaction before are being written.
+                partition.attempts = partition.attempts.saturating_add(1);
+                partition.retry_at = Some(now + transaction::soon(partition.attempts));
+                return;
+            }
+            Verdict::Recover => return self.transaction_over(reason, events),
             Verdict::Stored | Verdict::Retry => {}
             Verdict::Moved => {
                 partition.leader = None;
@@ -818,7 +898,7 @@ impl Producer {
             }
             Verdict::TooLarge | Verdict::RecordRefused => {
                 let too_large = failure.verdict == Verdict::TooLarge;
-                if let Some(grown) = partition.divide(too_large, self.generation, ledger) {
+                if let Some(grown) = partition.divide(too_large, self.lot, ledger) {
                     self.unsettled_bytes = self.unsettled_bytes.saturating_add_signed(grown);
                     return;
                 }
@@ -959,13 +1039,18 @@ impl Producer {
         ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) -> bool {
+        let is_position_topic = self.position_topic().is_some_and(|name| *name == *found.name);
         let Some(topic) = self.topics.get_mut(index) else { return false };
         let verdict = policy::topic_metadata(found.error);
         let memory = MISSING_MEMORY + 2 * self.settings.backoff_max;
         if verdict == TopicVerdict::Missing {
+            let created = match is_position_topic {
+                true => true,
+                false => self.settings.create_topics.is_some(),
+            };
             return match &mut topic.state {
-                // Facts wait for it; they are never routed anew.
-                TopicState::Known { partitions, missing, .. } => {
+                // Facts wait for it; they are never routed anew. Where the position was there is none to wait.
+                TopicState::Known { partitions, missing, .. } if !is_position_topic => {
                     *missing = Some(Missing::said(*missing, found.error, now, memory));
                     let partitions = partitions.clone();
                     let reason = format!(
@@ -976,10 +1061,7 @@ impl Producer {
                 }
                 // A broker that has not heard of it yet.
                 TopicState::Creating { .. } if found.error == UNKNOWN_TOPIC_OR_PARTITION => true,
-                state
-                    if found.error == UNKNOWN_TOPIC_OR_PARTITION
-                        && self.settings.create_topics.is_some() =>
-                {
+                state if found.error == UNKNOWN_TOPIC_OR_PARTITION && created => {
                     *state = TopicState::Creating { at: Some(now), attempts: 0 };
                     self.creating.push(index);
                     false
@@ -1004,11 +1086,13 @@ impl Producer {
         if !complete {
             return true;
         }
+        let mut made_anew = false;
         if topic.id != found.id {
             let before = std::mem::replace(&mut topic.id, found.id);
             if before.is_some() && found.id.is_some() {
-                let topic = Arc::clone(&topic.name);
-                events.push_back(Event::TopicMadeAnew { topic });
+                let name = Arc::clone(&topic.name);
+                events.push_back(Event::TopicMadeAnew { topic: name });
+                made_anew = true;
             }
             // What the one before had is not in this one.
             if let TopicState::Known { partitions, .. } = &topic.state {
@@ -1021,6 +1105,10 @@ impl Producer {
                 }
             }
         }
+        if made_anew {
+            self.lost_with_topic(index, events);
+        }
+        let Some(topic) = self.topics.get_mut(index) else { return false };
         let count = found.partitions.len();
         let mut gone = Vec::new();
         // Whether there really are fewer than before is not sure yet.
@@ -1089,7 +1177,7 @@ impl Producer {
             let Some(partition) = self.partitions.get_mut(at) else { continue };
             if !partition.is_idle() {
                 partition.attempts = partition.attempts.saturating_add(1);
-                partition.seal(self.generation);
+                partition.seal(self.lot);
                 self.trouble(now, at, reason, true, events);
                 self.give_up_missing(now, at, reason, ledger, events);
                 lost |= self.partitions.get(at).is_some_and(|partition| !partition.is_idle());

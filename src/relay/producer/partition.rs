@@ -46,17 +46,40 @@ struct Open {
 pub(super) struct Queued {
     pub(super) batch: Batch,
     pub(super) place: Place,
-    /// See [`super::Producer::timeline_changed`].
-    pub(super) generation: u32,
+    pub(super) lot: Lot,
     state: State,
     /// A copy of it may have been appended, or still be.
     ambiguous: bool,
 }
 
 impl Queued {
-    fn new(batch: Batch, place: Place, generation: u32) -> Self {
-        Self { batch, place, generation, state: State::Ready, ambiguous: false }
+    fn new(batch: Batch, place: Place, lot: Lot) -> Self {
+        Self { batch, place, lot, state: State::Ready, ambiguous: false }
     }
+}
+
+/// What a batch belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lot {
+    /// See [`super::Producer::timeline_changed`].
+    pub(super) generation: u32,
+    /// Which transaction of ours it goes with; without transactions there is one group.
+    pub(super) group: u32,
+}
+
+/// What may be sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sending {
+    /// So many batches may be in flight.
+    pub(super) window: usize,
+    /// Batches that could still grow are sent, too.
+    pub(super) flush: bool,
+    /// What is open belongs to this.
+    pub(super) lot: Lot,
+    /// Nothing of a later group is sent.
+    pub(super) last_group: u32,
+    /// As part of a transaction.
+    pub(super) transactional: bool,
 }
 
 #[derive(Debug)]
@@ -127,6 +150,10 @@ pub(super) struct Partition {
     open: Option<Open>,
     /// What was sent is at the front.
     queue: VecDeque<Queued>,
+    /// What is stored and not committed, oldest first. Empty without transactions.
+    uncommitted: VecDeque<Queued>,
+    /// The transaction that it was added to last.
+    pub(super) added: u64,
     in_flight: usize,
     /// Where what is in flight was sent.
     sent_to: Option<Log>,
@@ -167,6 +194,8 @@ impl Partition {
             waiting: false,
             open: None,
             queue: VecDeque::new(),
+            uncommitted: VecDeque::new(),
+            added: 0,
             in_flight: 0,
             sent_to: None,
             failed: false,
@@ -177,14 +206,24 @@ impl Partition {
         }
     }
 
-    /// True if nothing of it is unsettled.
+    /// True if all of it is stored.
     pub(super) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.open.is_none()
     }
 
+    /// True if all of these groups is stored.
+    pub(super) fn has_stored(&self, last_group: u32) -> bool {
+        self.queue.front().is_none_or(|queued| queued.lot.group > last_group)
+    }
+
+    /// True if something is in flight.
+    pub(super) fn is_waiting_for_answers(&self) -> bool {
+        self.in_flight > 0
+    }
+
     /// When the oldest fact that is not settled was committed, as far as it is known.
     pub(super) fn oldest_commit(&self) -> Option<Timestamp> {
-        let committed = match self.queue.front() {
+        let committed = match self.uncommitted.front().or_else(|| self.queue.front()) {
             Some(queued) => queued.batch.committed(),
             None => self.open.as_ref()?.batch.committed(),
         };
@@ -203,11 +242,11 @@ impl Partition {
         committed: Timestamp,
         record: &Record<'_>,
         room: usize,
-        generation: u32,
+        lot: Lot,
         ledger: &mut Ledger,
     ) -> usize {
         if self.open.as_ref().is_some_and(|open| !open.batch.has_room_for(record, self.bytes_max)) {
-            self.seal(generation);
+            self.seal(lot);
         }
         let (open, before) = match &mut self.open {
             Some(open) => {
@@ -238,23 +277,28 @@ impl Partition {
     }
 
     /// Closes the open batch, if there is one.
-    pub(super) fn seal(&mut self, generation: u32) {
+    pub(super) fn seal(&mut self, lot: Lot) {
         if let Some(Open { batch, place }) = self.open.take() {
             let batch = batch.seal();
-            self.queue.push_back(Queued::new(batch, place, generation));
+            self.queue.push_back(Queued::new(batch, place, lot));
         }
     }
 
-    /// What to send at `now` to `topic`, with up to `window` batches in flight. A batch that could still grow is
-    /// sent if `flush` says so and nothing else is in flight: what comes until the answer goes with it.
-    pub(super) fn next(
-        &mut self,
-        now: Instant,
-        topic: Option<Uuid>,
-        window: usize,
-        flush: bool,
-        generation: u32,
-    ) -> Next {
+    /// Whether there is something that `sending` allows; none if there is nothing that it would wait for.
+    pub(super) fn has_ready(&self, sending: &Sending) -> Option<bool> {
+        if self.failed {
+            return None;
+        }
+        match self.first_ready().and_then(|at| self.queue.get(at)) {
+            Some(queued) => Some(queued.lot.group <= sending.last_group),
+            None if self.open.is_none() => None,
+            None => Some(sending.flush && sending.lot.group <= sending.last_group),
+        }
+    }
+
+    /// What to send at `now` to `topic`. A batch that could still grow is sent if `sending` says so and nothing else
+    /// is in flight: what comes until the answer goes with it.
+    pub(super) fn next(&mut self, now: Instant, topic: Option<Uuid>, sending: &Sending) -> Next {
         if self.failed || self.tail.holds_back(self.in_flight > 0) {
             return Next::Nothing;
         }
@@ -263,14 +307,14 @@ impl Partition {
             if self.open.is_none() || (self.in_flight > 0 && !self.keeps_order) {
                 return Next::Nothing;
             }
-            if !flush {
+            if !sending.flush || sending.lot.group > sending.last_group {
                 return Next::Later;
             }
             at = Some(self.queue.len());
-            self.seal(generation);
+            self.seal(sending.lot);
         }
         let log = self.leader.map(|broker| Log { broker, topic });
-        let follows = || self.in_flight < window && self.is_proven(now, log);
+        let follows = || self.in_flight < sending.window && self.is_proven(now, log);
         if self.in_flight > 0 && !self.keeps_order && !follows() {
             return Next::Nothing;
         }
@@ -282,12 +326,18 @@ impl Partition {
         ) else {
             return Next::Later;
         };
+        if queued.lot.group > sending.last_group {
+            return Next::Later;
+        }
         let base_sequence = match queued.batch.stamp() {
             Some((_, base_sequence)) => base_sequence,
             None => {
                 let base_sequence = self.next_sequence;
                 self.next_sequence = sequence_after(base_sequence, queued.batch.records());
-                queued.batch.set_stamp(producer, base_sequence);
+                match sending.transactional {
+                    false => queued.batch.set_stamp(producer, base_sequence),
+                    true => queued.batch.set_transactional_stamp(producer, base_sequence),
+                }
                 base_sequence
             }
         };
@@ -342,13 +392,13 @@ impl Partition {
 
     /// Takes the facts out of what was not sent yet that are there already: how many, and how many encoded bytes
     /// less that makes.
-    pub(super) fn take_already_stored(&mut self, now: u32, ledger: &mut Ledger) -> (usize, usize) {
+    pub(super) fn take_already_stored(&mut self, now: Lot, ledger: &mut Ledger) -> (usize, usize) {
         self.seal(now);
         let (mut facts, mut less) = (0, 0);
         let queue = std::mem::take(&mut self.queue);
-        for Queued { batch, place, generation, state, ambiguous } in queue {
+        for Queued { batch, place, lot, state, ambiguous } in queue {
             if !matches!(state, State::Ready) || batch.stamp().is_some() {
-                self.queue.push_back(Queued { batch, place, generation, state, ambiguous });
+                self.queue.push_back(Queued { batch, place, lot, state, ambiguous });
                 continue;
             }
             let (bytes, records) = (batch.plain_len(), batch.records());
@@ -361,8 +411,8 @@ impl Partition {
             less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
             // What is left keeps its place, if its first fact went, too: it may only hold more back.
             match kept {
-                Some(batch) => self.queue.push_back(Queued::new(batch, place, generation)),
-                None if generation == now => ledger.batch_settled(place),
+                Some(batch) => self.queue.push_back(Queued::new(batch, place, lot)),
+                None if lot.generation == now.generation => ledger.batch_settled(place),
                 None => {}
             }
         }
@@ -432,7 +482,7 @@ impl Partition {
     /// See [`super::SeededBug::SettleDeadLetterEarly`].
     pub(super) fn disown_last(&mut self) -> Option<Place> {
         let queued = self.queue.back_mut()?;
-        queued.generation = u32::MAX;
+        queued.lot.generation = u32::MAX;
         Some(queued.place)
     }
 
@@ -458,7 +508,7 @@ impl Partition {
     pub(super) fn divide(
         &mut self,
         too_large: bool,
-        now: u32,
+        now: Lot,
         ledger: &mut Ledger,
     ) -> Option<isize> {
         let len = self.first_len();
@@ -483,13 +533,14 @@ impl Partition {
     }
 
     /// The same for one batch, which is not appended.
-    fn divide_at(&mut self, at: usize, now: u32, ledger: &mut Ledger) -> Option<isize> {
-        let Queued { batch, place, generation, state, ambiguous } = self.queue.remove(at)?;
+    fn divide_at(&mut self, at: usize, now: Lot, ledger: &mut Ledger) -> Option<isize> {
+        let Queued { batch, place, lot, state, ambiguous } = self.queue.remove(at)?;
         let (len, stamp) = (batch.plain_len(), batch.stamp());
+        let transactional = batch.is_transactional();
         let mut parts = match batch.split() {
             Ok(parts) => parts,
             Err(batch) => {
-                let whole = Queued { batch, place, generation, state, ambiguous };
+                let whole = Queued { batch, place, lot, state, ambiguous };
                 self.queue.insert(at, whole);
                 return None;
             }
@@ -497,18 +548,23 @@ impl Partition {
         // Its sequences are free, and those of the batches behind it are theirs.
         if let Some((producer, base)) = stamp {
             let [first, second] = &mut parts;
-            first.set_stamp(producer, base);
-            second.set_stamp(producer, sequence_after(base, first.records()));
+            let next = sequence_after(base, first.records());
+            for (part, base) in [(first, base), (second, next)] {
+                match transactional {
+                    false => part.set_stamp(producer, base),
+                    true => part.set_transactional_stamp(producer, base),
+                }
+            }
         }
         let [first, second] = parts;
-        let behind = match generation == now {
+        let behind = match lot.generation == now.generation {
             true => ledger.batch_divided(place, second.first().unit),
             false => place,
         };
         // There is one header more, and the records of the second part have smaller deltas.
         let grown = (first.plain_len() + second.plain_len()).cast_signed() - len.cast_signed();
         for (batch, place) in [(second, behind), (first, place)] {
-            self.queue.insert(at, Queued::new(batch, place, generation));
+            self.queue.insert(at, Queued::new(batch, place, lot));
         }
         Some(grown)
     }
@@ -533,10 +589,112 @@ impl Partition {
         }
     }
 
-    /// Puts a batch at the end, behind the open one.
-    pub(super) fn enqueue(&mut self, batch: Batch, place: Place, generation: u32, now: u32) {
+    /// Puts a batch behind all others of its group, the open one included.
+    pub(super) fn enqueue(&mut self, batch: Batch, place: Place, lot: Lot, now: Lot) {
+        let queued = Queued::new(batch, place, lot);
+        if lot.group >= now.group {
+            self.seal(now);
+            self.queue.push_back(queued);
+            return;
+        }
+        let at = self.queue.partition_point(|other| other.lot.group <= lot.group);
+        self.queue.insert(at, queued);
+    }
+
+    // ---- in transactions ----
+
+    /// What was stored is not committed yet.
+    pub(super) fn keep(&mut self, queued: Queued) {
+        self.uncommitted.push_back(queued);
+    }
+
+    /// Takes the oldest batch of these groups that is committed now.
+    pub(super) fn take_committed(&mut self, last_group: u32) -> Option<Queued> {
+        self.uncommitted.front().filter(|queued| queued.lot.group <= last_group)?;
+        self.uncommitted.pop_front()
+    }
+
+    /// True if something of it is in the transaction that is open, or on the way there.
+    pub(super) fn is_uncommitted(&self) -> bool {
+        !self.uncommitted.is_empty() || self.in_flight > 0
+    }
+
+    /// Goes on as another producer, or in another epoch, in which sequences begin anew.
+    pub(super) fn adopt(&mut self, producer: ProducerId) {
+        if self.producer.map(|known| known.id) != Some(producer.id) {
+            self.proven = None;
+        }
+        self.start_over(Some(producer));
+    }
+
+    /// The transaction is over, and nothing of it is in flight: what was stored in it goes again.
+    pub(super) fn repeat(&mut self) {
+        while let Some(stored) = self.uncommitted.pop_back() {
+            self.queue.push_front(stored);
+        }
+        for queued in &mut self.queue {
+            queued.state = State::Ready;
+            queued.ambiguous = false;
+        }
+        self.failed = false;
+        self.proven = None;
+        self.retry_at = None;
+        self.start_over(None);
+    }
+
+    /// True if a fact behind `last` of this group was sent.
+    pub(super) fn has_sent_behind(&self, last: Option<Position>, group: u32) -> bool {
+        let sent = self.queue.iter().filter(|queued| queued.batch.stamp().is_some());
+        let mut sent = self.uncommitted.iter().chain(sent);
+        sent.any(|queued| queued.lot.group == group && !queued.batch.lies_within(last))
+    }
+
+    /// Drops the facts behind `last` of this group, none of which may have been sent: how many, and how many encoded
+    /// bytes less that makes.
+    pub(super) fn cut(
+        &mut self,
+        last: Option<Position>,
+        now: Lot,
+        ledger: &mut Ledger,
+    ) -> (usize, usize) {
         self.seal(now);
-        self.queue.push_back(Queued::new(batch, place, generation));
+        let (mut facts, mut less) = (0, 0);
+        let queue = std::mem::take(&mut self.queue);
+        for queued in queue {
+            if queued.lot.group != now.group || queued.batch.lies_within(last) {
+                self.queue.push_back(queued);
+                continue;
+            }
+            let Queued { batch, place, lot, .. } = queued;
+            let (bytes, records) = (batch.plain_len(), batch.records());
+            let kept = batch.retain(|record| record.position() <= last);
+            let kept_records = kept.as_ref().map_or(0, Batch::records);
+            facts += usize::try_from(records - kept_records).unwrap_or(0);
+            less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
+            match kept {
+                Some(batch) => self.queue.push_back(Queued::new(batch, place, lot)),
+                None if lot.generation == now.generation => ledger.batch_settled(place),
+                None => {}
+            }
+        }
+        (facts, less)
+    }
+
+    /// Drops everything, of which nothing may be in flight: how many facts, and how many encoded bytes.
+    pub(super) fn clear(&mut self, now: Lot, ledger: &mut Ledger) -> (usize, usize) {
+        self.seal(now);
+        self.repeat();
+        self.trouble = None;
+        self.attempts = 0;
+        let (mut facts, mut bytes) = (0, 0);
+        for Queued { batch, place, lot, .. } in self.queue.drain(..) {
+            facts += usize::try_from(batch.records()).unwrap_or(0);
+            bytes += batch.plain_len();
+            if lot.generation == now.generation {
+                ledger.batch_settled(place);
+            }
+        }
+        (facts, bytes)
     }
 
     /// Length of the oldest batch, encoded, before compression.
@@ -568,9 +726,12 @@ mod tests {
             let record =
                 Record { timestamp_ms: 0, key: None, value: Some(b"fact"), headers: &headers };
             ledger.begin(unit);
-            partition.push(position, Timestamp(0), &record, 0, 0, &mut ledger);
-            partition.seal(0);
-            match partition.next(now, None, 1, true, 0) {
+            let lot = Lot { generation: 0, group: 0 };
+            partition.push(position, Timestamp(0), &record, 0, lot, &mut ledger);
+            partition.seal(lot);
+            let sending =
+                Sending { window: 1, flush: true, lot, last_group: 0, transactional: false };
+            match partition.next(now, None, &sending) {
                 Next::Send(_, sequence) => sequences.push(sequence),
                 Next::Nothing | Next::Later => panic!("batch {n} is not sent"),
             }

@@ -134,25 +134,30 @@ impl Producer {
                 for (to, (first, batch)) in letters {
                     let Some(&to) = partitions.get(to as usize) else { continue };
                     let Some(partition) = self.partitions.get_mut(to) else { continue };
-                    let place = match given_up.generation == self.generation {
+                    let place = match given_up.lot.generation == self.lot.generation {
                         true => ledger.batch_divided(given_up.place, first.unit),
                         false => given_up.place,
                     };
                     let batch = batch.seal();
                     self.unsettled_bytes += batch.plain_len();
-                    partition.enqueue(batch, place, given_up.generation, self.generation);
+                    partition.enqueue(batch, place, given_up.lot, self.lot);
                     self.wait(to);
                 }
             }
         }
         self.unsettled_bytes -= given_up.batch.plain_len();
-        if given_up.generation == self.generation {
+        if given_up.lot.generation == self.lot.generation {
             ledger.batch_settled(given_up.place);
         }
         let cause = "a batch before them was given up";
-        let repeated = self.start_over(now, at, false);
-        if repeated > 0 {
-            self.sequences_lost(at, cause, repeated, events);
+        if self.transactional.is_none() {
+            let repeated = self.start_over(now, at, false);
+            if repeated > 0 {
+                self.sequences_lost(at, cause, repeated, events);
+            }
+        } else if given_up.batch.stamp().is_some() {
+            // In the sequences there is a hole, and their next epoch is the coordinator's to give.
+            self.transaction_over("a batch of it was given up", events);
         }
         // What is behind it may have been stored while it was ambiguous.
         self.settle(now, at, ledger, events);

@@ -274,12 +274,12 @@ impl Producer {
 
     /// No more is asked. What was not sent yet may be there already.
     fn tail_read(&mut self, at: usize, ledger: &mut Ledger) {
-        let generation = self.generation;
+        let lot = self.lot;
         let Some(partition) = self.partitions.get_mut(at) else { return };
         let Tail::Asked(asked) = std::mem::replace(&mut partition.tail, Tail::Off) else { return };
         let (facts, other) = (asked.known.records.len(), asked.other);
         partition.tail = Tail::Known(asked.known);
-        let (came, bytes) = partition.take_already_stored(generation, ledger);
+        let (came, bytes) = partition.take_already_stored(lot, ledger);
         if let Some(topic) = self.topics.get(partition.topic) {
             let (topic, partition) = (Arc::clone(&topic.name), partition.index);
             self.tails.events.push_back(Event::TailRead { topic, partition, facts, other });
@@ -400,6 +400,7 @@ mod tests {
                 batch_records: 1000,
                 in_flight: 5,
                 keeps_order: false,
+                transactions: None,
                 compression: Compression::None,
                 policies: Policies {
                     general: Policy::DeadLetter,

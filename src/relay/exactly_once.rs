@@ -1,0 +1,410 @@
+//! Facts in Kafka transactions: what goes into one, where the relay begins, and who publishes.
+//!
+//! A group is what one Kafka transaction holds: whole transactions of PostgreSQL in the order of their delivery, and the
+//! position behind them. PostgreSQL is told only what a committed position holds, so at a start the slot stands at
+//! it or before; what comes again is known by its position, and not produced again.
+
+use super::engine::{Link, Relay, SLOT_IN_USE_RETRY, Stuck};
+use super::event::{End, Event};
+use super::exchange::{Delivery, ExactlyOnce, LargeTransactions, Now, Settings, transactional_id};
+use super::gone::ExitKind;
+use super::position::{Position, Unit};
+use super::position_record::{PositionRecord, Standing};
+use super::seeded_bug::SeededBug;
+use crate::size;
+use factlib_protocol::Lsn;
+use std::time::{Duration, Instant};
+
+/// Where no facts come, the position follows what is read at most this often: whoever waits for a place in the log waits
+/// no longer than for the status that tells it, and a transaction a second is nothing to a broker.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// And as soon as so much of the log is behind it: a segment, which the server could do without.
+const IDLE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Where nothing at all is read it is committed again, long before it expires: brokers keep offsets for a week, or as
+/// `offsets.retention.minutes` says, which nobody sets to less than a day.
+const RENEWAL: Duration = Duration::from_secs(3600);
+
+/// A transaction that is open for such a part of its timeout is ended: the rest is for ending it.
+const TIMEOUT_SHARE: u32 = 2;
+
+/// Such a part of the window is one group at most: while it is being committed the next one gathers.
+const WINDOW_SHARE: usize = 2;
+
+/// What is gathering.
+#[derive(Debug)]
+pub(super) struct Groups {
+    settings: ExactlyOnce,
+    /// The transactional id, which is the consumer group, too.
+    id: String,
+    bytes_max: usize,
+    /// The last fact of what was read as a whole. What was enqueued behind it is part of a transaction that is being
+    /// read.
+    whole: Option<Position>,
+    /// The unit that goes in several transactions, how many of them are closed.
+    split: Option<(Unit, u32)>,
+    /// When the first fact was enqueued.
+    since: Option<Instant>,
+    /// It is to be closed at the end of the unit that is being read.
+    due: bool,
+    /// It is to be closed before anything is read: what was read in part was taken out of it, and comes again.
+    is_cut: bool,
+    /// The time, where that is asked for unit by unit.
+    now: Option<Instant>,
+    /// When a position was read or closed last.
+    positioned: Option<Instant>,
+    /// Where the slot stood when that was asked last.
+    slot: Lsn,
+    /// When something follows from the time alone.
+    wake: Option<Instant>,
+}
+
+impl Groups {
+    pub(super) fn new(settings: &Settings) -> Option<Self> {
+        let Delivery::ExactlyOnce(exactly_once) = &settings.delivery else { return None };
+        Some(Self {
+            bytes_max: exactly_once.bytes_max.min(settings.in_flight_bytes_max / WINDOW_SHARE),
+            settings: exactly_once.clone(),
+            id: String::new(),
+            whole: None,
+            split: None,
+            since: None,
+            due: false,
+            is_cut: false,
+            now: None,
+            positioned: None,
+            slot: Lsn::INVALID,
+            wake: None,
+        })
+    }
+
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.wake
+    }
+}
+
+impl Relay {
+    /// The server is known, and where the slot stands.
+    pub(super) fn slot_stands(&mut self, now: Now, system: u64, database: u32, confirmed: Lsn) {
+        let Some(groups) = &mut self.groups else { return };
+        groups.slot = confirmed;
+        groups.id = transactional_id(system, database, &groups.settings.slot);
+        self.producer.name_transactions(now.at, &groups.id);
+        // It may have been read before the connection was lost.
+        self.judge(now);
+    }
+
+    /// What is held counts no more: it will be read again, as far as it is still there. With `anew` nothing of ours
+    /// does.
+    pub(super) fn forget_held(&mut self, now: Now, anew: bool) {
+        self.ledger.timeline_changed();
+        self.producer.timeline_changed();
+        self.enqueued = None;
+        self.part = None;
+        if let Some(groups) = &mut self.groups {
+            (groups.whole, groups.split, groups.is_cut) = (None, None, false);
+            self.producer.drop_held(now.at, anew, &mut self.ledger, &mut self.events);
+            self.waits_for_position = true;
+        }
+    }
+
+    /// Facts of a unit that was not read to its end leave the group, and come again as a whole.
+    pub(super) fn unread(&mut self, now: Now) {
+        let Some(groups) = &mut self.groups else { return };
+        if self.enqueued == groups.whole {
+            return;
+        }
+        groups.is_cut = true;
+        self.enqueued = groups.whole;
+        self.producer.cut(now.at, groups.whole, &mut self.ledger, &mut self.events);
+    }
+
+    /// An answer of Kafka has come.
+    pub(super) fn transactions_answered(&mut self, now: Now) {
+        if let Some(cause) = self.producer.fenced().map(str::to_owned) {
+            return self.fenced(now, cause);
+        }
+        if let Some(cause) = self.producer.take_unsure() {
+            return self.begin_anew(now, cause);
+        }
+        self.judge(now);
+    }
+
+    fn fenced(&mut self, now: Now, cause: String) {
+        let Some(groups) = &self.groups else { return };
+        if !groups.settings.standby || self.stopping.is_some() {
+            let reason = format!(
+                "{cause}; nothing more is published here, and what was not committed stays in the slot: stop the \
+                 other one, or run this one as its standby (STANDBY=true)"
+            );
+            return self.exit(ExitKind::Fenced, reason);
+        }
+        self.events.push_back(Event::Fenced { cause: cause.clone() });
+        self.begin_anew(now, cause);
+    }
+
+    /// Somebody else may have published what is held: what is in Kafka is to be asked, with the slot.
+    fn begin_anew(&mut self, now: Now, cause: String) {
+        if matches!(self.link, Link::Streaming(_) | Link::Starting) {
+            self.hang_up(now, End::Fenced, SLOT_IN_USE_RETRY, cause);
+        }
+        self.forget_held(now, true);
+    }
+
+    /// The position that was read is compared with where the slot stands.
+    fn judge(&mut self, now: Now) {
+        let Some(found) = self.producer.found_position() else { return };
+        let (Some(groups), Some(system)) = (&self.groups, self.system) else { return };
+        let (slot, group) = (groups.slot, &groups.id);
+        let topic = &groups.settings.position_topic;
+        let forget = format!(
+            "delete it (kafka-consumer-groups --delete --group {group}), and the relay begins where the slot stands"
+        );
+        let record = match found {
+            Ok(record) => record,
+            Err(why) => {
+                let reason = format!(
+                    "the position that Kafka keeps for group {group} and topic {topic} cannot be read: {why}; {forget}: \
+                     facts that are in Kafka and were not confirmed to PostgreSQL then come twice"
+                );
+                return self.exit(ExitKind::Slot, reason);
+            }
+        };
+        let mut position = (slot.min(self.wal_flushed), None);
+        match record {
+            None => self.events.push_back(Event::PositionMissing { slot }),
+            Some(record) if record.system != system => {
+                let reason = format!(
+                    "the position that Kafka keeps for group {group} is of the cluster with system id {}, and this is \
+                     {system}; {forget}, if that was meant",
+                    record.system
+                );
+                return self.exit(ExitKind::OtherCluster, reason);
+            }
+            Some(record) => match record.on(&self.timelines, slot) {
+                Standing::Comparable if record.lsn > self.wal_flushed => {
+                    let reason = format!(
+                        "the server's WAL ends at {}, before {}, up to which its facts are in Kafka: its history went \
+                         back (a restored backup, or fsync switched off?); facts may be missing or different",
+                        self.wal_flushed, record.lsn
+                    );
+                    return self.exit(ExitKind::OtherCluster, reason);
+                }
+                Standing::Comparable => {
+                    let PositionRecord { lsn, fact, .. } = record;
+                    self.events.push_back(Event::PositionRead { lsn, fact });
+                    position = (lsn, Some(record));
+                }
+                Standing::Gap { bytes } => {
+                    let reason = format!(
+                        "the slot stands at {slot}, {} beyond {}, up to which facts are in Kafka: what was committed \
+                         between is in neither, unless it was published with DELIVERY=at-least-once; if it was, or is \
+                         to be given up, {forget}",
+                        size::human(bytes),
+                        record.lsn
+                    );
+                    return self.exit(ExitKind::Slot, reason);
+                }
+                Standing::BeyondTheSwitch { .. } => {
+                    let PositionRecord { lsn, timeline, .. } = record;
+                    self.events.push_back(Event::PositionPassed { lsn, timeline, slot });
+                    // What comes again of the common part is before it; all of the new timeline is behind.
+                    position.1 = Some(record);
+                }
+                Standing::ElsewhereInHistory => {
+                    let PositionRecord { lsn, timeline, .. } = record;
+                    self.events.push_back(Event::PositionPassed { lsn, timeline, slot });
+                }
+            },
+        }
+        let (lsn, mut record) = position;
+        if self.seeded.is(SeededBug::ResumeFromSlot) {
+            record = None;
+        }
+        self.ledger.positioned(lsn);
+        self.enqueued = record.and_then(|record| record.fact);
+        if let Some(groups) = &mut self.groups {
+            groups.whole = self.enqueued;
+            groups.split = record.and_then(|record| Some((record.split()?, record.parts)));
+            groups.positioned = Some(now.at);
+        }
+        self.set_part();
+        self.producer.judged();
+    }
+
+    /// The part of a split unit that facts which come now belong to.
+    fn set_part(&mut self) {
+        let Some(groups) = &self.groups else { return };
+        self.part = groups.split.map(|(_, parts)| parts + 1);
+    }
+
+    /// A unit was read to its end.
+    pub(super) fn unit_ended(&mut self) {
+        let enqueued = self.enqueued;
+        let Some(groups) = &mut self.groups else { return };
+        groups.whole = enqueued;
+        // The one that was split may be behind others that come again.
+        if groups.split.is_some_and(|(unit, _)| self.ended.is_some_and(|ended| ended >= unit)) {
+            groups.split = None;
+            self.part = None;
+        }
+        let Some(groups) = &self.groups else { return };
+        let Some(now) = groups.now else { return };
+        let is_full = || {
+            let (facts, bytes) = self.producer.gathered();
+            facts > 0
+                && (groups.due || bytes >= groups.bytes_max || facts >= groups.settings.facts_max)
+        };
+        if self.producer.closes() && is_full() {
+            self.close(now);
+        }
+    }
+
+    /// Before anything is read.
+    pub(super) fn look_after_groups(&mut self, now: Now) {
+        self.waits_for_position = !self.producer.takes_facts();
+        if self.stuck == Some(Stuck::Position) && !self.waits_for_position {
+            self.stuck = None;
+        }
+        let stopping = self.stopping.is_some();
+        let (facts, _) = self.producer.gathered();
+        let Some(groups) = &mut self.groups else { return };
+        groups.now = Some(now.at);
+        if facts == 0 {
+            groups.since = None;
+        }
+        let interval = groups.settings.interval;
+        groups.due = stopping || groups.since.is_some_and(|since| now.at >= since + interval);
+        if groups.is_cut && self.producer.closes() {
+            groups.is_cut = false;
+            if facts > 0 {
+                self.close(now.at);
+            }
+        }
+    }
+
+    /// After what there was is read: closes what is to be closed.
+    pub(super) fn gather(&mut self, now: Now) {
+        self.look_after_groups(now);
+        if self.stopping.as_ref().is_some_and(|stopping| !stopping.taking) {
+            self.unread(now);
+        }
+        let (facts, bytes) = self.producer.gathered();
+        let opened = self.producer.transaction_opened();
+        let enqueued = self.enqueued;
+        let Some(groups) = &mut self.groups else { return };
+        if facts == 0 {
+            if self.producer.closes() && self.moves_on(now) {
+                self.close(now.at);
+            }
+            return;
+        }
+        groups.since.get_or_insert(now.at);
+        if !self.producer.closes() {
+            return;
+        }
+        let is_full = bytes >= groups.bytes_max || facts >= groups.settings.facts_max;
+        if enqueued == groups.whole {
+            if groups.due || is_full {
+                self.close(now.at);
+            }
+            return;
+        }
+        let share = groups.settings.timeout / TIMEOUT_SHARE;
+        let is_old = opened.is_some_and(|opened| now.at >= opened + share);
+        let cause = if bytes >= groups.bytes_max {
+            format!(
+                "its facts are more than {} (see IN_FLIGHT_BYTES)",
+                size::human(groups.bytes_max as u64)
+            )
+        } else if is_old {
+            format!("it was being read for longer than half of TRANSACTION_TIMEOUT ({share:?})")
+        } else {
+            return;
+        };
+        self.too_large(now, cause);
+    }
+
+    /// The unit that is being read does not go into one transaction.
+    fn too_large(&mut self, now: Now, cause: String) {
+        let (Some(groups), Some(position)) = (&mut self.groups, self.enqueued) else { return };
+        match groups.settings.large {
+            LargeTransactions::Split => {
+                let parts = match groups.split {
+                    Some((unit, parts)) if unit == position.unit => parts + 1,
+                    _ => 1,
+                };
+                groups.split = Some((position.unit, parts));
+                groups.whole = Some(position);
+                self.events.push_back(Event::TransactionSplit { position, part: parts, cause });
+                self.set_part();
+                self.close(now.at);
+            }
+            LargeTransactions::Halt => {
+                let reason = format!(
+                    "the transaction at {} is too large for one Kafka transaction: {cause}; raise that, or let such \
+                     go in several (LARGE_TRANSACTIONS=split)",
+                    position.unit.lsn
+                );
+                // Which fact it is depends on how much was read at once.
+                let position = Position { index: u32::MAX, ..position };
+                if self.stuck != Some(Stuck::Halted) {
+                    self.halt(position, position.unit.lsn, None, reason);
+                    self.stuck = Some(Stuck::Halted);
+                }
+            }
+        }
+    }
+
+    /// True if the position is to follow what was read, or to be renewed.
+    fn moves_on(&self, now: Now) -> bool {
+        if self.stopping.is_some() || !self.lease().is_some_and(|until| now.at < until) {
+            return false;
+        }
+        let Some(groups) = &self.groups else { return false };
+        let (read, flush) = (self.ledger.read(), self.ledger.flush());
+        let since = |interval| groups.positioned.is_none_or(|at| now.at >= at + interval);
+        let behind = read > flush && (since(IDLE_INTERVAL) || read.0 - flush.0 >= IDLE_BYTES);
+        behind || since(RENEWAL)
+    }
+
+    /// Ends what is gathering, with the position behind it.
+    fn close(&mut self, now: Instant) {
+        let Some(system) = self.system else { return };
+        // Units before the position come again where the slot stands before it.
+        let lsn = self.ledger.read().max(self.ledger.flush());
+        let timeline = self.timelines.current();
+        let Some(groups) = &mut self.groups else { return };
+        let fact = groups.whole;
+        let parts = groups.split.map_or(0, |(_, parts)| parts);
+        (groups.since, groups.due, groups.positioned) = (None, false, Some(now));
+        self.producer.close_group(now, PositionRecord { system, timeline, lsn, fact, parts });
+    }
+
+    /// When something follows from the time alone.
+    pub(super) fn plan_groups(&mut self, now: Now) {
+        let (facts, _) = self.producer.gathered();
+        let streams = self.stopping.is_none() && self.lease().is_some_and(|until| now.at < until);
+        let (read, flush) = (self.ledger.read(), self.ledger.flush());
+        let (closes, opened) = (self.producer.closes(), self.producer.transaction_opened());
+        let enqueued = self.enqueued;
+        let Some(groups) = &mut self.groups else { return };
+        let wake = if !closes {
+            None
+        } else if facts > 0 && enqueued == groups.whole {
+            groups.since.map(|since| since + groups.settings.interval)
+        } else if facts > 0 {
+            let due = groups.since.map(|since| since + groups.settings.interval);
+            let due = due.filter(|_| !groups.due);
+            let share = groups.settings.timeout / TIMEOUT_SHARE;
+            due.into_iter().chain(opened.map(|opened| opened + share)).min()
+        } else if streams {
+            let interval = if read > flush { IDLE_INTERVAL } else { RENEWAL };
+            groups.positioned.map(|at| at + interval)
+        } else {
+            None
+        };
+        groups.wake = wake.filter(|at| *at > now.at);
+    }
+}
