@@ -941,6 +941,27 @@ fn a_standby_that_is_fenced_waits_for_the_slot_and_begins_anew() {
 }
 
 #[test]
+fn who_gets_the_slot_back_from_another_takes_the_id_and_what_that_one_published_for_what_it_is() {
+    let mut rig = Rig::ready();
+    rig.receive(&transaction(100, &["a"]));
+    rig.serve();
+    rig.lose_connection();
+    rig.pass(SECOND);
+    rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));
+    rig.pass(SECOND);
+    // Its transaction was aborted by who came, which has published that.
+    rig.ended(false);
+    rig.position = Some(record(100).to_stored());
+    rig.asked.clear();
+    rig.connect();
+    rig.receive(&Stream::default().transaction(100, &["a"]).transaction(200, &["b"]).0);
+    rig.work(200 * MS);
+    assert_eq!(rig.asked[..2], ["begin", "FetchPosition"]);
+    assert_eq!(rig.committed, [["b"]]);
+    assert_eq!(rig.exit, None);
+}
+
+#[test]
 fn nothing_is_committed_without_the_slot() {
     let mut rig = Rig::ready();
     rig.receive(&transaction(100, &["a"]));

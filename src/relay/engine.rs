@@ -468,6 +468,7 @@ impl Relay {
         self.behind = false;
         self.lagging = false;
         self.sweep_at = None;
+        self.slot_taken(now);
     }
 
     pub(super) fn gone(&mut self, now: Now, gone: Gone) {
@@ -482,6 +483,7 @@ impl Relay {
                     self.events.push_back(Event::SlotInUse { cause: cause.clone(), delay });
                 }
                 self.attempts = self.attempts.saturating_add(1);
+                self.slot_lost();
                 self.slot_in_use = Some(cause.clone());
                 self.link = Link::Away { until: now.at + SLOT_IN_USE_RETRY };
                 return;
@@ -542,8 +544,9 @@ impl Relay {
     }
 
     pub(super) fn exit(&mut self, kind: ExitKind, reason: String) {
-        // Consumers of committed records wait for the end of what is open.
-        if kind != ExitKind::Fenced
+        // Consumers of committed records wait for the end of what is open. Another cluster has nothing of ours, and who
+        // is fenced has nothing open.
+        if !matches!(kind, ExitKind::Fenced | ExitKind::OtherKafka)
             && let Some(request) = self.producer.give_up_transaction()
         {
             self.outputs.push_back(Output::Kafka(request));
@@ -737,6 +740,8 @@ impl Relay {
             Some(_) => stopping.last_told,
             None => self.ledger.flush(),
         };
+        // Before the position is known there is nothing to confirm.
+        let is_told = self.told == flush || flush == Lsn::INVALID;
         let unsettled = self.producer.unsettled_facts();
         // What is given up is as good as never read. Where that is nothing, the end of the transaction may be all that
         // is missing, and without it what is settled of it would come again.
@@ -758,7 +763,7 @@ impl Relay {
                     return;
                 }
                 let mut out = BytesMut::new();
-                if self.told == flush {
+                if is_told {
                     frontend::terminate(&mut out);
                     self.outputs.push_back(Output::Send(out));
                     self.confirmed(unfinished);
@@ -772,12 +777,12 @@ impl Relay {
                     self.outputs.push_back(Output::Send(out));
                 }
             }
-            Link::Starting if !waits && !unfinished && self.told == flush => {
+            Link::Starting if !waits && !unfinished && is_told => {
                 self.confirmed(unfinished);
             }
             // Nothing of ours waits for a confirmation. What was answered before the connection was lost
             // counts as known here, because there may be nobody to ask any more.
-            _ if !self.identified || (!waits && !unfinished && self.told == flush) => {
+            _ if !self.identified || (!waits && !unfinished && is_told) => {
                 if unsettled > 0 {
                     return self.gave_up(unsettled);
                 }

@@ -56,6 +56,8 @@ pub(super) struct Groups {
     positioned: Option<Instant>,
     /// Where the slot stood when that was asked last.
     slot: Lsn,
+    /// Another session had the slot since it was ours.
+    slot_lost: bool,
     /// When something follows from the time alone.
     wake: Option<Instant>,
 }
@@ -75,6 +77,7 @@ impl Groups {
             now: None,
             positioned: None,
             slot: Lsn::INVALID,
+            slot_lost: false,
             wake: None,
         })
     }
@@ -93,6 +96,23 @@ impl Relay {
         self.producer.name_transactions(now.at, &groups.id);
         // It may have been read before the connection was lost.
         self.judge(now);
+    }
+
+    /// Another session has the slot.
+    pub(super) fn slot_lost(&mut self) {
+        if let Some(groups) = &mut self.groups {
+            groups.slot_lost = true;
+        }
+    }
+
+    /// The slot is ours. Whoever had it meanwhile may have published what is held; who has it now takes the
+    /// transactional id, too.
+    pub(super) fn slot_taken(&mut self, now: Now) {
+        // A relay that stops has no time to read again: it is told whether somebody has come.
+        let Some(groups) = self.groups.as_mut().filter(|_| self.stopping.is_none()) else { return };
+        if std::mem::take(&mut groups.slot_lost) && self.producer.has_identity() {
+            self.forget_held(now, true);
+        }
     }
 
     /// What is held counts no more: it will be read again, as far as it is still there. With `anew` nothing of ours
@@ -136,7 +156,7 @@ impl Relay {
         if !groups.settings.standby || self.stopping.is_some() {
             let reason = format!(
                 "{cause}; nothing more is published here, and what was not committed stays in the slot: stop the \
-                 other one, or run this one as its standby (STANDBY=true)"
+                 other one, or run this one as its standby (FENCED_POLICY=standby)"
             );
             return self.exit(ExitKind::Fenced, reason);
         }
@@ -278,7 +298,8 @@ impl Relay {
         groups.due = stopping || groups.since.is_some_and(|since| now.at >= since + interval);
         if groups.is_cut && self.producer.closes() {
             groups.is_cut = false;
-            if facts > 0 {
+            // Where the one before took so long, the beginning of it may be there again.
+            if facts > 0 && self.enqueued == groups.whole {
                 self.close(now.at);
             }
         }
@@ -359,7 +380,7 @@ impl Relay {
 
     /// True if the position is to follow what was read, or to be renewed.
     fn moves_on(&self, now: Now) -> bool {
-        if self.stopping.is_some() || !self.lease().is_some_and(|until| now.at < until) {
+        if self.stopping.is_some() || self.lease().is_none_or(|until| now.at >= until) {
             return false;
         }
         let Some(groups) = &self.groups else { return false };

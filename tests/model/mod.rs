@@ -53,7 +53,7 @@ struct Producer {
 
 impl Producers {
     /// The marker of a transaction arrives: nothing of an earlier epoch is taken any more.
-    #[cfg_attr(not(feature = "seeded-bugs"), allow(dead_code))]
+    #[allow(dead_code, reason = "the producer alone has no transactions")]
     pub(crate) fn marked(&mut self, id: i64, epoch: i16) {
         let new = Producer { epoch, batches: VecDeque::new() };
         let known = self.0.entry(id).or_insert_with(|| new.clone());

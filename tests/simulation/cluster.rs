@@ -123,9 +123,17 @@ impl Cluster {
             let counts = vec![partitions];
             (name, Topic { logs, counts, there, id, former_id: None, bytes_max })
         };
-        let topics =
-            BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2), topic(POSITION, 1)]);
+        let topics = BTreeMap::from([topic(FACTS, 3), topic(LATE, 1), topic(DEAD, 2)]);
         Self { id: "cluster", topics, coordinator: None }
+    }
+
+    /// Relays produce in transactions.
+    pub(crate) fn coordinates(&mut self, coordinator: Coordinator) {
+        let (logs, counts) = (vec![Log::default()], vec![1]);
+        let (id, former_id, bytes_max) = (None, None, RECORD_MAX);
+        let position = Topic { logs, counts, there: false, id, former_id, bytes_max };
+        self.topics.insert(POSITION, position);
+        self.coordinator = Some(coordinator);
     }
 
     pub(crate) fn topic(&mut self, name: &str) -> &mut Topic {

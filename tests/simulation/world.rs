@@ -443,10 +443,11 @@ fn settings(seed: u64, plan: Plan) -> Settings {
 impl World {
     pub(crate) fn new(seed: u64, trace: bool, exactly_once: bool) -> Self {
         let (plan, mut dice, now) = (Plan::new(seed, exactly_once), Dice(seed), Instant::now());
-        let absent: &[&str] =
-            if plan.creates { &[LATE, DEAD, POSITION] } else { &[LATE, POSITION] };
+        let absent: &[&str] = if plan.creates { &[LATE, DEAD] } else { &[LATE] };
         let mut cluster = Cluster::new(&mut dice, absent, plan.topic_ids);
-        cluster.coordinator = plan.transactions.map(Coordinator::new);
+        if let Some(version) = plan.transactions {
+            cluster.coordinates(Coordinator::new(version));
+        }
         let process = |nth: u64| Process::new(settings(seed + nth * 1000, plan));
         Self {
             seed,
@@ -1416,7 +1417,7 @@ impl World {
 
     fn step(&mut self) {
         self.revive();
-        if self.dice.percent(10) {
+        if self.truth.exactly_once && self.dice.percent(10) {
             self.markers();
         }
         let at = self.dice.below(self.processes.len());
@@ -1515,25 +1516,25 @@ impl World {
             78..86 if !self.plan.gentle => self.kill(at),
             86..90 if self.plan.gentle && self.server.stopping.is_none() => self.restart(at),
             90..91 if !self.plan.gentle && !self.plan.handlers => self.long_silence(),
-            97..98 if self.truth.exactly_once && self.dice.percent(20) => {
-                if self.coordinator().forget() {
-                    self.fault("transactional id expired");
-                }
-            }
-            98..99 if self.truth.exactly_once && !self.plan.gentle && self.dice.percent(20) => {
-                if self.coordinator().offset.take().is_some() {
-                    self.fault("group's offset expired");
-                    self.truth.position_lost = true;
-                }
-            }
-            99..100 if self.truth.exactly_once && !self.plan.gentle && self.dice.percent(20) => {
-                if std::mem::take(&mut self.cluster.topic(POSITION).there) {
-                    self.fault("topic of the position is missing");
-                    self.coordinator().offset = None;
-                    self.truth.position_lost = true;
-                }
-            }
             93..97 if self.plan.fails_over => self.fail_over(),
+            97..100 if self.truth.exactly_once && self.dice.percent(20) => self.expire(),
+            _ => {}
+        }
+    }
+
+    /// What Kafka keeps of transactions goes, as what nobody uses for days does, or what somebody deletes.
+    fn expire(&mut self) {
+        match self.dice.below(3) {
+            0 if self.coordinator().forget() => self.fault("transactional id expired"),
+            1 if !self.plan.gentle && self.coordinator().offset.take().is_some() => {
+                self.fault("group's offset expired");
+                self.truth.position_lost = true;
+            }
+            2 if !self.plan.gentle && std::mem::take(&mut self.cluster.topic(POSITION).there) => {
+                self.fault("topic of the position is missing");
+                self.coordinator().offset = None;
+                self.truth.position_lost = true;
+            }
             _ => {}
         }
     }
@@ -1598,13 +1599,14 @@ impl World {
             self.server.hung_up(at);
         }
         for request in std::mem::take(&mut self.processes[at].requests) {
-            if let Request::Produce { broker, batches, .. } = request {
-                if self.dice.percent(50) {
-                    continue;
+            let is_late =
+                (is_produce(&request) || is_coordinators(&request)) && self.dice.percent(50);
+            match request {
+                Request::Produce { broker, batches, .. } if is_late => {
+                    self.late.push_back((usize::try_from(broker).unwrap(), batches));
                 }
-                self.late.push_back((usize::try_from(broker).unwrap(), batches));
-            } else if is_coordinators(&request) && self.dice.percent(50) {
-                self.late_requests.push_back(request);
+                request if is_late => self.late_requests.push_back(request),
+                _ => {}
             }
         }
         if !self.processes[at].desk.is_empty() {

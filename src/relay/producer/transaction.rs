@@ -286,6 +286,11 @@ impl Transactions {
         self.producer.filter(|_| sends)
     }
 
+    /// True if the transactional id was ours once.
+    pub(super) fn has_identity(&self) -> bool {
+        self.producer.is_some()
+    }
+
     /// Counts transactions. A partition that has this number is in the one that is open.
     pub(super) fn number(&self) -> u64 {
         self.number

@@ -177,6 +177,11 @@ impl Producer {
         }
     }
 
+    /// True if the transactional id was ours once.
+    pub fn has_identity(&self) -> bool {
+        self.transactional.as_ref().is_some_and(|it| it.transactions.has_identity())
+    }
+
     /// True if facts may be pushed. Not before it is known how far they are in Kafka.
     pub fn takes_facts(&self) -> bool {
         self.transactional
