@@ -657,4 +657,60 @@ mod tests {
         }
         assert_eq!(read::<FeaturesResponse>(&[0, 0, 1, 0, 0, 0, 0, 0], 3).0, Explicit);
     }
+
+    /// From Apache Kafka 4.3.1, in the order of the protocol.
+    #[test]
+    fn what_a_real_broker_has_answered_is_read() {
+        use super::super::group::{Committed, FindCoordinatorResponse, OffsetFetchResponse};
+        let bytes = |hex: &str| -> Vec<u8> {
+            let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+            digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+        };
+        let mut features = include_str!("tests/features.hex").lines().map(bytes);
+        for expected in [TransactionVersion::EpochPerTransaction, TransactionVersion::Explicit] {
+            assert_eq!(read::<FeaturesResponse>(&features.next().unwrap(), 3).0, expected);
+        }
+
+        let none = "00000000000f002154686520636f6f7264696e61746f72206973206e6f7420617661696c61626c652e\
+                    ffffffff0000ffffffff";
+        assert_eq!(read::<FindCoordinatorResponse>(&bytes(none), 1).0, Err(15));
+        let found = bytes("00000000000000044e4f4e450000000100093132372e302e302e31000057c0");
+        let address = "127.0.0.1:22464".parse().unwrap();
+        assert_eq!(read::<FindCoordinatorResponse>(&found, 1).0, Ok((1, address)));
+
+        let producer = |epoch| ProducerId { id: 0, epoch };
+        let ours = bytes("0000000000000000000000000000000400");
+        assert_eq!(read::<InitProducerIdResponse>(&ours, 5).0, Ok(producer(4)));
+        let busy = bytes("000000000033ffffffffffffffffffff00");
+        assert_eq!(read::<InitProducerIdResponse>(&busy, 5).0, Err(51));
+
+        let asked = [(Arc::from("explore.facts"), 0)];
+        let added = |error: u8| {
+            bytes(&format!("00000000020e6578706c6f72652e6661637473020000000000{error:02x}000000"))
+        };
+        for error in [0, 51, 90] {
+            let answer = read::<AddPartitionsResponse>(&added(error), 3);
+            assert_eq!(answer.errors(&asked), Ok(vec![i16::from(error)]));
+            let of_group = bytes(&format!("0000000000{error:02x}00"));
+            assert_eq!(read::<AddOffsetsResponse>(&of_group, 4).0, refused(error.into()));
+        }
+
+        let topic = "0000000002116578706c6f72652e706f736974696f6e0200000000";
+        let committed = |error: u8| bytes(&format!("{topic}00{error:02x}000000"));
+        for error in [0, 47, 51, 120] {
+            assert_eq!(read::<CommitResponse>(&committed(error), 5).0, refused(error.into()));
+        }
+
+        assert_eq!(read::<EndResponse>(&bytes("00000000005a00"), 4).0, Err(90));
+        let next = bytes("0000000000000000000000000000000300");
+        assert_eq!(read::<EndResponse>(&next, 5).0, Ok(Some(producer(3))));
+        assert_eq!(read::<EndResponse>(&busy, 5).0, Err(51));
+
+        let pending = bytes(&format!("{topic}ffffffffffffffffffffffff0100580000000000"));
+        assert_eq!(read::<OffsetFetchResponse>(&pending, 7).0, Err(88));
+        let kept = bytes(&format!("{topic}00000000000003eaffffffff086174203130303200000000000000"));
+        let metadata = "at 1002".to_owned();
+        let expected = Committed { partition: 0, offset: 1002, metadata };
+        assert_eq!(read::<OffsetFetchResponse>(&kept, 7).0, Ok(vec![expected]));
+    }
 }

@@ -42,4 +42,5 @@ mod support;
 mod tail;
 mod takeover;
 mod topics;
+mod transactions;
 mod typed;

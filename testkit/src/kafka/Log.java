@@ -13,12 +13,13 @@ import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 
-/** Prints all records of a topic, one a line: numbers, and bytes in hex; a dash is null. */
+/** Prints the records of a topic that are visible at this isolation level, one a line: numbers, and bytes in hex; a dash is null. */
 class Log {
     public static void main(String[] arguments) {
         Properties settings = new Properties();
         settings.put("bootstrap.servers", arguments[0]);
         settings.put("auto.offset.reset", "earliest");
+        settings.put("isolation.level", arguments[2]);
         ByteArrayDeserializer bytes = new ByteArrayDeserializer();
         try (var consumer = new KafkaConsumer<byte[], byte[]>(settings, bytes, bytes)) {
             List<TopicPartition> partitions = consumer.partitionsFor(arguments[1]).stream()

@@ -97,6 +97,18 @@ impl Kafka {
         self.java("kafka.admin.ConfigCommand", &arguments);
     }
 
+    /// Takes a feature of the cluster, such as `transaction.version`, back to this level.
+    ///
+    /// # Panics
+    ///
+    /// When the cluster refuses.
+    #[track_caller]
+    pub fn downgrade(&self, feature: &str, level: u16) {
+        let (brokers, to) = (self.bootstrap(), format!("{feature}={level}"));
+        let arguments = ["--bootstrap-server", &brokers, "downgrade", "--feature", &to];
+        self.java("org.apache.kafka.tools.FeatureCommand", &arguments);
+    }
+
     /// Puts an empty cluster with another id at the same addresses.
     ///
     /// # Panics

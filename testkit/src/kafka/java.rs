@@ -57,12 +57,29 @@ impl Kafka {
     #[must_use]
     #[track_caller]
     pub fn read_topic_by_java(&self, topic: &str) -> Vec<Record> {
+        self.read_by_java(topic, "read_uncommitted")
+    }
+
+    /// Of it, what a consumer of committed records sees: up to the oldest transaction that is open, and nothing of
+    /// those that were aborted.
+    ///
+    /// # Panics
+    ///
+    /// When Java does not run.
+    #[must_use]
+    #[track_caller]
+    pub fn read_committed_by_java(&self, topic: &str) -> Vec<Record> {
+        self.read_by_java(topic, "read_committed")
+    }
+
+    #[track_caller]
+    fn read_by_java(&self, topic: &str, isolation: &str) -> Vec<Record> {
         let read = || {
             let folder = scratch::folder("java")?;
             let source = folder.join("Log.java");
             fs::write(&source, LOG).context(source.display())?;
             let mut command = provision::kafka(versions::KAFKA)?.command();
-            command.arg("-Xmx512m").arg(&source).arg(self.bootstrap()).arg(topic);
+            command.arg("-Xmx512m").arg(&source).arg(self.bootstrap()).args([topic, isolation]);
             let output = process::run("Kafka's consumer", &mut command)?;
             scratch::remove(&folder)?;
             let topic: Arc<str> = Arc::from(topic);
