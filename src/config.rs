@@ -10,6 +10,7 @@
 
 mod conninfo;
 mod create_topics;
+mod delivery;
 mod former;
 mod postgres;
 mod raw;
@@ -25,6 +26,7 @@ pub use ssl::{SslCertMode, SslConfig, SslFile, SslMode, SslNegotiation, SslRoots
 
 use crate::kafka::{Mechanism, Sasl, TlsFiles};
 use crate::postgres::audit_slot::AUDIT_SLOTS;
+use crate::relay::Delivery;
 use crate::relay::batch::{BATCH_BYTES_FULL, BATCH_BYTES_MAX};
 use crate::relay::compression::{Compression, ZSTD_LEVELS};
 use crate::relay::kafka::NewTopic;
@@ -79,6 +81,8 @@ pub struct Config {
     pub create_topics: Option<NewTopic>,
     /// What Kafka had before this process is read back, and not published again.
     pub skip_stored: bool,
+    /// How often consumers see a fact.
+    pub delivery: Delivery,
     /// Every limit.
     pub limits: Limits,
     /// Where the health port listens; none when it is switched off.
@@ -354,6 +358,8 @@ impl Config {
         let slot_failover = boolean(p, "REPLICATION_SLOT_FAILOVER", &raw.replication_slot_failover);
         let publication = publication(raw, p);
         let limits = limits(raw, tcp_user_timeout, p);
+        let delivery =
+            delivery::read(raw, &slot, &limits, &policies, create_topics.as_ref(), skip_stored, p);
         let brokers = brokers(raw, needs, p);
         let (tls, sasl) = (tls(raw, p), sasl(raw, p));
         let (http, metrics) = listeners(raw, p);
@@ -387,6 +393,7 @@ impl Config {
                 policies,
                 create_topics,
                 skip_stored,
+                delivery,
                 limits,
                 http,
                 metrics,

@@ -9,7 +9,7 @@ use crate::relay::gone::{Exit, Gone};
 use crate::relay::kafka::{Answer, Request};
 use crate::relay::pages::Pages;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
-use crate::relay::{Delivery, Input, Now, Output, Reading, Relay, Settings, Standing};
+use crate::relay::{Input, Now, Output, Reading, Relay, Settings, Standing};
 use crate::report::Report;
 pub use crate::report::catching_up;
 use bytes::BytesMut;
@@ -474,7 +474,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         in_flight_per_partition: config.limits.in_flight,
         keeps_order: false,
         startup_timeout: config.limits.startup,
-        delivery: Delivery::AtLeastOnce,
+        delivery: config.delivery.clone(),
         seed: u64::from_ne_bytes(seed),
     }
 }

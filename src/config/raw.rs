@@ -180,6 +180,33 @@ settings! {
         /// cluster is asked again [100ms to 1d, default: 5m]
         metadata_max_age = "METADATA_MAX_AGE": "DURATION";
     }
+    "Delivery" {
+        /// How often consumers see a fact: at-least-once, where repeats after a fault are recognised by
+        /// their position, or exactly-once for those that read committed records (isolation.level), where
+        /// facts and the relay's position go in Kafka transactions and a second relay fences the first
+        /// [at-least-once or exactly-once, default: at-least-once]
+        delivery = "DELIVERY": "GUARANTEE";
+        /// How long after its first fact a Kafka transaction is committed, at the end of a transaction of
+        /// PostgreSQL, or when it has half of IN_FLIGHT_BYTES. Consumers see facts so much later [1ms to
+        /// 10s, default: 50ms]
+        transaction_interval = "TRANSACTION_INTERVAL": "DURATION";
+        /// How long a Kafka transaction may be open before Kafka aborts it; up to the broker's
+        /// transaction.max.timeout.ms, longer than REQUEST_TIMEOUT. After a relay was lost, consumers of
+        /// committed records may wait so long for the next to start [1s to 15m, default: 1m]
+        transaction_timeout = "TRANSACTION_TIMEOUT": "DURATION";
+        /// What becomes of a transaction of PostgreSQL that has more than half of IN_FLIGHT_BYTES, or is read
+        /// for longer than half of TRANSACTION_TIMEOUT: split it among several Kafka transactions, from the
+        /// second on with the header factlib_part, or halt there until somebody acts [split or halt,
+        /// default: split]
+        large_transactions = "LARGE_TRANSACTIONS": "POLICY";
+        /// The topic whose partition 0 the relay's position is kept for, as the offset of a consumer group.
+        /// Nothing is written to it, and it is created where it is missing; who deletes it deletes the
+        /// position [default: owlpost.position]
+        position_topic = "POSITION_TOPIC": "TOPIC";
+        /// What a relay does when another one has taken over its transactional id: exit with code 14, or
+        /// wait as a standby until the slot is free [exit or standby, default: exit]
+        fenced_policy = "FENCED_POLICY": "POLICY";
+    }
     "Limits" {
         /// The window: encoded bytes of all partitions since the oldest fact that Kafka has not
         /// acknowledged. Reading pauses before it is full, and a crash repeats no more than it, but

@@ -1,4 +1,5 @@
 use super::*;
+use crate::relay::{ExactlyOnce, LargeTransactions};
 use factlib_protocol::auth::AuthMethods;
 use factlib_protocol::auth::channel_binding::ChannelBinding;
 use std::collections::HashMap;
@@ -87,6 +88,7 @@ fn three_settings_are_enough() {
             policies: Policies::HALT,
             create_topics: None,
             skip_stored: false,
+            delivery: Delivery::AtLeastOnce,
             limits: Limits {
                 in_flight_bytes: 8 << 20,
                 frame_max_bytes: 64 << 20,
@@ -232,6 +234,7 @@ fn every_setting_takes_effect() {
             "partitions=12, replication-factor=3,cleanup.policy=[compact,delete],retention.ms=1",
         ),
         skip_stored: some("on"),
+        delivery: some("at-least-once"),
         metadata_max_age: some("1m"),
         backoff_max: some("1s"),
         startup_timeout: some("0s"),
@@ -400,6 +403,12 @@ fn all_problems_are_reported_at_once_and_in_order() {
         max_in_flight: text("6"),
         kafka_create_topics: text("partitions=0,replication-factor=x,6,a=1,a=2"),
         skip_stored: text("never"),
+        delivery: text("twice"),
+        transaction_interval: text("50"),
+        transaction_timeout: text("1h"),
+        large_transactions: text("join"),
+        position_topic: text("a/b"),
+        fenced_policy: text("fight"),
         metadata_max_age: text("1"),
         backoff_max: text("1h"),
         startup_timeout: text("2d"),
@@ -470,6 +479,12 @@ KAFKA_CREATE_TOPICS: "6": write true, false, or name=value with partitions, repl
 KAFKA_CREATE_TOPICS: a is given twice; remove one
 SKIP_STORED: "never" is neither true nor false
 METADATA_MAX_AGE: "1" is not a duration; write a number with a unit, such as 3s or 500ms
+DELIVERY: "twice" is not one of: at-least-once, exactly-once
+TRANSACTION_INTERVAL: "50" is not a duration; write a number with a unit, such as 3s or 500ms
+TRANSACTION_TIMEOUT: "1h" is outside 1s to 15m
+LARGE_TRANSACTIONS: "join" is not one of: split, halt
+POSITION_TOPIC: "a/b" cannot be a topic's name; use a-z A-Z 0-9 . _ -
+FENCED_POLICY: "fight" is not one of: exit, standby
 IN_FLIGHT_BYTES: "1KiB" is outside 1.0 MiB to 1.0 GiB
 FRAME_MAX_BYTES: "big" is not a size; write a number with a unit, such as 8MiB
 STALL_TIMEOUT: "1ms" is outside 100ms to 1m
@@ -493,6 +508,96 @@ LOG_LEVEL: "loud" is no level; use error, warn, info, debug or trace
     let exempt = ["SRC_SERVICE_NAME", "DATABASE_PASSWORD_FILE", "KAFKA_PASSWORD"];
     for variable in VARIABLES.iter().filter(|variable| !exempt.contains(variable)) {
         assert!(named.contains(variable), "{variable} was not refused");
+    }
+}
+
+#[test]
+fn exactly_once_has_settings_of_its_own() {
+    let some = |text: &str| Some(text.to_owned());
+    let exactly_once = || RawConfig { delivery: some("exactly-once"), ..minimal() };
+    let of = |raw| match accepted(&raw).delivery {
+        Delivery::ExactlyOnce(settings) => settings,
+        Delivery::AtLeastOnce => panic!("at least once"),
+    };
+    let by_default = ExactlyOnce {
+        slot: "factlib_slot".into(),
+        position_topic: "owlpost.position".into(),
+        position_topic_like: NewTopic {
+            partitions: Some(1),
+            replication_factor: None,
+            configs: Vec::new(),
+        },
+        timeout: MINUTE,
+        interval: ms(50),
+        bytes_max: 4 << 20,
+        facts_max: 100_000,
+        large: LargeTransactions::Split,
+        standby: false,
+    };
+    assert_eq!(of(exactly_once()), by_default);
+    let all = of(RawConfig {
+        transaction_interval: some("1s"),
+        transaction_timeout: some("15m"),
+        large_transactions: some("halt"),
+        position_topic: some("orders-position"),
+        fenced_policy: some("standby"),
+        replication_slot_name: some("other"),
+        in_flight_bytes: some("1MiB"),
+        kafka_create_topics: some("partitions=6,replication-factor=3,retention.ms=1"),
+        ..exactly_once()
+    });
+    let expected = ExactlyOnce {
+        slot: "other".into(),
+        position_topic: "orders-position".into(),
+        position_topic_like: NewTopic {
+            replication_factor: Some(3),
+            ..by_default.position_topic_like
+        },
+        timeout: MINUTE * 15,
+        interval: ms(1000),
+        bytes_max: 1 << 19,
+        large: LargeTransactions::Halt,
+        standby: true,
+        ..by_default
+    };
+    assert_eq!(all, expected);
+}
+
+#[test]
+fn what_does_not_go_with_exactly_once_is_refused() {
+    let some = |text: &str| Some(text.to_owned());
+    let exactly_once = RawConfig {
+        delivery: some("exactly-once"),
+        transaction_interval: some("5s"),
+        transaction_timeout: some("10s"),
+        position_topic: some("dead"),
+        poison_policy: some("dead-letter"),
+        dead_letter_topic: some("dead"),
+        skip_stored: some("true"),
+        ..minimal()
+    };
+    assert_eq!(
+        refused(&exactly_once),
+        "\
+SKIP_STORED: has no place with DELIVERY=exactly-once, which repeats nothing; remove it
+TRANSACTION_INTERVAL: 5s is not shorter than half of TRANSACTION_TIMEOUT (10s); lower it
+TRANSACTION_TIMEOUT: 10s is not longer than REQUEST_TIMEOUT (10s): one slow answer would end a transaction; raise it
+POSITION_TOPIC: is DEAD_LETTER_TOPIC, too: who deletes that would delete the position; choose another"
+    );
+    let at_least_once = RawConfig {
+        transaction_interval: some("50ms"),
+        transaction_timeout: some("1m"),
+        large_transactions: some("split"),
+        position_topic: some("p"),
+        fenced_policy: some("exit"),
+        ..minimal()
+    };
+    let refused = refused(&at_least_once);
+    let lines: Vec<_> = refused.lines().collect();
+    assert_eq!(lines.len(), 5);
+    for line in lines {
+        let words = "has no effect without DELIVERY=exactly-once; set that, or remove this";
+        assert!(line.ends_with(words), "{line}");
     }
 }
 
