@@ -7,8 +7,9 @@ mod topic;
 use super::report::{Check, Verdict};
 use crate::config::Config;
 use crate::kafka::{Address, Admin, ClusterDescription, Sasl, TopicConfigs, TopicDescription};
+use crate::relay::Delivery;
 use crate::relay::error_code::{UNKNOWN_TOPIC_OR_PARTITION, name as error_name};
-use crate::relay::kafka::{CreateRefusal, Unanswered};
+use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
 use crate::relay::poison::{Policy, TopicPattern};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
@@ -42,6 +43,7 @@ const ANY: &str = "owlpost_check";
 enum Purpose {
     Facts,
     DeadLetters,
+    Position,
     Canary,
 }
 
@@ -107,7 +109,22 @@ fn wanted(config: &Config, canary: Option<&str>) -> BTreeSet<Wanted> {
     let canary = canary
         .into_iter()
         .map(|topic| Wanted { pattern: topic.to_owned(), purpose: Purpose::Canary });
-    facts.chain(dead_letters).chain(canary).collect()
+    let position = match &config.delivery {
+        Delivery::AtLeastOnce => None,
+        Delivery::ExactlyOnce(settings) => Some(Wanted {
+            pattern: settings.position_topic.to_string(),
+            purpose: Purpose::Position,
+        }),
+    };
+    facts.chain(dead_letters).chain(canary).chain(position).collect()
+}
+
+/// What the relay would create it like, if it would.
+fn like<'a>(config: &'a Config, wanted: &Wanted) -> Option<&'a NewTopic> {
+    match (&config.delivery, wanted.purpose) {
+        (Delivery::ExactlyOnce(settings), Purpose::Position) => Some(&settings.position_topic_like),
+        _ => config.create_topics.as_ref(),
+    }
 }
 
 /// Asks the cluster for everything that [`judge`] wants to know.
@@ -153,12 +170,12 @@ pub(super) async fn look(
         false => admin.configs(&topics, CONFIGS).await,
     };
     let mut created = Vec::new();
-    if let Some(new) = &config.create_topics {
-        for wanted in &wanted {
-            if !topics.iter().any(|topic| wanted.matches(topic)) {
-                let topic: Arc<str> = Arc::from(wanted.pattern.replace('*', ANY));
-                created.push((topic.to_string(), admin.could_create(&topic, new).await));
-            }
+    for wanted in &wanted {
+        if let Some(new) = like(config, wanted)
+            && !topics.iter().any(|topic| wanted.matches(topic))
+        {
+            let topic: Arc<str> = Arc::from(wanted.pattern.replace('*', ANY));
+            created.push((topic.to_string(), admin.could_create(&topic, new).await));
         }
     }
     let reached = reach(config, admin, &cluster).await;
@@ -283,6 +300,7 @@ fn missing(config: &Config, view: &View, wanted: &Wanted) -> Check {
     };
     let becomes = match (wanted.purpose, config.policies.of(Some(pattern))) {
         (Purpose::DeadLetters, _) => "the first dead letter halts the relay",
+        (Purpose::Position, _) => "without it nothing is published",
         (_, Policy::Halt) => "a fact for it halts the relay",
         (_, Policy::DeadLetter) => "its facts become dead letters",
         (_, Policy::Skip) => "its facts are skipped",
@@ -303,9 +321,13 @@ fn missing(config: &Config, view: &View, wanted: &Wanted) -> Check {
         Some((_, Ok(Err(CreateRefusal { error, message })))) => {
             let said = message.as_ref().map_or_else(String::new, |said| format!(", {said}"));
             let sentence = format!(
-                "topic {made} cannot be created ({}{said}), and {becomes}; create it, or correct \
-                 KAFKA_CREATE_TOPICS or what this client may do",
-                error_name(*error)
+                "topic {made} cannot be created ({}{said}), and {becomes}; create it, or correct {}what this client \
+                 may do",
+                error_name(*error),
+                match wanted.purpose {
+                    Purpose::Position => "",
+                    _ => "KAFKA_CREATE_TOPICS or ",
+                }
             );
             Check::failure(name, &sentence)
         }

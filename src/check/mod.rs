@@ -1,7 +1,8 @@
 //! `owlpost check`: everything that a relay needs, looked at end to end, with what to do about what is wrong.
 //!
-//! It logs in as the relay would and asks; it makes and changes nothing, unless a canary is asked for. What the relay
-//! would end with is said in the same words, because the same functions decide.
+//! It logs in as the relay would and asks; it makes and changes nothing, unless a canary is asked for, or transactions
+//! are: of these it aborts one of its own, which leaves nothing to be seen. What the relay would end with is said in
+//! the same words, because the same functions decide.
 //!
 //! ```text
 //!  health port ─┐
@@ -14,6 +15,7 @@ mod health;
 mod kafka;
 mod postgres;
 mod report;
+mod transactions;
 
 pub use report::{Check, Report, Verdict};
 
@@ -21,6 +23,7 @@ use crate::config::Config;
 use crate::kafka::{Admin, Tls};
 use crate::postgres::survey::{self, Survey};
 use crate::relay::seeded_bug::Seeded;
+use crate::relay::{Delivery, transactional_id};
 use crate::run;
 use canary::Canary;
 use clap::Args;
@@ -69,9 +72,13 @@ pub async fn check(config: &Config, tls: Option<Tls>, args: &CheckArgs) -> Repor
     };
     let topic = canary.as_ref().map(|canary| canary.topic.as_str());
     let mut admin = Admin::new(run::kafka_config(config, tls.clone()));
+    let mut has_position_topic = None;
     let is_there = match kafka::look(config, &mut admin, topic).await {
         Ok(view) => {
             checks.extend(kafka::judge(config, &view, topic));
+            if let Delivery::ExactlyOnce(settings) = &config.delivery {
+                has_position_topic = Some(view.has(&settings.position_topic));
+            }
             topic.is_some_and(|topic| view.has(topic) && !kafka::stands_in_the_way(&checks, topic))
         }
         Err(cause) => {
@@ -79,6 +86,17 @@ pub async fn check(config: &Config, tls: Option<Tls>, args: &CheckArgs) -> Repor
             false
         }
     };
+    if let (Delivery::ExactlyOnce(settings), Some(has_topic)) =
+        (&config.delivery, has_position_topic)
+    {
+        checks.push(match &survey {
+            None => transactions::nameless(),
+            Some(Survey { identity, .. }) => {
+                let id = transactional_id(identity.system, identity.database, &config.slot);
+                transactions::check(config, settings, &id, has_topic, tls.clone()).await
+            }
+        });
+    }
     if let Some(canary) = canary {
         let is_read = survey.and_then(|survey| survey.slot?.column("active_pid")).is_some();
         checks.push(match (&running, is_read, is_there) {

@@ -102,6 +102,87 @@ fn all_that_is_wrong_is_told_at_once() {
 }
 
 #[test]
+fn transactions_are_tried_and_each_right_that_is_missing_is_named() {
+    const PASSWORD: &str = "secret";
+    let postgres = Postgres::builder().start();
+    let plain = format!(
+        "org.apache.kafka.common.security.plain.PlainLoginModule required user_guest=\"{PASSWORD}\";"
+    );
+    let kafka = Kafka::builder()
+        .listener("LOGIN", "SASL_PLAINTEXT")
+        .setting("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
+        .setting("super.users", "User:ANONYMOUS")
+        .setting("listener.name.login.sasl.enabled.mechanisms", "PLAIN")
+        .setting("listener.name.login.plain.sasl.jaas.config", &plain)
+        .start();
+    let allow = |resource: &str, name: &str, operation: &str| {
+        let brokers = kafka.bootstrap();
+        let guest = ["--allow-principal", "User:guest", "--operation", operation];
+        let of = [resource, name, "--resource-pattern-type", "prefixed"];
+        let command = ["--bootstrap-server", &brokers, "--add"];
+        let arguments = [&command[..], &guest, &of].concat();
+        kafka.java("org.apache.kafka.tools.AclCommand", &arguments);
+    };
+    kafka.create_topic("rights.order", 1, &[]);
+    let command = relay("rights", &postgres, &kafka).env("DELIVERY", "exactly-once");
+    let about = |said: &str, verdict: &str, name: &str| {
+        let lines = lines(said, verdict).into_iter();
+        lines.filter_map(|line| line.strip_prefix(name)).map(str::trim).collect::<String>()
+    };
+
+    // Who may do everything: before the topic is there, and once it is.
+    let (status, said) = check(&command, &[]);
+    assert_eq!(status.code(), Some(0), "{said}");
+    let topic = about(&said, "ok     ", "topic owlpost.position");
+    assert_eq!(topic, "not there yet, and may be created", "{said}");
+    assert!(said.contains(" keeps no position; one was begun and aborted in "), "{said}");
+    kafka.create_topic("owlpost.position", 1, &[]);
+    let (_, said) = check(&command, &[]);
+    let topic = about(&said, "ok     ", "topic owlpost.position");
+    assert_eq!(topic, "is there for the position, and stays empty", "{said}");
+    assert!(said.contains(" keeps no position; one was begun and aborted in "), "{said}");
+    let groups = kafka.java(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        &["--bootstrap-server", &kafka.bootstrap(), "--list"],
+    );
+    let system = postgres.ask("SELECT system_identifier FROM pg_control_system()");
+    let id = format!("owlpost-{system}-");
+    let groups = String::from_utf8_lossy(&groups.stdout).into_owned();
+    assert!(!groups.lines().any(|group| group.starts_with(&id) && !group.ends_with("-check")));
+
+    let guest = command
+        .env("KAFKA_BROKERS", kafka.bootstrap_of("LOGIN", "127.0.0.1"))
+        .env("KAFKA_USERNAME", "guest")
+        .env("KAFKA_PASSWORD", PASSWORD)
+        .env("KAFKA_SASL_MECHANISM", "PLAIN");
+    allow("--topic", "rights", "Write");
+    allow("--topic", "owlpost.position", "Describe");
+    let said = || check(&guest, &[]).1;
+    let (now, transactions) = (said(), "transactions");
+    let topic = about(&now, "failure", "topic owlpost.position");
+    assert!(topic.ends_with("; allow it READ"), "{now}");
+    let words = about(&now, "failure", transactions);
+    assert!(words.contains("may not describe transactional ids with the prefix owlpost-"), "{now}");
+    allow("--topic", "owlpost.position", "Read");
+    allow("--transactional-id", &id, "Describe");
+    let now = said();
+    let words = about(&now, "failure", transactions);
+    assert!(words.contains("may not describe groups with the prefix owlpost-"), "{now}");
+    allow("--group", &id, "Describe");
+    let now = said();
+    let words = about(&now, "warning", transactions);
+    assert!(words.starts_with("this client may not write with the transactional id"), "{now}");
+    allow("--transactional-id", &id, "Write");
+    let now = said();
+    let words = about(&now, "warning", transactions);
+    assert!(words.starts_with("this client may not read group"), "{now}");
+    allow("--group", &id, "Read");
+    let (status, now) = check(&guest, &[]);
+    assert!(about(&now, "ok     ", transactions).contains("begun and aborted"), "{now}");
+    assert_eq!(status.code(), Some(0), "{now}");
+}
+
+#[test]
 fn each_of_several_hosts_is_looked_at() {
     let primary = Postgres::builder().start();
     let standby = primary.standby();

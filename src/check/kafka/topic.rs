@@ -44,6 +44,18 @@ pub(super) fn judge(
         }
     }
     let mut found = Findings { name: &name, checks: Vec::new() };
+    if wanted.purpose == Purpose::Position {
+        // How it keeps records does not matter, because it has none.
+        if description.operations.is_some_and(|operations| !operations.read()) {
+            found.fail(format!(
+                "this client may not keep a position for topic {topic}; allow it READ"
+            ));
+        } else {
+            let seen = "is there for the position, and stays empty";
+            found.checks.push(Check::ok(&*name, seen));
+        }
+        return found.checks;
+    }
     rights(wanted, description, &mut found);
     let configs = view.configs.iter().flatten().find(|configs| configs.topic == *topic);
     let configs = match configs.map(|configs| &configs.configs) {
