@@ -18,6 +18,7 @@ mod delivery;
 mod documents;
 mod emit_sql;
 mod envelopes;
+mod exactly_once;
 mod examples;
 mod failover;
 mod heal;

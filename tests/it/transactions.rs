@@ -26,7 +26,7 @@ use tokio::time::sleep;
 
 /// One that has no other protocol, one that has gone back to it, and one that has the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cluster {
+pub(crate) enum Cluster {
     Old,
     Downgraded,
     New,
@@ -42,30 +42,28 @@ impl Cluster {
         }
     }
 
-    /// It ends expired transactions without delay.
-    async fn started(self) -> &'static Kafka {
+    /// One of one's own. It ends expired transactions without delay.
+    pub(crate) fn start(self) -> Kafka {
+        let cleanup = "transaction.abort.timed.out.transaction.cleanup.interval.ms";
+        let version = if self == Self::Old { KAFKA_VERSIONS[0] } else { KAFKA };
+        let kafka = Kafka::builder().version(version).setting(cleanup, "100").start();
+        if self == Self::Downgraded {
+            kafka.downgrade("transaction.version", 1);
+        }
+        kafka
+    }
+
+    /// The one that the tests here share.
+    fn shared(self) -> &'static Kafka {
         static ALL: [OnceLock<Kafka>; 3] = [const { OnceLock::new() }; 3];
-        let start = |version| {
-            let cleanup = "transaction.abort.timed.out.transaction.cleanup.interval.ms";
-            Kafka::builder().version(version).setting(cleanup, "100").start()
-        };
-        let started = move || match self {
-            Self::Old => ALL[0].get_or_init(|| start(KAFKA_VERSIONS[0])),
-            Self::Downgraded => ALL[1].get_or_init(|| {
-                let kafka = start(KAFKA);
-                kafka.downgrade("transaction.version", 1);
-                kafka
-            }),
-            Self::New => ALL[2].get_or_init(|| start(KAFKA)),
-        };
-        spawn_blocking(started).await.unwrap()
+        ALL[self as usize].get_or_init(|| self.start())
     }
 }
 
 /// Does the same in each of them, under a name that no other test has.
 async fn everywhere(name: &str, what: impl AsyncFn(&'static Kafka, Client)) {
     for cluster in Cluster::ALL {
-        let kafka = cluster.started().await;
+        let kafka = spawn_blocking(move || cluster.shared()).await.unwrap();
         what(kafka, Client::new(kafka, cluster, name).await).await;
     }
 }

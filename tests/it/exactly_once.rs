@@ -1,0 +1,180 @@
+//! With `DELIVERY=exactly-once` consumers of committed records see each fact once, whatever becomes of the relay.
+
+use crate::support::{
+    PATIENCE, SLOT, confirmed, count, relay, stop, truth, wait_confirmed, wait_state,
+};
+use crate::transactions::Cluster;
+use testkit::checker::Checker;
+use testkit::process::Signal;
+use testkit::workload::Workload;
+use testkit::{Kafka, Lsn, Owlpost, Postgres, oracle, owlpost, wait};
+
+const PARTITIONS: usize = 4;
+
+fn command(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
+    relay(prefix, postgres, kafka).env("DELIVERY", "exactly-once")
+}
+
+fn exactly_once(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> Owlpost {
+    command(prefix, postgres, kafka).env("IN_FLIGHT_BYTES", "1MiB").spawn()
+}
+
+/// Each fact once, in order, to who reads committed records.
+#[track_caller]
+fn judge(prefix: &str, postgres: &Postgres, kafka: &Kafka) {
+    let records = kafka.read_committed_by_java(&format!("{prefix}.order"));
+    Checker::new(&truth(postgres)).prefix(prefix).check(&records).assert_clean();
+}
+
+/// The transactional id, and the group.
+fn id(postgres: &Postgres) -> String {
+    postgres.ask(
+        "SELECT format('owlpost-%s-%s-factlib_slot', system_identifier, oid)
+           FROM pg_control_system(), pg_database WHERE datname = current_database()",
+    )
+}
+
+/// What Kafka's own tool shows of the position.
+#[track_caller]
+fn position(postgres: &Postgres, kafka: &Kafka) -> Lsn {
+    let id = id(postgres);
+    let described = kafka.java(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        &["--bootstrap-server", &kafka.bootstrap(), "--describe", "--group", &id],
+    );
+    let described = String::from_utf8_lossy(&described.stdout).into_owned();
+    // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET ...
+    let row = described.lines().find(|line| line.starts_with(&id)).unwrap_or_else(|| {
+        panic!("no group {id}: {described}");
+    });
+    let columns: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(columns[1..3], ["owlpost.position", "0"], "{row}");
+    Lsn(columns[3].parse().unwrap())
+}
+
+fn wait_free(postgres: &Postgres) {
+    wait::until("the slot to be free", PATIENCE, || {
+        oracle::slot(&mut postgres.client(), SLOT).unwrap().active_pid.is_none()
+    });
+}
+
+fn a_relay_that_is_killed_again_and_again(cluster: Cluster, prefix: &str) {
+    // Of its own: all clusters of PostgreSQL here are copies of one, and so are their transactional ids.
+    let (postgres, kafka) = (Postgres::builder().start(), &cluster.start());
+    let topic = format!("{prefix}.order");
+    kafka.create_topic(&topic, PARTITIONS, &[]);
+    let first = exactly_once(prefix, &postgres, kafka);
+    first.wait_ready();
+    let workload = Workload { facts: 8000, payload: 40..=400, ..Workload::new(prefix, 1) };
+    let running = workload.start(&postgres);
+    let mut doomed = first;
+    for kill in 1..=5 {
+        let before = count(kafka, &topic);
+        doomed.wait_until("some facts to be stored", PATIENCE, || {
+            count(kafka, &topic) >= before + 300
+        });
+        doomed.kill9();
+        wait_free(&postgres);
+        let said = doomed.log_text();
+        assert!(!said.contains("panicked"), "{said}");
+        if kill == 5 {
+            running.wait_for(8000, PATIENCE);
+        }
+        doomed = exactly_once(prefix, &postgres, kafka);
+    }
+    running.wait();
+    wait_confirmed(&doomed, &postgres, PATIENCE);
+    stop(&doomed);
+    judge(prefix, &postgres, kafka);
+    assert!(position(&postgres, kafka) >= confirmed(&postgres));
+    assert!(count(kafka, &topic) > 8000, "markers have offsets, too");
+}
+
+#[test]
+fn each_fact_is_seen_once_though_the_relay_is_killed() {
+    a_relay_that_is_killed_again_and_again(Cluster::New, "eo-kill-new");
+}
+
+#[test]
+fn each_fact_is_seen_once_though_the_relay_is_killed_in_the_older_protocol() {
+    a_relay_that_is_killed_again_and_again(Cluster::Old, "eo-kill-old");
+}
+
+fn a_relay_that_was_frozen(cluster: Cluster, prefix: &str) {
+    // Of its own: all clusters of PostgreSQL here are copies of one, and so are their transactional ids.
+    let (postgres, kafka) = (Postgres::builder().start(), &cluster.start());
+    let topic = format!("{prefix}.order");
+    kafka.create_topic(&topic, PARTITIONS, &[]);
+    let command = command(prefix, &postgres, kafka)
+        .env("FENCED_POLICY", "standby")
+        .env("TRANSACTION_INTERVAL", "2s")
+        .env("WAL_SENDER_TIMEOUT", "4s")
+        .env("LEASE", "3s")
+        .env("STALL_TIMEOUT", "2s")
+        .env("STATUS_INTERVAL", "500ms");
+    let first = command.clone().spawn();
+    first.wait_ready();
+    let second = command.spawn();
+    wait_state(&second, "waiting_for_slot");
+    let workload = Workload { facts: 3000, payload: 40..=400, ..Workload::new(prefix, 1) };
+    let running = workload.start(&postgres);
+    running.wait_for(500, PATIENCE);
+    // In the middle of a Kafka transaction.
+    first.wait_until("facts to be stored", PATIENCE, || count(kafka, &topic) >= 100);
+    first.signal(Signal::SIGSTOP);
+    wait_state(&second, "streaming");
+    running.wait();
+    wait_confirmed(&second, &postgres, PATIENCE);
+    first.signal(Signal::SIGCONT);
+    wait_state(&first, "waiting_for_slot");
+    workload.write_transaction(&mut postgres.client(), 10, 3);
+    wait_confirmed(&second, &postgres, PATIENCE);
+    stop(&second);
+    // Its turn comes.
+    wait_state(&first, "streaming");
+    workload.write_transaction(&mut postgres.client(), 10, 4);
+    wait_confirmed(&first, &postgres, PATIENCE);
+    stop(&first);
+    judge(prefix, &postgres, kafka);
+}
+
+#[test]
+fn of_a_relay_that_was_frozen_nothing_is_seen_twice() {
+    a_relay_that_was_frozen(Cluster::New, "eo-frozen-new");
+}
+
+#[test]
+fn of_a_relay_that_was_frozen_nothing_is_seen_twice_in_the_older_protocol() {
+    a_relay_that_was_frozen(Cluster::Downgraded, "eo-frozen-old");
+}
+
+/// What is published by the other road is not in the position: that is noticed, and nothing is skipped silently.
+#[test]
+fn who_comes_back_from_at_least_once_says_that_the_position_is_to_be_forgotten() {
+    let (postgres, kafka) = (Postgres::builder().start(), &Cluster::New.start());
+    kafka.create_topic("eo-back.order", PARTITIONS, &[]);
+    let workload = Workload::new("eo-back", 1);
+    let mut client = postgres.client();
+    workload.install(&mut client);
+    let mut facts = 0;
+    let mut publish = |relay: Owlpost| {
+        relay.wait_ready();
+        facts += 10;
+        workload.write_transaction(&mut client, 10, facts);
+        wait_confirmed(&relay, &postgres, PATIENCE);
+        stop(&relay);
+    };
+    publish(exactly_once("eo-back", &postgres, kafka));
+    publish(relay("eo-back", &postgres, kafka).spawn());
+    let refused = exactly_once("eo-back", &postgres, kafka);
+    assert_eq!(refused.wait_exit(PATIENCE).code(), Some(4), "{}", refused.log_text());
+    let id = id(&postgres);
+    let remedy = format!("kafka-consumer-groups --delete --group {id}");
+    assert!(refused.log_text().contains(&remedy), "{}", refused.log_text());
+    kafka.java(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        &["--bootstrap-server", &kafka.bootstrap(), "--delete", "--group", &id],
+    );
+    publish(exactly_once("eo-back", &postgres, kafka));
+    judge("eo-back", &postgres, kafka);
+}
