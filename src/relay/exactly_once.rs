@@ -166,6 +166,14 @@ impl Relay {
 
     /// Somebody else may have published what is held: what is in Kafka is to be asked, with the slot.
     fn begin_anew(&mut self, now: Now, cause: String) {
+        if self.stopping.is_some() {
+            let unsettled = self.producer.unsettled_facts();
+            let reason = format!(
+                "{cause}; {unsettled} facts that were read are not known to be in Kafka: they stay in the slot, and \
+                 those that are not there will be delivered again"
+            );
+            return self.exit(ExitKind::Deadline, reason);
+        }
         if matches!(self.link, Link::Streaming(_) | Link::Starting) {
             self.hang_up(now, End::Fenced, SLOT_IN_USE_RETRY, cause);
         }

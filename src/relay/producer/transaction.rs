@@ -214,6 +214,8 @@ pub(super) struct Transactions {
     /// A question of ours for an epoch was not answered. Where it comes late it fences ourselves: of a transaction that
     /// is open the coordinator does not look whose epoch it is asked for.
     late_init: bool,
+    /// The same of one to add something, in this epoch: where it comes behind the abort, a transaction is open again.
+    late_add: bool,
     /// Somebody has judged a position that was read, and what is enqueued goes by it.
     is_judged: bool,
     transactions: Line,
@@ -239,6 +241,7 @@ impl Transactions {
             held: Held::Dropped,
             recoveries: 0,
             late_init: false,
+            late_add: false,
             is_judged: false,
             transactions: Line::new(CoordinatorOf::Transactions),
             group: Line::new(CoordinatorOf::Group),
@@ -706,7 +709,7 @@ impl Transactions {
             (TransactionVerdict::Done, Ok((producer, version))) => {
                 let before = self.producer.replace(producer);
                 self.version = version;
-                self.opened = None;
+                (self.opened, self.late_add) = (None, false);
                 let skips = self.seeded.is(SeededBug::NoAbortOnRestart) && self.number == 0;
                 self.state = if skips { State::Idle } else { State::Reading };
                 let id = Arc::clone(&self.id);
@@ -731,7 +734,8 @@ impl Transactions {
                         "{cause}: the Kafka transaction was open for longer than TRANSACTION_TIMEOUT ({timeout:?})"
                     ));
                 }
-                if std::mem::take(&mut self.late_init) {
+                let (init, add) = (&mut self.late_init, &mut self.late_add);
+                if std::mem::take(init) || std::mem::take(add) {
                     return Outcome::Unsure(format!(
                         "{cause}: a request of this relay may have come to Kafka late"
                     ));
@@ -754,6 +758,7 @@ impl Transactions {
         let request = TransactionRequest::AddPartitions;
         self.transactions.asked = None;
         let adding = std::mem::take(&mut self.adding);
+        self.late_add |= answer.is_err();
         let codes = match answer {
             Ok(codes) if codes.len() == adding.len() => codes,
             _ => {
@@ -808,6 +813,7 @@ impl Transactions {
         events: &mut VecDeque<Event>,
     ) {
         let (of, request) = (CoordinatorOf::Transactions, TransactionRequest::AddOffsets);
+        self.late_add |= answer.is_err();
         let early = self.seeded.is(SeededBug::PositionBeforeAddOffsets);
         let (verdict, answer) = self.verdict(of, request, answer, chance, events);
         match (verdict, answer, &mut self.state) {
