@@ -175,6 +175,13 @@ pub(crate) const NOT_IN_TRANSACTIONS: &[&str] = &[
     "event: SequencesLost",
     "event: TailRead",
     "event: TailUnread",
+    // Of handlers, which are no Kafka.
+    "a handler fails",
+    "given up with facts left",
+    "given up with no fact left",
+    "handled",
+    "handled while the slot was another's",
+    "handlers die",
 ];
 
 /// What must happen in transactions besides.
