@@ -27,7 +27,7 @@ pub(super) const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long data may gather in the socket while we are behind: both sides save their wake-ups, and
 /// the walsender's own work per fact falls to less than half (measured).
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(2);
 
 /// A read of at least this many bytes means that we are behind.
 const GATHER_FROM_BYTES: usize = 32 * 1024;
