@@ -16,7 +16,7 @@ mod syscalls;
 
 use crate::null_broker::{Account, NullBroker};
 use crate::proc::Usage;
-use crate::raw_reader::{RawReader, Seen};
+use crate::raw_reader::{self, RawReader, Seen};
 use crate::run::{self, Measured};
 use crate::shape::Shape;
 use crate::stage::{LIMIT, Outcome, PUBLICATION, Stage, Subject, create_topics};
@@ -53,10 +53,10 @@ pub struct Arguments {
 #[derive(Debug, Clone, clap::Args)]
 struct Ceiling {
     /// Microseconds that the raw reader naps between two reads.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = raw_reader::NAP_US)]
     nap_us: u64,
     /// Receive buffer that it asks for, in bytes; 0 leaves it to the kernel.
-    #[arg(long, default_value_t = 4 << 20)]
+    #[arg(long, default_value_t = raw_reader::RECEIVE_BUFFER)]
     receive_buffer: usize,
 }
 

@@ -19,6 +19,13 @@ use std::time::{Duration, Instant, SystemTime};
 /// What one read may bring.
 const GULP: usize = 1024 * 1024;
 
+/// The naps and the receive buffer with which a walsender was seen fastest, 541 to 583 thousand facts a second in every
+/// round: the window closes again and again, and messages that wait for it to open are joined. With 4 MiB and 2 ms each
+/// message was a segment of its own, and a fact cost the walsender 4.3 us instead of 1.75.
+pub const NAP_US: u64 = 500;
+/// See [`NAP_US`].
+pub const RECEIVE_BUFFER: usize = 256 * 1024;
+
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// What to read, and how.
@@ -36,10 +43,10 @@ pub struct RawReader {
     #[arg(long)]
     pub messages: usize,
     /// Microseconds between two reads.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = NAP_US)]
     pub nap_us: u64,
     /// Receive buffer asked of the kernel, in bytes, which caps it at net.core.rmem_max; 0 leaves it to the kernel.
-    #[arg(long, default_value_t = 4 << 20)]
+    #[arg(long, default_value_t = RECEIVE_BUFFER)]
     pub receive_buffer: usize,
 }
 
