@@ -89,7 +89,8 @@ fn simulate(seeds: u64, exactly_once: bool, wanted: &[&str]) {
 
 #[test]
 fn nothing_is_lost_reordered_or_confirmed_too_early_whatever_happens() {
-    simulate(10_000, false, world::WANTED);
+    let wanted = [world::WANTED, world::WANTED_OF_HANDLERS].concat();
+    simulate(10_000, false, &wanted);
 }
 
 #[test]

@@ -103,13 +103,6 @@ pub(crate) const WANTED: &[&str] = &[
     "ROLLBACK",
     "ROLLBACK PREPARED",
     "ROLLBACK TO SAVEPOINT",
-    // Handlers in the place of Kafka.
-    "a handler fails",
-    "given up with facts left",
-    "given up with no fact left",
-    "handled",
-    "handled while the slot was another's",
-    "handlers die",
     // Events.
     "event: AlreadyStored",
     "event: Away",
@@ -175,7 +168,10 @@ pub(crate) const NOT_IN_TRANSACTIONS: &[&str] = &[
     "event: SequencesLost",
     "event: TailRead",
     "event: TailUnread",
-    // Of handlers, which are no Kafka.
+];
+
+/// What must happen besides where handlers stand in the place of Kafka, which is where there are no transactions.
+pub(crate) const WANTED_OF_HANDLERS: &[&str] = &[
     "a handler fails",
     "given up with facts left",
     "given up with no fact left",
