@@ -85,6 +85,11 @@ impl Groups {
     pub(super) fn wake(&self) -> Option<Instant> {
         self.wake
     }
+
+    /// So many facts and bytes are a group.
+    fn is_full(&self, (facts, bytes): (usize, usize)) -> bool {
+        bytes >= self.bytes_max || facts >= self.settings.facts_max
+    }
 }
 
 impl Relay {
@@ -279,12 +284,8 @@ impl Relay {
         }
         let Some(groups) = &self.groups else { return };
         let Some(now) = groups.now else { return };
-        let is_full = || {
-            let (facts, bytes) = self.producer.gathered();
-            facts > 0
-                && (groups.due || bytes >= groups.bytes_max || facts >= groups.settings.facts_max)
-        };
-        if self.producer.closes() && is_full() {
+        let gathered = self.producer.gathered();
+        if self.producer.closes() && gathered.0 > 0 && (groups.due || groups.is_full(gathered)) {
             self.close(now);
         }
     }
@@ -333,9 +334,8 @@ impl Relay {
         if !self.producer.closes() {
             return;
         }
-        let is_full = bytes >= groups.bytes_max || facts >= groups.settings.facts_max;
         if enqueued == groups.whole {
-            if groups.due || is_full {
+            if groups.due || groups.is_full((facts, bytes)) {
                 self.close(now.at);
             }
             return;

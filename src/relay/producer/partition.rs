@@ -13,7 +13,7 @@
 //! forgotten.
 
 use super::tail::Tail;
-use crate::relay::batch::{Batch, OpenBatch, Record, sequence_after};
+use crate::relay::batch::{Batch, EncodedRecord, OpenBatch, Record, sequence_after};
 use crate::relay::compression::Compression;
 use crate::relay::kafka::{BrokerId, ProducerId};
 use crate::relay::ledger::{Ledger, Place};
@@ -80,6 +80,37 @@ pub(super) struct Sending {
     pub(super) last_group: u32,
     /// As part of a transaction.
     pub(super) transactional: bool,
+}
+
+/// Takes records out of batches, but of those that stay as they are: how many facts, and how many encoded bytes less
+/// that makes.
+fn retain(
+    queue: &mut VecDeque<Queued>,
+    now: Lot,
+    ledger: &mut Ledger,
+    stays: impl Fn(&Queued) -> bool,
+    mut keep: impl FnMut(&EncodedRecord<'_>) -> bool,
+) -> (usize, usize) {
+    let (mut facts, mut less) = (0, 0);
+    for queued in std::mem::take(queue) {
+        if stays(&queued) {
+            queue.push_back(queued);
+            continue;
+        }
+        let Queued { batch, place, lot, .. } = queued;
+        let (bytes, records) = (batch.plain_len(), batch.records());
+        let kept = batch.retain(&mut keep);
+        let kept_records = kept.as_ref().map_or(0, Batch::records);
+        facts += usize::try_from(records - kept_records).unwrap_or(0);
+        less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
+        // What is left keeps its place, if its first fact went, too: it may only hold more back.
+        match kept {
+            Some(batch) => queue.push_back(Queued::new(batch, place, lot)),
+            None if lot.generation == now.generation => ledger.batch_settled(place),
+            None => {}
+        }
+    }
+    (facts, less)
 }
 
 #[derive(Debug)]
@@ -394,29 +425,13 @@ impl Partition {
     /// less that makes.
     pub(super) fn take_already_stored(&mut self, now: Lot, ledger: &mut Ledger) -> (usize, usize) {
         self.seal(now);
-        let (mut facts, mut less) = (0, 0);
-        let queue = std::mem::take(&mut self.queue);
-        for Queued { batch, place, lot, state, ambiguous } in queue {
-            if !matches!(state, State::Ready) || batch.stamp().is_some() {
-                self.queue.push_back(Queued { batch, place, lot, state, ambiguous });
-                continue;
-            }
-            let (bytes, records) = (batch.plain_len(), batch.records());
-            let kept = batch.retain(|record| {
-                let position = record.position();
-                !position.is_some_and(|at| self.tail.has(at, || record.fingerprint()))
-            });
-            let kept_records = kept.as_ref().map_or(0, Batch::records);
-            facts += usize::try_from(records - kept_records).unwrap_or(0);
-            less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
-            // What is left keeps its place, if its first fact went, too: it may only hold more back.
-            match kept {
-                Some(batch) => self.queue.push_back(Queued::new(batch, place, lot)),
-                None if lot.generation == now.generation => ledger.batch_settled(place),
-                None => {}
-            }
-        }
-        (facts, less)
+        let was_sent = |queued: &Queued| {
+            !matches!(queued.state, State::Ready) || queued.batch.stamp().is_some()
+        };
+        retain(&mut self.queue, now, ledger, was_sent, |record| {
+            let position = record.position();
+            !position.is_some_and(|at| self.tail.has(at, || record.fingerprint()))
+        })
     }
 
     fn is_proven(&self, now: Instant, log: Option<Log>) -> bool {
@@ -658,26 +673,9 @@ impl Partition {
         ledger: &mut Ledger,
     ) -> (usize, usize) {
         self.seal(now);
-        let (mut facts, mut less) = (0, 0);
-        let queue = std::mem::take(&mut self.queue);
-        for queued in queue {
-            if queued.lot.group != now.group || queued.batch.lies_within(last) {
-                self.queue.push_back(queued);
-                continue;
-            }
-            let Queued { batch, place, lot, .. } = queued;
-            let (bytes, records) = (batch.plain_len(), batch.records());
-            let kept = batch.retain(|record| record.position() <= last);
-            let kept_records = kept.as_ref().map_or(0, Batch::records);
-            facts += usize::try_from(records - kept_records).unwrap_or(0);
-            less += bytes.saturating_sub(kept.as_ref().map_or(0, Batch::plain_len));
-            match kept {
-                Some(batch) => self.queue.push_back(Queued::new(batch, place, lot)),
-                None if lot.generation == now.generation => ledger.batch_settled(place),
-                None => {}
-            }
-        }
-        (facts, less)
+        let stays =
+            |queued: &Queued| queued.lot.group != now.group || queued.batch.lies_within(last);
+        retain(&mut self.queue, now, ledger, stays, |record| record.position() <= last)
     }
 
     /// Drops everything, of which nothing may be in flight: how many facts, and how many encoded bytes.
