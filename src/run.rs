@@ -225,7 +225,7 @@ pub(crate) async fn drive(
 ) -> Exit {
     let mut postgres = Postgres::None;
     let mut asked = None;
-    let mut gather_until: Option<Instant> = None;
+    let mut read = now().at;
     let mut reported = now().at;
     let mut stop = std::pin::pin!(stop);
     let (mut stopping, mut gave_up) = (false, false);
@@ -286,16 +286,15 @@ pub(crate) async fn drive(
             around.standing(&relay.standing(at), at);
         }
 
+        let mut gathering = None;
         let reading = match relay.reading() {
-            Reading::Gather(nap) if gather_until.is_none() => {
-                gather_until = Some(at + nap);
-                Reading::Paused
+            Reading::Gather(time) => {
+                let until = read + time;
+                gathering = (until > at).then_some(until);
+                if gathering.is_some() { Reading::Paused } else { Reading::Now }
             }
-            Reading::Gather(_) if gather_until.is_some_and(|until| at < until) => Reading::Paused,
-            Reading::Gather(_) => Reading::Now,
             other => other,
         };
-        let gathering = gather_until.filter(|until| *until > at && reading == Reading::Paused);
         let wake = reported + REPORT_INTERVAL;
         let wake = relay.deadline().into_iter().chain(gathering).fold(wake, Instant::min);
         let happened = tokio::select! {
@@ -331,8 +330,9 @@ pub(crate) async fn drive(
                 relay.handle(now(), Input::PostgresGone(failure.into()));
             }
             Happened::Turned(Turn::Received { bytes, drained }) => {
-                gather_until = None;
-                relay.handle(now(), Input::Received { bytes, drained });
+                let now = now();
+                read = now.at;
+                relay.handle(now, Input::Received { bytes, drained });
                 let buffer = relay.receive_buffer();
                 if buffer.is_empty() && buffer.capacity() > RECEIVE_BUFFER_KEPT {
                     *buffer = BytesMut::new();

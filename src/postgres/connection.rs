@@ -24,10 +24,10 @@ pub(super) const NO_CLOCK: Now<Duration> = Now { at: Duration::ZERO, clock: Time
 const PARTING_MAX: Duration = Duration::from_secs(1);
 
 /// How much is asked of the socket at once while streaming.
-const READ_BYTES: usize = 1024 * 1024;
+const READ_BYTES: usize = 640 * 1024;
 
-/// Room below which the receive buffer is made larger again.
-const READ_BYTES_MIN: usize = 128 * 1024;
+/// Room below which the receive buffer is made larger again: what the kernel has of a near server is read at once.
+const READ_BYTES_MIN: usize = 576 * 1024;
 
 /// One row of an answer: the text of each column, or NULL.
 pub type Row = Vec<Option<String>>;

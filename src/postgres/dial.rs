@@ -12,12 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
 
-/// The least receive buffer that is asked of the kernel: while we are behind, it fills in about the time that data may
-/// gather. Then the walsender's messages are joined while they wait for room; in a larger one each stays a segment of its
-/// own, at twice the cost for both sides. (Thousand facts a second, beside a raw reader of 570: 256 KiB 285, 512 KiB 484
-/// to 563, 1 MiB 312 to 365, 4 MiB 282 to 488.) What is in it was sent before the server heard what it is told now, so
-/// that a crash repeats it.
-const RECEIVE_BUFFER_BYTES_MIN: u32 = 512 * 1024;
+/// The least receive buffer that is asked of the kernel, which makes it twice as large and fills half a MiB into it. While we
+/// are behind it should be filled in the few milliseconds that data may gather, see [`crate::relay::Reading::Gather`]. What is
+/// in it was sent before the server heard what it is told now, so that a crash repeats it.
+const RECEIVE_BUFFER_BYTES_MIN: u32 = 256 * 1024;
 
 /// The most; the kernel caps it at `net.core.rmem_max`, too.
 const RECEIVE_BUFFER_BYTES_MAX: u32 = 4 * 1024 * 1024;
@@ -192,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_server_further_away_gets_a_larger_window() {
-        assert_eq!(receive_buffer_bytes(Duration::from_micros(50)), 512 * 1024);
+        assert_eq!(receive_buffer_bytes(Duration::from_micros(50)), 256 * 1024);
         assert_eq!(receive_buffer_bytes(Duration::from_millis(4)), 1_073_741);
         assert_eq!(receive_buffer_bytes(Duration::from_millis(80)), 4 * 1024 * 1024);
         assert_eq!(receive_buffer_bytes(Duration::MAX), 4 * 1024 * 1024);

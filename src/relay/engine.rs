@@ -5,6 +5,7 @@ use super::event::{End, Event, Halted};
 use super::exactly_once::Groups;
 use super::exchange::{Delivery, Identity, Input, Now, Output, Reading, Settings};
 use super::gone::{Exit, ExitKind, Gone, another_cluster};
+use super::gulp::Gulp;
 use super::ledger::Ledger;
 use super::oversize::Oversize;
 use super::position::{Position, Timelines, Unit};
@@ -24,13 +25,6 @@ const COPY_DONE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long between two attempts to take a slot that another session has: short, because the wait
 /// is what a take-over costs.
 pub(super) const SLOT_IN_USE_RETRY: Duration = Duration::from_secs(1);
-
-/// How long data may gather in the socket while we are behind: both sides save their wake-ups, and
-/// the walsender's own work per fact falls to less than half (measured).
-const GATHER: Duration = Duration::from_millis(2);
-
-/// A read of at least this many bytes means that we are behind.
-const GATHER_FROM_BYTES: usize = 32 * 1024;
 
 /// How far behind its commit a transaction is sent when we are behind. Both clocks are the server's.
 pub(super) const BEHIND_MICROS: i64 = 20_000;
@@ -112,7 +106,8 @@ pub struct Relay {
     pub(super) receive: BytesMut,
     /// The socket had nothing more when it was read last.
     pub(super) drained: bool,
-    pub(super) behind: bool,
+    /// What the last reads say of the next one.
+    pub(super) gulp: Gulp,
     /// By its own clock the server sends what was committed a while ago.
     pub(super) lagging: bool,
     /// When batches that could still grow are sent although we are behind.
@@ -214,7 +209,7 @@ impl Relay {
             producer: Producer::new(producer, Jitter::new(seed.wrapping_add(1))),
             receive: BytesMut::new(),
             drained: true,
-            behind: false,
+            gulp: Gulp::default(),
             lagging: false,
             sweep_at: None,
             full: false,
@@ -266,7 +261,10 @@ impl Relay {
     pub fn reading(&self) -> Reading {
         match self.link {
             Link::Streaming(_) if self.is_paused() => Reading::Paused,
-            Link::Streaming(_) if self.is_behind() => Reading::Gather(GATHER),
+            // What there was no room for is of the same gulp.
+            Link::Streaming(_) if self.drained && self.is_behind() => {
+                Reading::Gather(self.gulp.gather())
+            }
             Link::Streaming(_) => Reading::Now,
             _ => Reading::Paused,
         }
@@ -289,7 +287,7 @@ impl Relay {
             Input::Received { bytes, drained } => {
                 self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
                 self.drained = drained;
-                self.behind = bytes >= GATHER_FROM_BYTES;
+                self.gulp.received(bytes, drained);
             }
             Input::PostgresGone(gone) => self.gone(now, gone),
             Input::Kafka(answer) => {
@@ -372,7 +370,7 @@ impl Relay {
     }
 
     fn is_behind(&self) -> bool {
-        self.behind || self.lagging
+        self.gulp.is_behind() || self.lagging
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -465,7 +463,7 @@ impl Relay {
         self.slot_in_use = None;
         self.stuck = None;
         self.drained = true;
-        self.behind = false;
+        self.gulp = Gulp::default();
         self.lagging = false;
         self.sweep_at = None;
         self.slot_taken(now);
@@ -538,7 +536,7 @@ impl Relay {
         self.stuck = None;
         self.paused = None;
         self.drained = true;
-        self.behind = false;
+        self.gulp = Gulp::default();
         self.lagging = false;
         self.sweep_at = None;
     }

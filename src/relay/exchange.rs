@@ -205,7 +205,7 @@ pub enum Output {
 pub enum Reading {
     /// As soon as there is something.
     Now,
-    /// Let data gather for this long, then read as much as there is.
+    /// Let data gather until it is so long since the last read, then read as much as there is.
     Gather(Duration),
     /// Not at all.
     Paused,

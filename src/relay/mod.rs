@@ -28,6 +28,7 @@ mod exchange;
 pub mod fact;
 mod foresee;
 pub mod gone;
+mod gulp;
 pub mod kafka;
 pub mod ledger;
 mod oversize;
