@@ -82,9 +82,10 @@ mod tests {
         let mut gulp = Gulp::default();
         let mut times = Vec::new();
         for _ in 0..1000 {
-            let ms = gulp.gather().as_secs_f64() * 1000.0;
-            times.push(ms);
-            gulp.received(((per_ms as f64 * ms) as usize).min(holds), true);
+            let time = gulp.gather();
+            times.push(time.as_secs_f64() * 1000.0);
+            let came = per_ms * usize::try_from(time.as_micros()).unwrap_or(0) / 1000;
+            gulp.received(came.min(holds), true);
         }
         times.split_off(200)
     }
