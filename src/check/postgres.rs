@@ -66,6 +66,7 @@ pub(super) fn judge(
     checks.extend(rights(ask, survey, &plan));
     checks.extend(free_slots(ask, survey, &plan));
     checks.extend(walsenders(survey));
+    checks.push(timeouts(survey));
     if let Some(slot) = &survey.slot {
         checks.push(reader(ask, survey, slot, running));
         checks.extend(slot_position(ask, survey, slot));
@@ -230,6 +231,13 @@ fn walsenders(survey: &Survey) -> Option<Check> {
          beside it; end those that nobody needs, or raise max_wal_senders and restart the server"
     );
     Some(Check::warning(NAME, &sentence))
+}
+
+/// Those of our sessions, which we set ourselves.
+fn timeouts(survey: &Survey) -> Check {
+    const NAME: &str = "timeouts";
+    let shown = survey.settings.get("wal_sender_timeout").map_or("unknown", |s| s.shown.as_str());
+    Check::ok(NAME, format!("wal_sender_timeout {shown} in the relay's session, and no other"))
 }
 
 /// Who has the slot.

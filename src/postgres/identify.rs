@@ -210,12 +210,25 @@ pub(crate) fn dropped_words(ask: &Ask, dropped: &[String]) -> String {
 /// Settings of our session that keep the server well: a relay that hangs is dropped within seconds,
 /// whatever the server's own settings are. Both may be set by anybody, and last as long as the
 /// session; Unix sockets ignore the second.
+///
+/// And none that is meant for applications: to the server, sending a large transaction is one that lasts as long, which
+/// `transaction_timeout` would end in the middle again and again; and a slot that is made waits for a lock of each
+/// transaction that is open. That we wait in vain is for our own clock to say.
 pub(super) async fn prepare(connection: &mut Connection, ask: &Ask) -> Result<(), Failure> {
     let (sender, user) = (ask.wal_sender_timeout.as_millis(), ask.tcp_user_timeout.as_millis());
-    let sql = format!("SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}");
+    // Not all of these are known to every version.
+    let sql = format!(
+        "SET wal_sender_timeout = {sender}; SET tcp_user_timeout = {user}; \
+         SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+         WHERE name IN ({OF_APPLICATIONS}) AND setting <> '0'"
+    );
     connection.query(&sql).await?;
     Ok(())
 }
+
+/// Time-outs that end what an application does for too long.
+const OF_APPLICATIONS: &str = "'statement_timeout', 'lock_timeout', 'transaction_timeout', \
+     'idle_in_transaction_session_timeout', 'idle_session_timeout'";
 
 /// Makes the slot of this session, which may take as long as a transaction that is open stays so, or reading the
 /// log up to where it is moved.

@@ -62,8 +62,11 @@ impl SlotPoll {
             return self.read(&rows);
         }
         let mut connection = Connection::connect_ordinary(&self.postgres).await?;
-        // So that the server does not work on for nobody.
-        let limit = format!("SET statement_timeout = {}", ANSWER_MAX.as_millis());
+        // So that the server does not work on for nobody, and keeps the session until the next question.
+        let limit = format!(
+            "SET statement_timeout = {}; SET idle_session_timeout = 0",
+            ANSWER_MAX.as_millis()
+        );
         connection.query(&limit).await?;
         let rows = connection.query(&query).await?;
         self.connection = Some(connection);

@@ -50,6 +50,8 @@ fn a_sound_set_up_passes_before_the_first_start_and_beside_a_relay_and_stays_as_
     };
     let topic = "4 partitions, 3 replicas, min.insync.replicas 2";
     assert_eq!(lines_of("topic sound.order"), [topic], "{said}");
+    let timeouts = "wal_sender_timeout 9s in the relay's session, and no other";
+    assert_eq!(lines_of("timeouts"), [timeouts], "{said}");
     assert!(!said.contains('\x1b'), "colours in a file: {said}");
     let summary = said.lines().last().unwrap();
     assert!(summary.ends_with(" ok, 0 warnings, 0 failures"), "{said}");

@@ -1,8 +1,8 @@
-//! Which sessions of PostgreSQL commands take, and which rights they need.
+//! Which sessions of PostgreSQL commands take, which rights they need, and which time-outs they have.
 
 use crate::commands::Shell;
-use crate::support::{PATIENCE, SLOT, count, drop_slots, relay, stop};
-use testkit::{Kafka, Postgres};
+use crate::support::{PATIENCE, SLOT, count, drop_slots, relay, stop, wait_confirmed};
+use testkit::{Kafka, Postgres, wait};
 
 const EMIT: &str = "owlpost emit --aggregate-type order --json";
 
@@ -64,7 +64,56 @@ fn a_server_without_room_for_ordinary_sessions_is_asked_through_a_walsender() {
     let said = clerk.run("owlpost status --sample 10ms").ended(3);
     assert!(said.err.contains("SQLSTATE"), "{said:?}");
     drop(crowd);
-    testkit::wait::until("there is room again", PATIENCE, || postgres.try_client().is_ok());
+    wait::until("there is room again", PATIENCE, || postgres.try_client().is_ok());
     assert_eq!(postgres.ask("SELECT slot_name FROM pg_replication_slots"), SLOT);
     drop_slots(&postgres);
+}
+
+/// What administrators set for applications, and also for the role of the relay where they set it for all.
+#[test]
+fn timeouts_that_are_set_for_everybody_do_not_end_what_the_relay_does() {
+    // The first that ends transactions, whatever they do; sending a large one is one to the server.
+    let postgres = Postgres::builder().major(17).start();
+    let kafka = Kafka::shared();
+    kafka.create_topic("patient.order", 1, &[]);
+    postgres
+        .client()
+        .batch_execute(
+            "CREATE ROLE hurried LOGIN SUPERUSER;
+             ALTER ROLE hurried SET statement_timeout = '100ms';
+             ALTER ROLE hurried SET lock_timeout = '100ms';
+             ALTER ROLE hurried SET transaction_timeout = '100ms';
+             ALTER ROLE hurried SET idle_session_timeout = '100ms';
+             ALTER ROLE hurried SET idle_in_transaction_session_timeout = '100ms'",
+        )
+        .unwrap();
+    let command = relay("patient", &postgres, kafka)
+        .env("MASTER_DATABASE_URL", postgres.url_as("hurried", "none"));
+
+    // A slot that is made waits for whoever writes.
+    let mut open = postgres.client();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    let init = command.clone().arg("init").spawn();
+    let waits = "SELECT count(*) FROM pg_stat_activity
+                 WHERE usename = 'hurried' AND wait_event_type = 'Lock'
+                   AND clock_timestamp() - state_change > interval '1 s'";
+    init.wait_until("init to wait for longer than that", PATIENCE, || postgres.ask(waits) == "1");
+    open.batch_execute("COMMIT").unwrap();
+    assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.log_text());
+
+    // For seconds, in a build for tests.
+    postgres
+        .client()
+        .batch_execute(
+            r#"SELECT count(pg_logical_emit_message(true, 'patient',
+                   format('{"aggregate_type":"order","aggregate_id":"%s","payload":"%s"}', n, repeat('x', 200))))
+               FROM generate_series(1, 100000) n"#,
+        )
+        .unwrap();
+    let relay = command.spawn();
+    wait_confirmed(&relay, &postgres, 2 * PATIENCE);
+    stop(&relay);
+    assert_eq!(count(kafka, "patient.order"), 100_000);
+    let log = postgres.log_text();
+    assert!(!log.contains("timeout"), "{log}");
 }
