@@ -38,8 +38,19 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often is looked whether anybody reads standard output.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
 
-/// One sentence to standard error. If nobody reads it, there is nobody to tell.
+/// How long whoever reads standard error has to make room for a sentence.
+const ROOM_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// One sentence to standard error. If nobody reads it, there is nobody to tell: a full pipe must not keep a process that
+/// has failed from ending.
 pub fn say(sentence: &str) {
+    // Not locked: the log's thread may hang in a write to it.
+    let error = rustix::stdio::stderr();
+    let mut asked = [PollFd::from_borrowed_fd(error, PollFlags::OUT)];
+    // Where it cannot be asked, the write tells.
+    if poll(&mut asked, Some(&ROOM_MAX)) == Ok(0) {
+        return;
+    }
     // A server's words may be in it, and a stranger's before TLS.
     let lines: Vec<_> =
         sentence.lines().map(|line| printable::printable(line.as_bytes())).collect();

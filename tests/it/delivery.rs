@@ -1,15 +1,18 @@
 //! Every committed fact arrives, once, as it was emitted, and nothing else does.
 
+use crate::commands::Shell;
 use crate::support::{
-    PATIENCE, READ, SLOT, confirmed, count, emit, lsn, read, relay, stop, truth, wait_confirmed,
+    PATIENCE, READ, SLOT, confirmed, count, drop_slots, emit, lsn, read, relay, stop, truth,
+    wait_confirmed,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::process::Stdio;
 use testkit::checker::Checker;
 use testkit::envelope::{OutboxEvent, TraceInfo};
 use testkit::oracle::Commits;
-use testkit::process::Signal;
+use testkit::process::{Signal, signal_pid};
 use testkit::workload::{Truth, Workload};
-use testkit::{Kafka, Lsn, Postgres, Record, java_partitions};
+use testkit::{Kafka, Lsn, Postgres, Record, java_partitions, wait};
 
 const PARTITIONS: usize = 4;
 
@@ -415,4 +418,45 @@ fn fact(kind: &str) -> String {
 
 fn kinds(records: &[Record]) -> Vec<&str> {
     records.iter().map(|record| record.header("event_type").unwrap()).collect()
+}
+
+/// Whoever reads standard error has stopped doing so, and the pipe to it is full before the first line.
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_facts_nor_the_end() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("unread.order", 1, &[]);
+    let shell = Shell::new("unread", &postgres, kafka).env("FAILURE_LINGER", "0s");
+    let fill = "dd if=/dev/zero of=/dev/fd/3 bs=4096 oflag=nonblock 3>&2 2>/dev/null";
+    let start = || {
+        let mut command = shell.command(&format!("{fill}; exec owlpost run"));
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ended = |relay: &mut std::process::Child| {
+        let mut code = None;
+        wait::until("the relay to end", PATIENCE, || {
+            code = relay.try_wait().unwrap();
+            code.is_some()
+        });
+        code.unwrap().code()
+    };
+    let slot = "SELECT count(*) FROM pg_replication_slots WHERE active";
+    let reads = || postgres.ask(slot) == "1";
+    let published = |wanted: usize| {
+        emit(&postgres, true, "unread", br#"{"aggregate_type":"order","aggregate_id":"1"}"#);
+        let end = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
+        wait::until("the fact to be confirmed", PATIENCE, || confirmed(&postgres) >= end);
+        assert_eq!(count(kafka, "unread.order"), wanted);
+    };
+
+    let mut relay = start();
+    wait::until("the relay to read", PATIENCE, reads);
+    published(1);
+    signal_pid(relay.id(), Signal::SIGTERM);
+    assert_eq!(ended(&mut relay), Some(0));
+
+    let mut relay = start();
+    wait::until("the relay to read", PATIENCE, reads);
+    published(2);
+    drop_slots(&postgres);
+    assert_eq!(ended(&mut relay), Some(4), "it has failed, and its last sentence finds no room");
 }
