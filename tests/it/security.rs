@@ -1,7 +1,9 @@
 //! TLS and SASL to a real broker: every combination connects, and what is wrong is said in one sentence.
 
+use crate::commands::Shell;
 use crate::postgres_security::{HERE, server};
 use crate::support::{PATIENCE, count, emit, relay, stop, wait_confirmed, wait_state};
+use crate::typed::settings_alone;
 use std::sync::OnceLock;
 use testkit::certificates::{Authority, Certificate};
 use testkit::checker::Checker;
@@ -91,28 +93,33 @@ fn secure() -> &'static Secure {
             }
         }
         let kafka = builder.start();
-        let brokers = kafka.bootstrap();
+        let secure = Secure { kafka, authority, client, stranger, strangers };
         // Two in one request are refused.
         for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
-            let credential = format!("{mechanism}=[password={PASSWORD}]");
-            let arguments = [
-                "--bootstrap-server",
-                &brokers,
-                "--alter",
-                "--add-config",
-                &credential,
-                "--entity-type",
-                "users",
-                "--entity-name",
-                "owl",
-            ];
-            kafka.java("kafka.admin.ConfigCommand", &arguments);
+            secure.add_user(mechanism, "owl", PASSWORD);
         }
-        Secure { kafka, authority, client, stranger, strangers }
+        secure
     })
 }
 
 impl Secure {
+    fn add_user(&self, mechanism: &str, name: &str, password: &str) {
+        let brokers = self.kafka.bootstrap();
+        let credential = format!("{mechanism}=[password={password}]");
+        let arguments = [
+            "--bootstrap-server",
+            &brokers,
+            "--alter",
+            "--add-config",
+            &credential,
+            "--entity-type",
+            "users",
+            "--entity-name",
+            name,
+        ];
+        self.kafka.java("kafka.admin.ConfigCommand", &arguments);
+    }
+
     /// A relay that talks to this listener.
     fn relay(&self, prefix: &str, postgres: &Postgres, listener: &str) -> owlpost::Command {
         relay(prefix, postgres, &self.kafka)
@@ -193,6 +200,51 @@ fn what_is_secure_on_both_sides_passes_the_check_and_publishes_what_it_reads() {
     let truth = crate::support::truth(&postgres);
     let records = secure.kafka.read_topic("both.order");
     Checker::new(&truth).check(&records).assert_clean();
+}
+
+/// Settings that a document shows without a command after them are for secure servers, as these are.
+#[test]
+fn the_secure_settings_of_the_documents_lead_from_postgresql_to_kafka() {
+    let secure = secure();
+    let stories = settings_alone();
+    assert_eq!(stories.len(), 1, "others need a server here: {stories:#?}");
+    // As these say.
+    let certificate = secure.authority.issue("documented", HERE);
+    let postgres = Postgres::builder()
+        .hba(&["hostssl all owlpost all scram-sha-256", "hostnossl all owlpost all reject"])
+        .tls(&certificate, &secure.authority)
+        .start();
+    let role = "SET password_encryption = 'scram-sha-256';
+        CREATE ROLE owlpost LOGIN REPLICATION PASSWORD 'secret'; GRANT CREATE ON DATABASE app TO owlpost";
+    postgres.client().batch_execute(role).unwrap();
+    secure.add_user("SCRAM-SHA-512", "owlpost", "secret");
+    secure.kafka.create_topic("documented.order", 1, &[]);
+    let authority = secure.authority.file().display().to_string();
+    let meant = |line: &String| {
+        let meant = line
+            .replace("db.example:5432", &format!("localhost:{}", postgres.port()))
+            .replace(
+                "kafka-1.example:9094,kafka-2.example:9094",
+                &secure.kafka.bootstrap_of("SASLTLS", "localhost"),
+            )
+            .replace("/etc/owlpost/ca.pem", &authority);
+        assert!(!meant.contains(".example") && !meant.contains("/etc/"), "{meant}");
+        meant
+    };
+    let shell = Shell::empty()
+        .env("SRC_SERVICE_NAME", "documented")
+        .env("WAL_HEALTH_PORT", "0")
+        .env("METRICS_PORT", "0");
+    for story in stories {
+        let settings = story.iter().map(meant).collect::<Vec<_>>().join("; ");
+        let typed = |line: &str| shell.run(&format!("{settings}; owlpost {line}")).ended(0);
+        let said = typed("check");
+        assert!(said.out.contains("over TLS, as owlpost by SCRAM-SHA-512"), "{said:?}");
+        typed("init");
+        typed("emit --aggregate-type order");
+        typed("drain --until now");
+        assert_eq!(count(&secure.kafka, "documented.order"), 1);
+    }
 }
 
 #[test]

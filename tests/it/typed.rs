@@ -227,6 +227,16 @@ fn stories() -> BTreeSet<Story> {
     stories
 }
 
+/// Whether a story only says what is set, for servers that are not of [`Stage`].
+fn is_settings_alone(story: &Story) -> bool {
+    story.iter().all(|line| line.starts_with("export "))
+}
+
+/// The settings that stand alone, without a command that is typed after them.
+pub(crate) fn settings_alone() -> Vec<Story> {
+    stories().into_iter().filter(is_settings_alone).collect()
+}
+
 /// Whether [`Stage::typed`] knows what to do with a line.
 fn is_known(line: &str) -> bool {
     let first = line.split(' ').next().unwrap();
