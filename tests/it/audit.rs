@@ -118,6 +118,12 @@ fn an_audit_names_what_is_missing_repeated_and_nobodys_and_stays() {
     assert_eq!(lines.len(), 2, "{said}");
     assert!(lines[0].starts_with("missing ") && lines[0].ends_with(" in wrong.order"), "{said}");
     assert!(lines[1].contains("2 facts: 1 missing, 0 repeated"), "{said}");
+    let (status, said) = audit(&command, &["--json"]);
+    assert_eq!(status.code(), Some(10), "{said}");
+    let lines: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert_eq!(lines[1]["findings"], 1, "{said}");
     assert!(audited(&postgres) <= begin, "the slot was moved past a fact that is missing");
     assert!(audited(&postgres) < lost);
 

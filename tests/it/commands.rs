@@ -254,6 +254,8 @@ fn a_wait_ends_once_everything_is_confirmed_and_says_if_it_is_not() {
     let relay = command.spawn();
     let said = shell.run(&format!("owlpost wait --lsn {barrier} --timeout 60s")).ended(0);
     assert!(said.out.contains("confirmed up to"), "{said:?}");
+    let said = shell.run(&format!("owlpost wait --lsn {barrier} --json")).ended(0);
+    assert_eq!(said.json()["reached"], true, "{said:?}");
     assert_eq!(count(kafka, "awaited.order"), 1, "what was waited for is in Kafka");
     assert!(confirmed(&postgres) >= barrier);
 
