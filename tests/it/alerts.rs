@@ -101,6 +101,39 @@ fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
     }
 }
 
+/// What Grafana's own types say of a dashboard; none where they are missing.
+fn judged_by_grafana(dashboard: &Path) -> Option<String> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dashboard");
+    let mut command = Command::new("go");
+    command.args(["run", "-C"]).arg(program).arg(".").arg(dashboard);
+    let Ok(output) = command.output() else {
+        skipped("go is not installed (1.24 or later), with which Grafana's types are built");
+        return None;
+    };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    Some(said)
+}
+
+#[test]
+fn the_dashboard_is_one_by_grafanas_own_types() {
+    let file = ops("grafana/owlpost.json");
+    let Some(said) = judged_by_grafana(&file) else { return };
+    assert_eq!(said, "");
+    // It looks into panels and queries.
+    let dashboard = fs::read_to_string(file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.json");
+    for (good, bad) in [
+        ("\"lineWidth\": 1,", "\"lineWidth\": \"one\","),
+        ("\"graphMode\":", "\"grafMode\":"),
+        ("\"legendFormat\":", "\"legend\":"),
+    ] {
+        fs::write(&broken, dashboard.replacen(good, bad, 1)).unwrap();
+        assert_ne!(judged_by_grafana(&broken).unwrap(), "", "{bad}");
+    }
+}
+
 /// A Prometheus that scrapes one relay every second.
 struct Prometheus {
     process: Child,
