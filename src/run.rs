@@ -9,7 +9,7 @@ use crate::relay::gone::{Exit, Gone};
 use crate::relay::kafka::{Answer, Request};
 use crate::relay::pages::Pages;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
-use crate::relay::{Input, Now, Output, Reading, Relay, Settings, Standing};
+use crate::relay::{Delivery, Input, Now, Output, Reading, Relay, Settings, Standing};
 use crate::report::Report;
 pub use crate::report::catching_up;
 use bytes::BytesMut;
@@ -442,6 +442,14 @@ pub(crate) fn kafka_config(config: &Config, tls: Option<Tls>) -> kafka::Config {
         tls,
         sasl: config.kafka.sasl.clone(),
         ..kafka::Config::new(bootstrap)
+    }
+}
+
+/// What of topics counts: of facts in transactions of Kafka's, those that are committed.
+pub(crate) fn isolation(config: &Config) -> kafka::Isolation {
+    match config.delivery {
+        Delivery::AtLeastOnce => kafka::Isolation::Uncommitted,
+        Delivery::ExactlyOnce(_) => kafka::Isolation::Committed,
     }
 }
 

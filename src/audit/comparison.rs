@@ -183,6 +183,11 @@ impl Comparison {
         *highest = position.max(*highest);
     }
 
+    /// True if no fact is missing that is to be there.
+    pub fn has_all(&self) -> bool {
+        self.facts.values().all(|(belongs, seen)| *seen || matches!(belongs, Belongs::Skipped))
+    }
+
     /// All records were found.
     pub fn outcome(self) -> Outcome {
         let Self { facts, mut outcome, .. } = self;
@@ -257,7 +262,10 @@ mod tests {
         for (lsn, partition, offset) in records {
             comparison.found(position(*lsn), place("t", *partition, *offset));
         }
-        comparison.outcome().findings.iter().map(ToString::to_string).collect()
+        let has_all = comparison.has_all();
+        let outcome = comparison.outcome();
+        assert_eq!(has_all, !outcome.findings.iter().any(|it| matches!(it, Finding::Missing(_))));
+        outcome.findings.iter().map(ToString::to_string).collect()
     }
 
     #[test]

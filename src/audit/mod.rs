@@ -22,7 +22,7 @@ use crate::relay::kafka::{Answer, PartitionAnswer, ProducerId, Request, Unanswer
 use crate::relay::poison::{Cause, Policies, Policy};
 use crate::relay::position::{Class, Position};
 use crate::relay::seeded_bug::Seeded;
-use crate::relay::{Relay, Settings, Standing};
+use crate::relay::{Delivery, Relay, Settings, Standing};
 use crate::run::{self, Surroundings, drive};
 use comparison::{Belongs, Comparison, Fact, Outcome, Place};
 use factlib_protocol::Lsn;
@@ -40,6 +40,12 @@ const CLOCKS_APART_MS: i64 = 600_000;
 
 /// How far the reading of topics is, is said once in so many records.
 const RECORDS_SAID: u64 = 256;
+
+/// How often a partition is looked at in which a transaction is open.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// A coordinator looks for what has expired every ten seconds (`transaction.abort.timed.out.transaction.cleanup.interval.ms`).
+const ENDED_LATE: Duration = Duration::from_secs(15);
 
 /// How often the trailing slot is looked at while the relay runs, how often whether there is one, and when first:
 /// each time on a connection of its own, which must not be in the way of the relay's first.
@@ -89,7 +95,7 @@ pub async fn audit(
         let written = written(config, tls.clone(), &ask, from..until, work).await?;
         outcome = compare(config, tls, &source, written, work)
             .await
-            .map_err(|reason| Exit { kind: ExitKind::Unreachable, reason })?;
+            .map_err(|Unanswered(reason)| Exit { kind: ExitKind::Unreachable, reason })?;
     }
     let is_well = outcome.is_well(accepted.repeats);
     if is_well || accepted.all {
@@ -171,7 +177,7 @@ async fn written(
         policies: Policies { general: Policy::Skip, ..Policies::HALT },
         create_topics: None,
         skip_stored: false,
-        delivery: crate::relay::Delivery::AtLeastOnce,
+        delivery: Delivery::AtLeastOnce,
         timestamp_is_publish: false,
         compression: crate::relay::compression::Compression::None,
         ..run::settings(config)
@@ -210,40 +216,109 @@ async fn compare(
     source: &str,
     written: Written,
     work: &Work,
-) -> Result<Outcome, String> {
+) -> Result<Outcome, Unanswered> {
     let Written { facts, oldest_ms } = written;
-    let mut comparison = Comparison::new(facts, config.policies.dead_letter_topic.clone());
-    let mut consumer = Consumer::new(run::kafka_config(config, tls));
+    let comparison = Comparison::new(facts, config.policies.dead_letter_topic.clone());
+    let consumer = Consumer::new(run::kafka_config(config, tls), run::isolation(config));
+    let mut reading = Reading { consumer, source, comparison, work, before: 0, of: 0 };
     let from_ms = oldest_ms.saturating_sub(CLOCKS_APART_MS).max(0);
     let mut stretches = Vec::new();
-    for topic in comparison.topics() {
-        for partition in consumer.partitions(&topic).await.map_err(|cause| cause.0)? {
-            let offsets = consumer.offsets_from(&topic, partition, from_ms).await;
-            stretches.push((Arc::clone(&topic), partition, offsets.map_err(|cause| cause.0)?));
+    for topic in reading.comparison.topics() {
+        let consumer = &mut reading.consumer;
+        for partition in consumer.partitions(&topic).await? {
+            // In this order: what is behind the first that is open now is in a transaction, or behind one.
+            let written = consumer.written(&topic, partition).await?;
+            let offsets = consumer.offsets_from(&topic, partition, from_ms).await?;
+            reading.of += records_between(&offsets);
+            stretches.push(Stretch { topic: Arc::clone(&topic), partition, offsets, written });
         }
     }
-    let records = |offsets: &Range<i64>| u64::try_from(offsets.end - offsets.start).unwrap_or(0);
-    let of = stretches.iter().map(|(.., offsets)| records(offsets)).sum();
-    let mut before = 0;
-    for (topic, partition, offsets) in stretches {
-        let Range { start, end } = offsets;
+    for stretch in &stretches {
+        reading.read(stretch).await?;
+    }
+    if let Delivery::ExactlyOnce(settings) = &config.delivery {
+        let open = stretches.into_iter().filter(|stretch| stretch.offsets.end < stretch.written);
+        reading.wait(open.collect(), settings.timeout + ENDED_LATE).await?;
+    }
+    Ok(reading.comparison.outcome())
+}
+
+/// Records of a partition.
+#[derive(Debug)]
+struct Stretch {
+    topic: Arc<str>,
+    partition: i32,
+    /// Those that are to be read.
+    offsets: Range<i64>,
+    /// Where the partition ended, with what was in transactions that were open.
+    written: i64,
+}
+
+fn records_between(offsets: &Range<i64>) -> u64 {
+    u64::try_from(offsets.end - offsets.start).unwrap_or(0)
+}
+
+/// Topics that are being read.
+struct Reading<'r> {
+    consumer: Consumer,
+    source: &'r str,
+    comparison: Comparison,
+    work: &'r Work,
+    /// How many records were read in other stretches, and how many there are in all.
+    before: u64,
+    of: u64,
+}
+
+impl Reading<'_> {
+    async fn read(&mut self, stretch: &Stretch) -> Result<(), Unanswered> {
+        let Self { consumer, source, comparison, work, before, of } = self;
+        let Stretch { topic, partition, offsets, .. } = stretch;
+        let Range { start, end } = *offsets;
         let each = |found: crate::kafka::Found<'_>| {
-            let done = before + records(&(start..found.offset));
-            if done % RECORDS_SAID == 0 {
+            let done = *before + records_between(&(start..found.offset));
+            if done.is_multiple_of(RECORDS_SAID) {
                 let what = "reading topics".to_owned();
-                work.is(Seen { what, done, of, unit: Unit::Records, facts: done });
+                work.is(Seen { what, done, of: *of, unit: Unit::Records, facts: done });
             }
             let ours = found.source == Some(source.as_bytes());
             if let Some(position) = found.position.filter(|_| ours).and_then(Position::from_text) {
-                let topic = Arc::clone(&topic);
+                let (topic, partition) = (Arc::clone(topic), *partition);
                 comparison.found(position, Place { topic, partition, offset: found.offset });
             }
         };
-        let read = consumer.read_between(&topic, partition, start, end, each).await;
-        read.map_err(|cause| cause.0)?;
-        before += records(&(start..end));
+        consumer.read_between(topic, *partition, start, end, each).await?;
+        self.before += records_between(offsets);
+        Ok(())
     }
-    Ok(comparison.outcome())
+
+    /// A transaction that is committed has its marker in one partition after the other: where facts are missing, and
+    /// something was not over yet, that is waited for.
+    async fn wait(&mut self, mut open: Vec<Stretch>, limit: Duration) -> Result<(), Unanswered> {
+        let deadline = tokio::time::Instant::now() + limit;
+        while !self.comparison.has_all() {
+            let Some(first) = open.first() else { return Ok(()) };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(Unanswered(format!(
+                    "facts are missing, perhaps because a Kafka transaction has been open in partition {} of topic {} \
+                     at offset {} for {}, which is longer than TRANSACTION_TIMEOUT: consumers of committed records see \
+                     nothing behind it (kafka-transactions.sh find-hanging names it)",
+                    first.partition,
+                    first.topic,
+                    first.offsets.end,
+                    humantime::format_duration(limit)
+                )));
+            }
+            sleep(OPEN_PAUSE).await;
+            for stretch in &mut open {
+                let end = self.consumer.end(&stretch.topic, stretch.partition).await?;
+                stretch.offsets = stretch.offsets.end..end.max(stretch.offsets.end);
+                self.of += records_between(&stretch.offsets);
+                self.read(stretch).await?;
+            }
+            open.retain(|stretch| stretch.offsets.end < stretch.written);
+        }
+        Ok(())
+    }
 }
 
 /// A Kafka that takes everything, and remembers it.

@@ -68,7 +68,7 @@ impl Canary {
 
     async fn flight(self, config: &Config, tls: Option<Tls>) -> Result<String, String> {
         let topic: Arc<str> = Arc::from(self.topic.as_str());
-        let mut consumer = Consumer::new(run::kafka_config(config, tls));
+        let mut consumer = Consumer::new(run::kafka_config(config, tls), run::isolation(config));
         let mut ends = Vec::new();
         for partition in consumer.partitions(&topic).await.map_err(|cause| cause.0)? {
             let end = consumer.end(&topic, partition).await.map_err(|cause| cause.0)?;

@@ -137,7 +137,7 @@ pub async fn redrive(config: &Config, arguments: &Redrive) -> ExitCode {
         },
         value_is_payload: config.records.value == RecordValue::Payload,
         topic,
-        consumer: Consumer::new(kafka.clone()),
+        consumer: Consumer::new(kafka.clone(), run::isolation(config)),
         sender: Sender::new(run::settings(config), kafka),
         there: HashMap::new(),
         numbers: Numbers::default(),

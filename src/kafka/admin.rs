@@ -5,7 +5,7 @@ use super::consumer::Consumer;
 use super::dial::{Stream, WANTS_SASL, dial};
 use super::message::CreateTopicsRequest;
 use super::metadata::{ClusterDescription, MetadataRequest};
-use super::{Address, Config};
+use super::{Address, Config, Isolation};
 use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
 use rskafka::messenger::{Messenger, RequestError};
 use std::sync::Arc;
@@ -28,7 +28,9 @@ impl Admin {
     /// One that has contacted nobody yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { consumer: Consumer::new(config.clone()), config, reached: false }
+        // Which reads nothing.
+        let consumer = Consumer::new(config.clone(), Isolation::Uncommitted);
+        Self { consumer, config, reached: false }
     }
 
     /// Brokers and these topics, or all topics that we may describe.

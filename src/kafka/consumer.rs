@@ -1,8 +1,8 @@
 //! Topics, read back from the first record of some moment to what is there now.
 
 use super::dial::{Connection, describe, dial};
-use super::fetch::{FetchRequest, ListOffsetsRequest, Partition};
-use super::fetched::{Found, records};
+use super::fetch::{FetchRequest, Isolation, ListOffsetsRequest, Partition};
+use super::fetched::{Found, committed_records};
 use super::group::{Committed, FindCoordinatorRequest, OffsetCommitRequest, OffsetFetchRequest};
 use super::metadata::MetadataRequest;
 use super::{Address, Config};
@@ -40,6 +40,7 @@ const COORDINATOR_BUSY: [i16; 3] = [14, 15, 16];
 #[derive(Debug)]
 pub struct Consumer {
     config: Config,
+    isolation: Isolation,
     connections: HashMap<String, Connection>,
     leaders: HashMap<(Arc<str>, i32), Address>,
 }
@@ -47,8 +48,8 @@ pub struct Consumer {
 impl Consumer {
     /// One that has contacted nobody yet.
     #[must_use]
-    pub fn new(config: Config) -> Self {
-        Self { config, connections: HashMap::new(), leaders: HashMap::new() }
+    pub fn new(config: Config, isolation: Isolation) -> Self {
+        Self { config, isolation, connections: HashMap::new(), leaders: HashMap::new() }
     }
 
     /// The partitions of a topic, from 0 on; none if there is no such topic.
@@ -119,13 +120,24 @@ impl Consumer {
         Err(failure)
     }
 
-    /// The offset behind the last record of a partition that consumers can see.
+    /// The offset behind the last record of a partition that is there for us: of committed ones, behind the last before
+    /// the first transaction that is open.
     ///
     /// # Errors
     ///
     /// As [`Consumer::read_between`].
     pub async fn end(&mut self, topic: &Arc<str>, partition: i32) -> Result<i64, Unanswered> {
         self.offset(topic, partition, ListOffsetsRequest::LATEST).await
+    }
+
+    /// The offset behind the last record of a partition, also where that is in a transaction that is open.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::read_between`].
+    pub async fn written(&mut self, topic: &Arc<str>, partition: i32) -> Result<i64, Unanswered> {
+        let latest = ListOffsetsRequest::LATEST;
+        self.offset_as(Isolation::Uncommitted, topic, partition, latest).await
     }
 
     /// The offsets of a partition from the first record that is not older than `from_ms` (milliseconds since 1970)
@@ -203,11 +215,12 @@ impl Consumer {
                         offset: next,
                         bytes: FETCH_BYTES,
                         wait: FETCH_WAIT,
+                        isolation: consumer.isolation,
                     };
                     consumer.ask(leader, async |m| m.request(request).await).await
                 })
                 .await?;
-            let after = records(&fetched.batches, |found| {
+            let after = committed_records(&fetched.batches, fetched.aborted, |found| {
                 // A batch is handed out whole, also if it begins earlier.
                 if (next..end).contains(&found.offset) {
                     each(found);
@@ -339,10 +352,20 @@ impl Consumer {
         partition: i32,
         timestamp_ms: i64,
     ) -> Result<i64, Unanswered> {
+        self.offset_as(self.isolation, topic, partition, timestamp_ms).await
+    }
+
+    async fn offset_as(
+        &mut self,
+        isolation: Isolation,
+        topic: &Arc<str>,
+        partition: i32,
+        timestamp_ms: i64,
+    ) -> Result<i64, Unanswered> {
         let found = self
             .attempt(topic, partition, async |consumer, leader| {
                 let topic = Arc::clone(topic);
-                let request = ListOffsetsRequest { topic, partition, timestamp_ms };
+                let request = ListOffsetsRequest { isolation, topic, partition, timestamp_ms };
                 consumer.ask(leader, async |m| m.request(request).await).await
             })
             .await?;

@@ -23,9 +23,29 @@ pub(super) struct Partition<T> {
     pub(super) found: T,
 }
 
-/// ListOffsets, version 1: the first offset whose record is not older than a timestamp.
+/// What of a partition is there for whoever reads it (KIP-98).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Everything, also what a transaction of Kafka's has not committed, and what one has aborted.
+    Uncommitted,
+    /// What is in no transaction, or in one that is committed, up to the first that is open.
+    Committed,
+}
+
+impl Isolation {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Uncommitted => 0,
+            Self::Committed => 1,
+        }
+    }
+}
+
+/// ListOffsets, version 2: the first offset whose record is not older than a timestamp; the first version that can ask
+/// for committed ones.
 #[derive(Debug)]
 pub(super) struct ListOffsetsRequest {
+    pub(super) isolation: Isolation,
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) timestamp_ms: i64,
@@ -41,13 +61,14 @@ impl ListOffsetsRequest {
 impl RequestBody for ListOffsetsRequest {
     type ResponseBody = Partition<i64>;
     const API_KEY: ApiKey = ApiKey::ListOffsets;
-    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(1), version(1));
+    const API_VERSION_RANGE: ApiVersionRange = ApiVersionRange::new(version(2), version(2));
     const FIRST_TAGGED_FIELD_IN_REQUEST_VERSION: ApiVersion = version(6);
 }
 
 impl WriteVersionedType<Vec<u8>> for ListOffsetsRequest {
     fn write_versioned(&self, out: &mut Vec<u8>, _: ApiVersion) -> Result<(), WriteVersionedError> {
         out.extend(NO_REPLICA.to_be_bytes());
+        out.push(self.isolation.code());
         put_partition(out, &self.topic, self.partition)?;
         out.extend(self.timestamp_ms.to_be_bytes());
         Ok(())
@@ -60,6 +81,7 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<i64> {
         _: ApiVersion,
     ) -> Result<Self, ReadVersionedError> {
         Ok(read_body(reader, |r| {
+            let _throttle = r.int32()?;
             expect_partition(r)?;
             let error = r.int16()?;
             let _timestamp = r.int64()?;
@@ -73,8 +95,19 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<i64> {
 pub(super) struct Fetched {
     /// Record batches, of which the last may be cut off.
     pub(super) batches: Vec<u8>,
+    /// Of which transactions they have something that is not to be seen; none but where committed ones were asked for.
+    pub(super) aborted: Vec<Aborted>,
     /// How long the broker wants to be left alone.
     pub(super) throttle: Duration,
+}
+
+/// A transaction of Kafka's that was aborted: a broker hands its records out all the same, and says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Aborted {
+    /// Whose it was.
+    pub(super) producer_id: i64,
+    /// Its first record in the partition. It goes up to the marker that says that it was aborted.
+    pub(super) first_offset: i64,
 }
 
 /// Fetch, version 4: the first with record batches of magic 2, and the oldest of a Kafka 4.
@@ -87,6 +120,7 @@ pub(super) struct FetchRequest {
     pub(super) bytes: i32,
     /// How long the broker may wait for the first byte.
     pub(super) wait: Duration,
+    pub(super) isolation: Isolation,
 }
 
 impl RequestBody for FetchRequest {
@@ -103,8 +137,7 @@ impl WriteVersionedType<Vec<u8>> for FetchRequest {
         // At least one byte.
         out.extend(1_i32.to_be_bytes());
         out.extend(self.bytes.to_be_bytes());
-        // Uncommitted, too: nobody writes facts in a transaction of Kafka's.
-        out.push(0);
+        out.push(self.isolation.code());
         put_partition(out, &self.topic, self.partition)?;
         out.extend(self.offset.to_be_bytes());
         out.extend(self.bytes.to_be_bytes());
@@ -122,15 +155,19 @@ impl ReadVersionedType<Cursor<Vec<u8>>> for Partition<Fetched> {
             if r.clone().count()? == 0 {
                 // A client over its quota gets an empty answer.
                 r.count()?;
-                return Ok(Self { error: 0, found: Fetched { batches: Vec::new(), throttle } });
+                let (batches, aborted) = (Vec::new(), Vec::new());
+                return Ok(Self { error: 0, found: Fetched { batches, aborted, throttle } });
             }
             expect_partition(r)?;
             let error = r.int16()?;
             let (_high_watermark, _last_stable_offset) = (r.int64()?, r.int64()?);
+            let mut aborted = Vec::new();
             for _ in 0..r.count()? {
-                let (_producer_id, _first_offset) = (r.int64()?, r.int64()?);
+                let (producer_id, first_offset) = (r.int64()?, r.int64()?);
+                aborted.push(Aborted { producer_id, first_offset });
             }
-            Ok(Self { error, found: Fetched { batches: r.bytes()?.to_vec(), throttle } })
+            let batches = r.bytes()?.to_vec();
+            Ok(Self { error, found: Fetched { batches, aborted, throttle } })
         })?)
     }
 }

@@ -46,6 +46,7 @@ mod transaction;
 pub use admin::Admin;
 pub use configs::TopicConfigs;
 pub use consumer::Consumer;
+pub use fetch::Isolation;
 pub use fetched::{Found, records};
 pub use group::Committed;
 pub use metadata::{ClusterDescription, Operations, TopicDescription};

@@ -2,7 +2,7 @@
 //! out may be large, and a broker does one thing at a time for a connection.
 
 use super::dial::{Connection, describe, dial};
-use super::fetch::{FetchRequest, Fetched, ListOffsetsRequest, Partition};
+use super::fetch::{FetchRequest, Fetched, Isolation, ListOffsetsRequest, Partition};
 use super::fetched::{Of, encoded_records};
 use super::{Address, Config, Owed};
 use crate::relay::error_code::{NONE, OFFSET_OUT_OF_RANGE, TOPIC_AUTHORIZATION_FAILED, name};
@@ -148,7 +148,7 @@ impl Reader {
         let mut tail = Tail { first: from, records: Vec::new(), other: None };
         let (mut next, mut bytes, mut empty) = (from, 0, 0);
         while next < to {
-            let Partition { error, found: Fetched { batches, throttle } } =
+            let Partition { error, found: Fetched { batches, throttle, .. } } =
                 self.fetch(wanted, next).await?;
             if error == OFFSET_OUT_OF_RANGE {
                 let Partition { error, found: earliest } = self.earliest(wanted).await?;
@@ -189,13 +189,17 @@ impl Reader {
     ) -> Result<Partition<Fetched>, Unanswered> {
         let (topic, partition) = (Arc::clone(&wanted.topic), wanted.partition);
         let (bytes, wait) = (FETCH_BYTES, FETCH_WAIT);
-        self.ask(FetchRequest { topic, partition, offset, bytes, wait }, wanted.deadline).await
+        // Of transactions nothing is taken: what was in one may be there, or may not.
+        let isolation = Isolation::Uncommitted;
+        let request = FetchRequest { topic, partition, offset, bytes, wait, isolation };
+        self.ask(request, wanted.deadline).await
     }
 
     async fn earliest(&mut self, wanted: &Wanted) -> Result<Partition<i64>, Unanswered> {
         let (topic, partition) = (Arc::clone(&wanted.topic), wanted.partition);
-        let timestamp_ms = ListOffsetsRequest::EARLIEST;
-        self.ask(ListOffsetsRequest { topic, partition, timestamp_ms }, wanted.deadline).await
+        let (isolation, timestamp_ms) = (Isolation::Uncommitted, ListOffsetsRequest::EARLIEST);
+        let request = ListOffsetsRequest { isolation, topic, partition, timestamp_ms };
+        self.ask(request, wanted.deadline).await
     }
 
     async fn ask<R>(&mut self, request: R, deadline: Instant) -> Result<R::ResponseBody, Unanswered>
