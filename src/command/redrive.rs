@@ -199,8 +199,8 @@ fn summary(numbers: Numbers, arguments: &Redrive) -> String {
     )
 }
 
-/// What is remembered of a partition that has these offsets.
-fn seen(committed: Option<&Committed>, offsets: &Range<i64>) -> Seen {
+/// What is remembered of a partition that begins and ends there.
+fn seen(committed: Option<&Committed>, offsets: Range<i64>) -> Seen {
     let mut seen = committed
         .map_or_else(Seen::default, |committed| Seen::read(committed.offset, &committed.metadata));
     if seen.next() > offsets.end {
@@ -241,7 +241,9 @@ impl Redriving<'_> {
         for partition in partitions {
             let offsets = self.consumer.offsets(&topic, partition).await?;
             let committed = committed.iter().find(|committed| committed.partition == partition);
-            let seen = seen(committed, &offsets);
+            // Of committed records the end may go back: where `DELIVERY` was another.
+            let written = self.consumer.written(&topic, partition).await?;
+            let seen = seen(committed, offsets.start..written.max(offsets.end));
             let next = if self.arguments.again { offsets.start } else { seen.next() };
             self.of += u64::try_from(offsets.end - next).unwrap_or(0);
             stretches.push((partition, next..offsets.end, seen));
@@ -269,7 +271,7 @@ impl Redriving<'_> {
             let mut each = |found: crate::kafka::Found<'_>| letters.push(Record::of(&found));
             let from = next;
             next = self.consumer.read_some(&topic, partition, next..end, &mut each).await?;
-            let rest = self.letters(partition, letters, &mut seen).await?;
+            let rest = self.letters(partition, from..next.min(end), letters, &mut seen).await?;
             next = rest.unwrap_or(next);
             self.looked_at += u64::try_from(next.min(end) - from).unwrap_or(0);
             self.work.is(Shown {
@@ -283,16 +285,18 @@ impl Redriving<'_> {
         Ok(())
     }
 
-    /// The letters of one fetch; where those begin that the limit left for later.
+    /// The letters at some offsets; where those begin that the limit left for later.
     async fn letters(
         &mut self,
         partition: i32,
+        offsets: Range<i64>,
         letters: Vec<Record>,
         seen: &mut Seen,
     ) -> Result<Option<i64>, Ended> {
         let mut sent = Vec::new();
         let mut judged = Vec::new();
         let mut rest = None;
+        let mut gaps = seen::gaps(offsets, letters.iter().map(|letter| letter.offset));
         for letter in letters {
             let redriven = self.numbers.redriven + sent.len() as u64;
             if self.arguments.limit.is_some_and(|limit| redriven >= limit) {
@@ -321,7 +325,8 @@ impl Redriving<'_> {
             judged.push((letter, verdict));
         }
         if self.arguments.yes {
-            self.send(partition, &sent, &mut judged, seen).await?;
+            gaps.retain(|gap| rest.is_none_or(|rest| gap.end <= rest));
+            self.send(partition, &sent, &mut judged, &gaps, seen).await?;
         }
         let mut lines = Vec::with_capacity(judged.len());
         for (letter, verdict) in judged {
@@ -336,12 +341,13 @@ impl Redriving<'_> {
         Ok(rest)
     }
 
-    /// Sends those that can go back, and has it remembered.
+    /// Sends those that can go back, and has it remembered, with what is between them and no letter.
     async fn send(
         &mut self,
         partition: i32,
         sent: &[Back],
         judged: &mut [(Record, Result<(), String>)],
+        gaps: &[Range<i64>],
         seen: &mut Seen,
     ) -> Result<(), Ended> {
         let accept_left = self.arguments.accept_left;
@@ -349,6 +355,7 @@ impl Redriving<'_> {
             let mut after = seen.clone();
             let marked = judged.iter().filter(|(_, verdict)| verdict.is_ok() || accept_left);
             marked.for_each(|(letter, _)| after.add(letter.offset));
+            gaps.iter().for_each(|gap| after.add_all(gap.clone()));
             after
         };
         // Nothing is sent that could not be remembered.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 /// A broker takes 4,096 bytes by default (`offset.metadata.max.bytes`).
 const METADATA_MAX: usize = 4096;
@@ -62,18 +63,38 @@ impl Seen {
 
     /// It has been seen to.
     pub(super) fn add(&mut self, offset: i64) {
-        if self.has(offset) {
+        self.add_all(offset..offset + 1);
+    }
+
+    /// They have been seen to.
+    pub(super) fn add_all(&mut self, offsets: Range<i64>) {
+        let Range { mut start, mut end } = offsets;
+        if start >= end {
             return;
         }
-        let after = offset + 1;
-        let end = self.behind.remove(&after).unwrap_or(after);
-        let before = self.behind.range_mut(..offset).next_back();
-        if offset == self.next {
-            self.next = end;
-        } else if let Some((_, last)) = before.filter(|(_, last)| **last == offset) {
-            *last = end;
-        } else {
-            self.behind.insert(offset, end);
+        if let Some((first, _)) =
+            self.behind.range(..start).next_back().filter(|(_, e)| **e >= start)
+        {
+            start = *first;
+        }
+        // Those that it touches.
+        while let Some((first, last)) = self.behind.range(start..=end).next().map(|(f, l)| (*f, *l))
+        {
+            self.behind.remove(&first);
+            end = end.max(last);
+        }
+        if start > self.next {
+            self.behind.insert(start, end);
+            return;
+        }
+        self.next = self.next.max(end);
+        // What was before `next` touches nothing else only if it did not move it.
+        while let Some((first, last)) = self.behind.first_key_value().map(|(f, l)| (*f, *l)) {
+            if first > self.next {
+                break;
+            }
+            self.behind.remove(&first);
+            self.next = self.next.max(last);
         }
     }
 
@@ -99,6 +120,19 @@ impl Seen {
         }
         Ok(text)
     }
+}
+
+/// What of these offsets has no letter, and never will: markers of transactions, and what was aborted.
+pub(super) fn gaps(offsets: Range<i64>, letters: impl IntoIterator<Item = i64>) -> Vec<Range<i64>> {
+    let mut gaps = Vec::new();
+    let mut next = offsets.start;
+    for letter in letters {
+        gaps.push(next..letter);
+        next = letter + 1;
+    }
+    gaps.push(next..offsets.end);
+    gaps.retain(|gap| gap.start < gap.end);
+    gaps
 }
 
 #[cfg(test)]
@@ -137,6 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn markers_between_letters_are_no_letters_that_are_left() {
+        // Each in a transaction of its own: letter, marker, letter, ...
+        let letters: Vec<i64> = (0..2000).map(|n| 2 * n).collect();
+        let mut seen = seen(0, &letters);
+        assert!(seen.metadata().is_err());
+        for gap in gaps(0..4000, letters) {
+            seen.add_all(gap);
+        }
+        assert_eq!((seen.next(), seen.metadata().unwrap().as_str()), (4000, ""));
+        assert_eq!(gaps(4..9, [5, 6, 8]), [4..5, 7..8]);
+        assert_eq!(gaps(5..9, []).first(), Some(&(5..9)));
+    }
+
+    #[test]
     fn text_of_others_means_nothing() {
         for text in ["", "NO_METADATA", "+", "+x", "+1-", "+1-99999999999", "-3"] {
             assert_eq!(Seen::read(5, text), seen(5, &[]), "{text}");
@@ -152,6 +200,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn runs_are_what_their_offsets_are(
+            next in 0..20_i64,
+            runs in proptest::collection::vec((0..100_i64, 0..9_i64), 0..20),
+        ) {
+            let (mut at_once, mut one_by_one) = (seen(next, &[]), seen(next, &[]));
+            for (start, len) in runs {
+                at_once.add_all(start..start + len);
+                (start..start + len).for_each(|offset| one_by_one.add(offset));
+                prop_assert_eq!(&at_once, &one_by_one);
+            }
+            for (first, end) in &at_once.behind {
+                prop_assert!(*first > at_once.next && !at_once.behind.contains_key(end));
+            }
+        }
+
         #[test]
         fn what_is_written_is_read_back(next in 0..50_i64, behind in proptest::collection::vec(0..200_i64, 0..60)) {
             let seen = seen(next, &behind);
