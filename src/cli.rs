@@ -52,7 +52,8 @@ pub enum Command {
     /// Make the publication and the slot, print where the slot begins, and exit
     ///
     /// Facts committed from that point on will be published. An interrupted `init` is resumed;
-    /// anything else that is half there is refused.
+    /// anything else that is half there is refused. With DELIVERY=exactly-once POSITION_TOPIC is created, too, unless
+    /// it is there.
     Init {
         /// Make the slot of `owlpost audit`, too, which begins where the relay's stands now
         ///
@@ -67,7 +68,7 @@ pub enum Command {
         #[arg(long, conflicts_with = "audit")]
         accept_gap: bool,
         /// One JSON object: slot, publication, created, lsn, and gap where one was accepted; another line with
-        /// audit_slot and its lsn after --audit
+        /// position_topic and created where DELIVERY=exactly-once, and one with audit_slot and its lsn after --audit
         #[arg(long)]
         json: bool,
         /// The SQL functions.

@@ -12,6 +12,7 @@ pub mod emit;
 pub mod functions;
 mod lag;
 pub mod man;
+pub mod position_topic;
 mod printable;
 mod record;
 pub mod redrive;

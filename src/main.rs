@@ -211,6 +211,9 @@ async fn init(config: &Config, audit: bool, json: bool) -> ExitCode {
             let _ = writeln!(std::io::stdout(), "{line}");
             // An audit slot is a copy, which cannot be made of a slot that this session has made and holds.
             drop(identified);
+            if let Err(code) = command::position_topic::see_to(config, json).await {
+                return code;
+            }
             match audit {
                 true => init_audit(config, json).await,
                 false => ExitCode::Stopped,

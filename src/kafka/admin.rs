@@ -1,4 +1,5 @@
-//! What a tool for operators asks of a cluster: what there is, how it is set, and what we may do. It changes nothing.
+//! What a tool for operators asks of a cluster: what there is, how it is set, and what we may do. It changes nothing, but
+//! that it creates a topic where it is told to.
 
 use super::configs::{DescribeConfigsRequest, TopicConfigs};
 use super::consumer::Consumer;
@@ -79,10 +80,34 @@ impl Admin {
         topic: &Arc<str>,
         new: &NewTopic,
     ) -> Result<Result<(), CreateRefusal>, Unanswered> {
+        self.ask_to_create(topic, new, true).await
+    }
+
+    /// Creates a topic.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker answers. It may be created all the same.
+    pub async fn create(
+        &mut self,
+        topic: &Arc<str>,
+        new: &NewTopic,
+    ) -> Result<Result<(), CreateRefusal>, Unanswered> {
+        self.ask_to_create(topic, new, false).await
+    }
+
+    async fn ask_to_create(
+        &mut self,
+        topic: &Arc<str>,
+        new: &NewTopic,
+        validate_only: bool,
+    ) -> Result<Result<(), CreateRefusal>, Unanswered> {
         let topics = Arc::new(vec![(Arc::clone(topic), new.clone())]);
         let timeout = self.config.ack_timeout;
-        let request =
-            || CreateTopicsRequest { topics: Arc::clone(&topics), timeout, validate_only: true };
+        let request = || {
+            let topics = Arc::clone(&topics);
+            CreateTopicsRequest { topics, timeout, validate_only }
+        };
         let response = self.ask(async |m| m.request(request()).await).await?;
         let answers = response.answers(&topics);
         let mut answers = answers.map_err(|what| Unanswered(format!("the cluster {what}")))?;
