@@ -11,48 +11,59 @@ use testkit::{Kafka, Lsn, Owlpost, Postgres, oracle, owlpost, wait};
 
 const PARTITIONS: usize = 4;
 
-fn command(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
+pub(crate) fn command(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
     relay(prefix, postgres, kafka).env("DELIVERY", "exactly-once")
 }
 
-fn exactly_once(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> Owlpost {
+pub(crate) fn exactly_once(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> Owlpost {
     command(prefix, postgres, kafka).env("IN_FLIGHT_BYTES", "1MiB").spawn()
 }
 
 /// Each fact once, in order, to who reads committed records.
 #[track_caller]
-fn judge(prefix: &str, postgres: &Postgres, kafka: &Kafka) {
+pub(crate) fn judge(prefix: &str, postgres: &Postgres, kafka: &Kafka) {
     let records = kafka.read_committed_by_java(&format!("{prefix}.order"));
     Checker::new(&truth(postgres)).prefix(prefix).check(&records).assert_clean();
 }
 
 /// The transactional id, and the group.
-fn id(postgres: &Postgres) -> String {
+pub(crate) fn id(postgres: &Postgres) -> String {
     postgres.ask(
         "SELECT format('owlpost-%s-%s-factlib_slot', system_identifier, oid)
            FROM pg_control_system(), pg_database WHERE datname = current_database()",
     )
 }
 
-/// What Kafka's own tool shows of the position.
+/// What Kafka's own tool is asked about consumer groups.
 #[track_caller]
-fn position(postgres: &Postgres, kafka: &Kafka) -> Lsn {
-    let id = id(postgres);
-    let described = kafka.java(
-        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
-        &["--bootstrap-server", &kafka.bootstrap(), "--describe", "--group", &id],
-    );
-    let described = String::from_utf8_lossy(&described.stdout).into_owned();
-    // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET ...
-    let row = described.lines().find(|line| line.starts_with(&id)).unwrap_or_else(|| {
-        panic!("no group {id}: {described}");
-    });
-    let columns: Vec<_> = row.split_whitespace().collect();
-    assert_eq!(columns[1..3], ["owlpost.position", "0"], "{row}");
-    Lsn(columns[3].parse().unwrap())
+pub(crate) fn groups(kafka: &Kafka, arguments: &[&str]) -> String {
+    let servers = kafka.bootstrap();
+    let arguments = [&["--bootstrap-server", &servers], arguments].concat();
+    let said = kafka.java("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &arguments);
+    String::from_utf8_lossy(&said.stdout).into_owned()
 }
 
-fn wait_free(postgres: &Postgres) {
+/// The columns that it shows of the position, from TOPIC on.
+#[track_caller]
+fn described(postgres: &Postgres, kafka: &Kafka) -> Vec<String> {
+    let id = id(postgres);
+    let said = groups(kafka, &["--describe", "--group", &id]);
+    let heading = said.lines().find(|line| line.starts_with("GROUP")).unwrap_or_default();
+    let heading: Vec<_> = heading.split_whitespace().take(6).collect();
+    let names = ["GROUP", "TOPIC", "PARTITION", "CURRENT-OFFSET", "LOG-END-OFFSET", "LAG"];
+    assert_eq!(heading, names, "{said}");
+    let row = said.lines().find_map(|line| line.strip_prefix(&id));
+    let row = row.unwrap_or_else(|| panic!("no group {id}: {said}"));
+    row.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Of it, the position.
+#[track_caller]
+pub(crate) fn position(postgres: &Postgres, kafka: &Kafka) -> Lsn {
+    Lsn(described(postgres, kafka)[2].parse().unwrap())
+}
+
+pub(crate) fn wait_free(postgres: &Postgres) {
     wait::until("the slot to be free", PATIENCE, || {
         oracle::slot(&mut postgres.client(), SLOT).unwrap().active_pid.is_none()
     });
@@ -166,15 +177,39 @@ fn who_comes_back_from_at_least_once_says_that_the_position_is_to_be_forgotten()
     };
     publish(exactly_once("eo-back", &postgres, kafka));
     publish(relay("eo-back", &postgres, kafka).spawn());
+    let (position, slot) = (position(&postgres, kafka), confirmed(&postgres));
     let refused = exactly_once("eo-back", &postgres, kafka);
     assert_eq!(refused.wait_exit(PATIENCE).code(), Some(4), "{}", refused.log_text());
+    let said = refused.log_text();
+    let size = bytesize::ByteSize(slot.0 - position.0);
+    let gap = format!("the slot stands at {slot}, {size} beyond {position}");
+    assert!(said.contains(&gap), "{gap}: {said}");
     let id = id(&postgres);
     let remedy = format!("kafka-consumer-groups --delete --group {id}");
-    assert!(refused.log_text().contains(&remedy), "{}", refused.log_text());
-    kafka.java(
-        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
-        &["--bootstrap-server", &kafka.bootstrap(), "--delete", "--group", &id],
-    );
+    assert!(said.contains(&remedy), "{said}");
+    groups(kafka, &["--delete", "--group", &id]);
     publish(exactly_once("eo-back", &postgres, kafka));
     judge("eo-back", &postgres, kafka);
+}
+
+#[test]
+fn kafkas_own_tool_shows_the_position_as_the_documents_say() {
+    let (postgres, kafka) = (Postgres::builder().start(), &Cluster::New.start());
+    kafka.create_topic("eo-told.order", PARTITIONS, &[]);
+    let relay = exactly_once("eo-told", &postgres, kafka);
+    relay.wait_ready();
+    let workload = Workload::new("eo-told", 1);
+    for facts in 1..=3 {
+        workload.write_transaction(&mut postgres.client(), 10, facts);
+        wait_confirmed(&relay, &postgres, PATIENCE);
+    }
+    stop(&relay);
+    let columns = described(&postgres, kafka);
+    let offset = &columns[2];
+    let lag = format!("-{offset}");
+    assert_eq!(columns[..5], ["owlpost.position", "0", offset, "0", &lag]);
+    let again = postgres.ask(&format!("SELECT '0/0'::pg_lsn + {offset}"));
+    assert_eq!(again, confirmed(&postgres).to_string(), "where the slot stands");
+    assert_eq!(again, position(&postgres, kafka).to_string());
+    judge("eo-told", &postgres, kafka);
 }

@@ -19,6 +19,8 @@ mod documents;
 mod emit_sql;
 mod envelopes;
 mod exactly_once;
+mod exactly_once_faults;
+mod exactly_once_read;
 mod examples;
 mod failover;
 mod heal;
