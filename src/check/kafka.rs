@@ -8,7 +8,9 @@ use super::report::{Check, Verdict};
 use crate::config::Config;
 use crate::kafka::{Address, Admin, ClusterDescription, Sasl, TopicConfigs, TopicDescription};
 use crate::relay::Delivery;
-use crate::relay::error_code::{UNKNOWN_TOPIC_OR_PARTITION, name as error_name};
+use crate::relay::error_code::{
+    TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, name as error_name,
+};
 use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
 use crate::relay::poison::{Policy, TopicPattern};
 use futures_util::future::join_all;
@@ -312,6 +314,10 @@ fn missing(config: &Config, view: &View, wanted: &Wanted) -> Check {
     let made = wanted.pattern.replace('*', ANY);
     match view.created.iter().find(|(topic, _)| *topic == made) {
         Some((_, Ok(Ok(())))) => Check::ok(name, "not there yet, and may be created"),
+        // A relay that runs was faster than the question.
+        Some((_, Ok(Err(CreateRefusal { error: TOPIC_ALREADY_EXISTS, .. })))) => {
+            Check::ok(name, "has just been created")
+        }
         Some((_, Err(cause))) => {
             let sentence = format!(
                 "topic {made} is not there, and whether it can be created is not known: {cause}; try again"
