@@ -63,9 +63,10 @@ fn fetched(error: i16, batches: &[u8], throttle: i32) -> Reaction {
     Reaction::Answer(out)
 }
 
-/// ListOffsets, version 1.
+/// ListOffsets, version 2.
 fn offset(error: i16, offset: i64) -> Reaction {
     let mut out = Vec::new();
+    out.put_i32(0);
     out.put_i32(1);
     put_string(&mut out, "t");
     out.put_i32(1);
