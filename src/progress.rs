@@ -154,15 +154,20 @@ fn draw(terminal: &MultiProgress, mut look: impl FnMut() -> Step, stopped: &mpsc
     loop {
         match look() {
             Step::Show(seen) => {
+                let is_new = shown.is_none();
                 let (bar, pace) = shown.get_or_insert_with(|| {
-                    let bar = ProgressBar::new(seen.of).with_style(style());
-                    (terminal.add(bar), Pace::default())
+                    // Each of the calls below may draw: not yet, while it has no words.
+                    let bar = ProgressBar::hidden().with_style(style());
+                    (bar, Pace::default())
                 });
                 pace.add(now(), seen.done, seen.facts);
+                bar.set_message(words(&seen, pace));
+                bar.set_prefix(seen.what.clone());
                 bar.set_length(seen.of);
                 bar.set_position(seen.done);
-                bar.set_prefix(seen.what.clone());
-                bar.set_message(words(&seen, pace));
+                if is_new {
+                    *bar = terminal.add(bar.clone());
+                }
                 bar.tick();
             }
             Step::Hide => clear(shown.take()),
