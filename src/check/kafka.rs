@@ -8,11 +8,10 @@ use super::report::{Check, Verdict};
 use crate::config::Config;
 use crate::kafka::{Address, Admin, ClusterDescription, Sasl, TopicConfigs, TopicDescription};
 use crate::relay::Delivery;
-use crate::relay::error_code::{
-    TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, name as error_name,
-};
+use crate::relay::error_code::UNKNOWN_TOPIC_OR_PARTITION;
 use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
 use crate::relay::poison::{Policy, TopicPattern};
+use crate::relay::policy::{self, CreateVerdict};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -315,7 +314,9 @@ fn missing(config: &Config, view: &View, wanted: &Wanted) -> Check {
     match view.created.iter().find(|(topic, _)| *topic == made) {
         Some((_, Ok(Ok(())))) => Check::ok(name, "not there yet, and may be created"),
         // A relay that runs was faster than the question.
-        Some((_, Ok(Err(CreateRefusal { error: TOPIC_ALREADY_EXISTS, .. })))) => {
+        Some((_, Ok(Err(refusal))))
+            if policy::create_topics(refusal.error) == CreateVerdict::Created =>
+        {
             Check::ok(name, "has just been created")
         }
         Some((_, Err(cause))) => {
@@ -324,12 +325,10 @@ fn missing(config: &Config, view: &View, wanted: &Wanted) -> Check {
             );
             Check::warning(name, &sentence)
         }
-        Some((_, Ok(Err(CreateRefusal { error, message })))) => {
-            let said = message.as_ref().map_or_else(String::new, |said| format!(", {said}"));
+        Some((_, Ok(Err(refusal)))) => {
             let sentence = format!(
-                "topic {made} cannot be created ({}{said}), and {becomes}; create it, or correct {}what this client \
+                "topic {made} cannot be created ({refusal}), and {becomes}; create it, or correct {}what this client \
                  may do",
-                error_name(*error),
                 match wanted.purpose {
                     Purpose::Position => "",
                     _ => "KAFKA_CREATE_TOPICS or ",

@@ -4,9 +4,9 @@ use super::{ended, print, say, tls, unwritten};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::kafka::Admin;
-use crate::relay::error_code::{NONE, name as error_name};
+use crate::relay::error_code::NONE;
 use crate::relay::gone::{Exit, ExitKind};
-use crate::relay::kafka::{CreateRefusal, Unanswered};
+use crate::relay::kafka::Unanswered;
 use crate::relay::policy::{CreateVerdict, create_topics};
 use crate::relay::{Delivery, ExactlyOnce};
 use crate::run;
@@ -80,15 +80,13 @@ async fn make(admin: &mut Admin, settings: &ExactlyOnce) -> Result<Outcome, Stri
         }
         match admin.create(topic, &settings.position_topic_like).await {
             Ok(Ok(())) => return Ok(Outcome::Created),
-            Ok(Err(CreateRefusal { error, message })) => {
-                let said = message.map_or_else(String::new, |message| format!(", {message}"));
-                why = format!("{}{said}", error_name(error));
-                if create_topics(error) == CreateVerdict::Refused {
-                    return Err(why);
-                }
-                // Somebody else did, and not every broker knows.
-                if create_topics(error) == CreateVerdict::Created {
-                    return Ok(Outcome::WasThere);
+            Ok(Err(refusal)) => {
+                why = refusal.to_string();
+                match create_topics(refusal.error) {
+                    CreateVerdict::Refused => return Err(why),
+                    // Somebody else did, and not every broker knows.
+                    CreateVerdict::Created => return Ok(Outcome::WasThere),
+                    CreateVerdict::Retry => {}
                 }
             }
             Err(Unanswered(cause)) => why = cause,

@@ -4,8 +4,10 @@
 //! [`Request`] and reports an [`Answer`], one for each request, in any order.
 
 use super::batch::Fingerprint;
+use super::error_code;
 use super::position::Position;
 use bytes::Bytes;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -85,6 +87,13 @@ pub struct CreateRefusal {
     pub error: i16,
     /// The broker's own words, if it has some.
     pub message: Option<String>,
+}
+
+impl fmt::Display for CreateRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(error_code::name(self.error))?;
+        self.message.iter().try_for_each(|message| write!(f, ", {message}"))
+    }
 }
 
 /// One encoded record batch on its way to one partition.

@@ -1,7 +1,8 @@
 //! What brokers and their operators do while facts flow: afterwards the log holds every fact once, in order.
 
 use crate::support::{
-    PATIENCE, confirmed, count, lsn, number, relay, state, stop, truth, wait_confirmed, wait_state,
+    PATIENCE, confirmed, lsn, number, relay, state, stop, truth, wait_confirmed, wait_flowing,
+    wait_state,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -30,12 +31,6 @@ fn three() -> MutexGuard<'static, Kafka> {
 fn load(prefix: &str) -> Workload {
     // About what a small machine sustains beside three brokers.
     Workload { facts: 10_000_000, writers: 2, ..Workload::new(prefix, 1) }
-}
-
-#[track_caller]
-fn wait_flowing(relay: &Owlpost, kafka: &Kafka, topic: &str) {
-    let before = count(kafka, topic);
-    relay.wait_until("facts to flow", 2 * PATIENCE, || count(kafka, topic) > before + 300);
 }
 
 /// Kafka's own consumer reads what ours does.

@@ -3,7 +3,7 @@
 
 use crate::exactly_once::{command, exactly_once, groups, id, judge, wait_free};
 use crate::support::{
-    PATIENCE, count, relay as at_least_once, stop, truth, wait_confirmed, wait_state,
+    PATIENCE, relay as at_least_once, stop, truth, wait_confirmed, wait_flowing, wait_state,
 };
 use crate::transactions::Cluster;
 use factlib::kafka::{Config, Consumer, Isolation};
@@ -22,12 +22,6 @@ const GROUPS: &str = "__consumer_offsets";
 /// More than is written before it is stopped.
 fn load(prefix: &str) -> Workload {
     Workload { facts: 10_000_000, writers: 1, ..Workload::new(prefix, 1) }
-}
-
-#[track_caller]
-fn wait_flowing(relay: &Owlpost, kafka: &Kafka, topic: &str) {
-    let before = count(kafka, topic);
-    relay.wait_until("facts to flow", 2 * PATIENCE, || count(kafka, topic) > before + 300);
 }
 
 #[track_caller]

@@ -89,6 +89,13 @@ pub(crate) fn count(kafka: &Kafka, topic: &str) -> usize {
     usize::try_from(kafka.end_offsets(topic).values().sum::<i64>()).unwrap()
 }
 
+/// Waits until some hundred facts more are in Kafka, of a cluster in which leaders may have to be found first.
+#[track_caller]
+pub(crate) fn wait_flowing(relay: &Owlpost, kafka: &Kafka, topic: &str) {
+    let before = count(kafka, topic);
+    relay.wait_until("facts to flow", 2 * PATIENCE, || count(kafka, topic) > before + 300);
+}
+
 /// Waits until the topic has so many records, and reads them.
 #[track_caller]
 pub(crate) fn read(relay: &Owlpost, kafka: &Kafka, topic: &str, records: usize) -> Vec<Record> {

@@ -164,9 +164,11 @@ fn a_topic_that_is_to_be_created_is_asked_for_before() {
         error: error_code::INVALID_REPLICATION_FACTOR,
         message: Some("there is 1 broker".to_owned()),
     };
+    let exists = CreateRefusal { error: error_code::TOPIC_ALREADY_EXISTS, message: None };
     for (answer, verdict, words) in [
         (Ok(Ok(())), Verdict::Ok, "may be created"),
         (Err(Unanswered("gone".to_owned())), Verdict::Warning, "is not known: gone"),
+        (Ok(Err(exists)), Verdict::Ok, "has just been created"),
         (Ok(Err(refusal)), Verdict::Failure, "(INVALID_REPLICATION_FACTOR, there is 1 broker)"),
     ] {
         let view = View {
