@@ -287,7 +287,7 @@ impl Relay {
             Input::Received { bytes, drained } => {
                 self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
                 self.drained = drained;
-                self.gulp.received(bytes, drained);
+                self.gulp.received(bytes, drained, self.lagging);
             }
             Input::PostgresGone(gone) => self.gone(now, gone),
             Input::Kafka(answer) => {
