@@ -5,9 +5,9 @@ mod tests;
 
 use super::health::Running;
 use super::report::{Check, Verdict};
-use crate::config::Config;
+use crate::config::{Config, SslMode};
 use crate::postgres::functions::{VERSION, is_older};
-use crate::postgres::survey::{HostState, OpenTransaction, SlotState, Survey};
+use crate::postgres::survey::{HostState, OpenTransaction, SlotState, Survey, Transport};
 use crate::postgres::{
     Ask, Names, Plan, computed, dropped_words, not_logical, outdated, plan_of_objects, synchronous,
     too_old, without_failover,
@@ -50,7 +50,8 @@ pub(super) fn judge(
     };
     let shown = |name: &str| survey.settings.get(name).map_or("unknown", |s| s.shown.as_str());
     let plan = plan_of_objects(found, names);
-    let mut checks = vec![let_in(survey, shown("server_version"))];
+    let over = through(survey.transport, config.postgres.ssl.mode);
+    let mut checks = vec![let_in(survey, shown("server_version"), &over)];
     checks.push(version(survey));
     checks.push(Check::unless(not_logical(found), "wal_level", || found.wal_level.clone()));
     checks.push(Check::unless(synchronous(found), "synchronous_standby_names", || {
@@ -89,14 +90,27 @@ pub(super) fn judge(
     checks
 }
 
-fn let_in(survey: &Survey, version: &str) -> Check {
+/// What the bytes go through. What a mode says of who is at the other end is in libpq's manual.
+fn through(transport: Transport, mode: SslMode) -> String {
+    let (version, channel_bound) = match transport {
+        Transport::UnixSocket => return "over a Unix socket".to_owned(),
+        Transport::Clear => return "in clear text".to_owned(),
+        Transport::Tls { version, channel_bound } => (version.unwrap_or("TLS"), channel_bound),
+    };
+    let bound = if channel_bound { ", the log-in bound to it" } else { "" };
+    format!("over {version} (sslmode={}){bound}", mode.name())
+}
+
+fn let_in(survey: &Survey, version: &str, through: &str) -> Check {
     const NAME: &str = "PostgreSQL";
     let (role, database) = (&survey.role.name, &survey.found.database);
     let is_read = survey.slot.as_ref().and_then(|slot| slot.column("active_pid")).is_some();
     match &survey.not_replicating {
         None => Check::ok(
             NAME,
-            format!("{version} lets role {role} into database {database} for replication"),
+            format!(
+                "{version} lets role {role} into database {database} for replication, {through}"
+            ),
         ),
         // The relay that reads the slot has a walsender; another one has not.
         Some(gone @ Gone::Lost(_)) if is_read => Check::warning(NAME, gone.reason()),

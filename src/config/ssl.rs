@@ -59,6 +59,23 @@ pub enum SslMode {
     VerifyFull,
 }
 
+impl SslMode {
+    const ALL: [Self; 6] =
+        [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull];
+
+    /// As libpq calls it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
 /// `sslnegotiation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SslNegotiation {
@@ -176,18 +193,7 @@ fn mode<E: Fn(&str) -> Option<String>>(r: &mut Reader<'_, E>, roots: &SslRoots) 
         SslRoots::System => SslMode::VerifyFull,
         _ => SslMode::Prefer,
     };
-    let mode = r.word(
-        "sslmode",
-        default,
-        &[
-            ("disable", SslMode::Disable),
-            ("allow", SslMode::Allow),
-            ("prefer", SslMode::Prefer),
-            ("require", SslMode::Require),
-            ("verify-ca", SslMode::VerifyCa),
-            ("verify-full", SslMode::VerifyFull),
-        ],
-    );
+    let mode = r.word("sslmode", default, &SslMode::ALL.map(|mode| (mode.name(), mode)));
     match roots {
         // Anybody has a certificate of one of them, for some name.
         SslRoots::System if mode != SslMode::VerifyFull && mode != SslMode::Disable => r.complain(

@@ -3,6 +3,7 @@
 use super::dial::Stream;
 use super::failure::Failure;
 use super::identify::ANSWER_MAX;
+use super::survey::Transport;
 use crate::relay::Reading;
 use bytes::{Buf as _, BytesMut};
 use factlib_protocol::Timestamp;
@@ -65,6 +66,18 @@ impl Connection {
     pub(super) fn new(stream: Stream, session: Session<Duration>) -> Self {
         let (received, send) = (BytesMut::new(), BytesMut::new());
         Self { stream, session, received, send, unflushed: false }
+    }
+
+    /// What its bytes go through. Only before the stream.
+    pub(super) fn transport(&self) -> Transport {
+        match &self.stream {
+            Stream::Clear(socket) if socket.is_unix() => Transport::UnixSocket,
+            Stream::Clear(_) => Transport::Clear,
+            Stream::Tls(stream) => Transport::Tls {
+                version: stream.get_ref().1.protocol_version().and_then(|version| version.as_str()),
+                channel_bound: self.session.about().channel_bound,
+            },
+        }
     }
 
     /// Sends a simple query and collects its rows. Only before the stream.

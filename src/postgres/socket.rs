@@ -47,6 +47,11 @@ impl Socket {
         });
     }
 
+    /// It goes through a file of this machine.
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self.0, State::Unix(_) | State::UnwatchedUnix(_))
+    }
+
     fn change(&mut self, change: impl FnOnce(State) -> io::Result<State>) {
         let before = std::mem::replace(&mut self.0, State::Failed(io::ErrorKind::Other));
         self.0 = change(before).unwrap_or_else(|error| State::Failed(error.kind()));

@@ -22,6 +22,8 @@ const SETTINGS: &str = "'max_slot_wal_keep_size', 'idle_replication_slot_timeout
 /// A server as it was found.
 #[derive(Debug, Clone)]
 pub struct Survey {
+    /// What the connection goes through.
+    pub transport: Transport,
     /// Why there was no replication connection, but only an ordinary one.
     pub not_replicating: Option<Gone>,
     /// Who it is and where the slot stands.
@@ -55,6 +57,22 @@ pub struct Setting {
     pub value: String,
     /// As SHOW has it, with a unit.
     pub shown: String,
+}
+
+/// What the bytes of a connection go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// A file of this machine.
+    UnixSocket,
+    /// TCP, as they are.
+    Clear,
+    /// TCP under TLS.
+    Tls {
+        /// Of the protocol, as its library calls it.
+        version: Option<&'static str>,
+        /// The log-in has shown that both ends see the same certificate.
+        channel_bound: bool,
+    },
 }
 
 /// A role and what it may do.
@@ -238,6 +256,7 @@ async fn examine(
         }
     }
     Ok(Survey {
+        transport: connection.transport(),
         not_replicating,
         identity,
         found,

@@ -183,6 +183,8 @@ fn what_is_secure_on_both_sides_passes_the_check_and_publishes_what_it_reads() {
         let check = command().arg("check").spawn();
         let code = check.wait_exit(PATIENCE).code();
         assert_eq!(code, Some(0), "{}", check.log_text());
+        let words = "over TLSv1_3 (sslmode=verify-full), the log-in bound to it";
+        assert!(check.stdout().contains(words), "{}", check.stdout());
     };
     check();
     let relay = command().env("LOG_LEVEL", "debug").spawn();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::RawConfig;
-use crate::postgres::survey::{Role, Setting};
+use crate::postgres::survey::{Role, Setting, Transport};
 use crate::postgres::{Found, FoundPublication, FoundSlot};
 use crate::relay::Identity;
 use crate::relay::gone::ExitKind;
@@ -13,14 +13,17 @@ use serde_json::json;
 
 const NOW: f64 = 1_800_000_000.0;
 
-fn config() -> Config {
-    let raw = RawConfig {
+fn raw() -> RawConfig {
+    RawConfig {
         src_service_name: Some("orders".to_owned()),
         master_database_url: Some("postgres://owlpost@db/app".to_owned()),
         kafka_brokers: Some("kafka".to_owned()),
         ..RawConfig::default()
-    };
-    Config::from_raw(&raw, |_| None).unwrap()
+    }
+}
+
+fn config() -> Config {
+    Config::from_raw(&raw(), |_| None).unwrap()
 }
 
 /// A server that has everything, as PostgreSQL 18 would tell.
@@ -60,6 +63,7 @@ fn survey() -> Survey {
         (name.to_owned(), Setting { value: value.to_owned(), shown: shown.to_owned() })
     });
     Survey {
+        transport: Transport::Clear,
         not_replicating: None,
         identity: Identity {
             system: 7,
@@ -121,6 +125,25 @@ fn set(survey: &mut Survey, name: &str, value: &str, shown: &str) {
 
 fn open(seconds: u64) -> Option<OpenTransaction> {
     Some(OpenTransaction { age: Duration::from_secs(seconds), whose: "process 7".to_owned() })
+}
+
+#[test]
+fn it_is_said_what_the_connection_goes_through() {
+    let tls = |channel_bound| Transport::Tls { version: Some("TLSv1_3"), channel_bound };
+    for (transport, mode, words) in [
+        (Transport::UnixSocket, "prefer", "over a Unix socket"),
+        (Transport::Clear, "prefer", "in clear text"),
+        (tls(false), "require", "over TLSv1_3 (sslmode=require)"),
+        (tls(true), "prefer", "over TLSv1_3 (sslmode=prefer), the log-in bound to it"),
+    ] {
+        let url = format!("postgres://owlpost@db/app?sslmode={mode}");
+        let raw = RawConfig { master_database_url: Some(url), ..raw() };
+        let config = Config::from_raw(&raw, |_| None).unwrap();
+        let ask = run::ask(&config, Seeded::default(), None, false);
+        let checks = judge(&config, &ask, &Survey { transport, ..survey() }, None, NOW);
+        let said = checks.iter().find(|check| check.name == "PostgreSQL").unwrap().to_string();
+        assert!(said.ends_with(words), "{said}");
+    }
 }
 
 #[test]
