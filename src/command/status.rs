@@ -1,4 +1,7 @@
-//! `owlpost status`: where the slot stands, how far behind it is, and how long it lasts.
+//! `owlpost status`: where the slot stands, how far behind it is, and how long it lasts; and what Kafka has of a relay
+//! that delivers exactly once.
+
+mod transactions;
 
 use super::along::{self, More, Stretch};
 use super::barrier::{Barrier, Log};
@@ -22,6 +25,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 use tokio::time::sleep;
+use transactions::{Asking, ExactlyOnce};
 
 /// So long is the first fact looked for without being asked to.
 const LOOK_MAX: Duration = Duration::from_secs(3);
@@ -53,8 +57,17 @@ seconds, and with --facts up to its end, for --facts-timeout at most: through a 
 which takes REPLICATION, one of max_replication_slots and one of max_wal_senders, and with --facts costs
 the server as much as publishing them. Where these are not to be had a bound is said, and why.
 
-The exit code is 0 if the slot is there and can be read, 4 if it is missing or lost, 6 if the
-publication is missing.
+With DELIVERY=exactly-once, and KAFKA_BROKERS, Kafka is asked as well:
+
+  transactions the relay's transactional id, and what its coordinator says: its state, for how long one has
+               been open (by PostgreSQL's clock), its time-out, the producer's id and epoch
+  in it        the partitions that are in the open one
+  WAITING      nobody has the slot, and what a relay left open holds up consumers of committed records
+  position     up to where facts are in Kafka, beside where the slot stands
+  GAP          the slot is ahead of the position: a relay does not begin so
+
+The exit code is 0 if the slot is there and can be read, 4 if it is missing, lost or ahead of the position,
+6 if the publication is missing, 3 if Kafka was to be asked and did not answer.
 
 Examples:
   owlpost status
@@ -130,9 +143,17 @@ struct Report {
     sees_all_transactions: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     facts_behind: Option<Facts>,
+    /// With `DELIVERY=exactly-once`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exactly_once: Option<ExactlyOnce>,
 }
 
 impl Report {
+    /// Where the slot stands, if it does.
+    fn confirmed(&self) -> Option<Lsn> {
+        self.confirmed_lsn.as_deref()?.parse().ok()
+    }
+
     /// The slot stands where the log has not come to yet: facts on the way there are lost.
     fn is_ahead(&self) -> bool {
         self.lag_bytes.is_some_and(|bytes| bytes < 0)
@@ -175,6 +196,8 @@ struct Facts {
 struct Watch {
     looks: Looks,
     searched: Option<Searched>,
+    /// Kafka, where transactions are looked at.
+    asking: Option<Asking>,
 }
 
 /// The log was read for the first fact.
@@ -198,8 +221,12 @@ impl Searched {
 /// Says how it stands.
 pub async fn status(config: &Config, arguments: &Status) -> ExitCode {
     let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
+    let asking = match Asking::new(config) {
+        Ok(asking) => asking,
+        Err(code) => return code,
+    };
     let watched = async {
-        let mut watch = Watch { looks: Looks::new(), searched: None };
+        let mut watch = Watch { looks: Looks::new(), searched: None, asking };
         loop {
             let report = match report(config, arguments, &mut watch).await {
                 Ok(report) => report,
@@ -235,7 +262,11 @@ pub async fn status(config: &Config, arguments: &Status) -> ExitCode {
 fn code(report: &Report) -> ExitCode {
     match report.state {
         State::Missing | State::Lost | State::Foreign => ExitCode::Slot,
+        _ if report.exactly_once.as_ref().is_some_and(ExactlyOnce::has_gap) => ExitCode::Slot,
         _ if !report.publication_exists => ExitCode::Publication,
+        _ if report.exactly_once.as_ref().is_some_and(ExactlyOnce::is_unreached) => {
+            ExitCode::Unreachable
+        }
         State::Active | State::Inactive => ExitCode::Stopped,
     }
 }
@@ -254,6 +285,10 @@ async fn report(config: &Config, arguments: &Status, watch: &mut Watch) -> Resul
     watch.looks.add(before);
     watch.looks.add(after);
     let mut report = look(&mut queries, config, rate).await?;
+    if let Some(asking) = &mut watch.asking {
+        let confirmed = report.confirmed();
+        report.exactly_once = Some(asking.look(config, &mut queries, confirmed).await?);
+    }
     report.oldest_transaction = oldest(&mut queries).await?;
     if matches!(report.state, State::Active | State::Inactive) {
         measure(config, arguments, &mut queries, watch, &mut report).await?;
@@ -281,8 +316,7 @@ async fn measure(
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<(), Exit> {
-    let confirmed = report.confirmed_lsn.as_deref().and_then(|text| text.parse().ok());
-    let Some(confirmed) = confirmed else { return Ok(()) };
+    let Some(confirmed) = report.confirmed() else { return Ok(()) };
     if report.is_ahead() {
         return Ok(());
     }
@@ -411,6 +445,7 @@ async fn look(queries: &mut Queries, config: &Config, rate: f64) -> Result<Repor
         oldest_transaction: None,
         sees_all_transactions: is(17),
         facts_behind: None,
+        exactly_once: None,
     })
 }
 
@@ -596,6 +631,10 @@ fn words(report: &Report) -> String {
             (true, comment) => format!("{} ({})", report.publication, shown(comment)),
         },
     );
+    let is_free = report.state != State::Active;
+    if let Some(exactly_once) = &report.exactly_once {
+        transactions::words(exactly_once, is_free, &mut line);
+    }
     if matches!(report.state, State::Missing | State::Foreign) {
         return out.trim_end().to_owned();
     }
@@ -700,6 +739,7 @@ mod tests {
             oldest_transaction: None,
             sees_all_transactions: false,
             facts_behind: Some(Facts { counted: 3, all: false }),
+            exactly_once: None,
         }
     }
 

@@ -1,19 +1,34 @@
-//! What a tool for operators asks of a cluster: what there is, how it is set, and what we may do. It changes nothing, but
-//! that it creates a topic where it is told to.
+//! What a tool for operators asks of a cluster: what there is, how it is set, what we may do, and how a transactional id
+//! stands. It changes nothing, but that it creates a topic where it is told to.
 
 use super::configs::{DescribeConfigsRequest, TopicConfigs};
 use super::consumer::Consumer;
+use super::describe_transactions::{DescribeTransactionsRequest, TransactionDescription};
 use super::dial::{Stream, WANTS_SASL, dial};
+use super::group::{FindCoordinatorRequest, OffsetFetchRequest};
 use super::message::CreateTopicsRequest;
 use super::metadata::{ClusterDescription, MetadataRequest};
+use super::transaction::POSITION_PARTITION;
 use super::{Address, Config, Isolation};
-use crate::relay::kafka::{CreateRefusal, NewTopic, Unanswered};
+use crate::relay::error_code::{
+    COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR,
+};
+use crate::relay::kafka::{
+    Coordinated, CoordinatorOf, CreateRefusal, NewTopic, PositionPlace, StoredPosition, Unanswered,
+};
 use rskafka::messenger::{Messenger, RequestError};
 use std::sync::Arc;
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// So many topics are asked for at once: a response then stays within some hundred kilobytes.
 const TOPICS_ASKED: usize = 100;
+
+/// A coordinator that is asked for first has to be made, and one that has moved to be found.
+const COORDINATOR_BUSY: [i16; 3] =
+    [COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR];
+const COORDINATOR_ATTEMPTS: u32 = 40;
+const COORDINATOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks the first of the bootstrap brokers that answers.
 #[derive(Debug)]
@@ -112,6 +127,69 @@ impl Admin {
         let answers = response.answers(&topics);
         let mut answers = answers.map_err(|what| Unanswered(format!("the cluster {what}")))?;
         answers.pop().ok_or_else(|| Unanswered("the cluster says nothing of it".to_owned()))
+    }
+
+    /// What the coordinator says of a transactional id; or Kafka's error code.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] if no broker, or not the one that is the coordinator, answers.
+    pub async fn transaction(&mut self, id: &Arc<str>) -> Coordinated<TransactionDescription> {
+        let request = || DescribeTransactionsRequest { id: Arc::clone(id) };
+        let of = CoordinatorOf::Transactions;
+        self.coordinated(of, id, async |m| Ok(m.request(request()).await?.0)).await
+    }
+
+    /// The position that a group keeps, if it does; or Kafka's error code. What a transaction has in hand is not
+    /// answered with what was before it, but refused (UNSTABLE_OFFSET_COMMIT), if `is_stable` is asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admin::transaction`].
+    pub async fn position(
+        &mut self,
+        place: &PositionPlace,
+        is_stable: bool,
+    ) -> Coordinated<Option<StoredPosition>> {
+        let request = || OffsetFetchRequest {
+            group: Arc::clone(&place.group),
+            topic: Arc::clone(&place.topic),
+            partitions: vec![POSITION_PARTITION],
+            require_stable: is_stable,
+        };
+        let of = CoordinatorOf::Group;
+        let kept = self.coordinated(of, &place.group, async |m| Ok(m.request(request()).await?.0));
+        Ok(kept.await?.map(|kept| {
+            let kept = kept.into_iter().next();
+            kept.map(|kept| StoredPosition { offset: kept.offset, metadata: kept.metadata })
+        }))
+    }
+
+    /// Asks the coordinator of this, until it is one.
+    async fn coordinated<T>(
+        &mut self,
+        of: CoordinatorOf,
+        key: &Arc<str>,
+        mut question: impl AsyncFnMut(&Messenger<Stream>) -> Result<Result<T, i16>, RequestError>,
+    ) -> Coordinated<T> {
+        let mut attempts = 0;
+        loop {
+            let find = || FindCoordinatorRequest { of, key: Arc::clone(key) };
+            let found = self.ask(async |m| m.request(find()).await).await?;
+            let answer = match found.0 {
+                Ok((_, address)) => self.consumer.ask(&address, &mut question).await?,
+                Err(code) => Err(code),
+            };
+            attempts += 1;
+            match answer {
+                Err(code)
+                    if COORDINATOR_BUSY.contains(&code) && attempts < COORDINATOR_ATTEMPTS =>
+                {
+                    sleep(COORDINATOR_PAUSE).await;
+                }
+                answer => return Ok(answer),
+            }
+        }
     }
 
     /// Connects and logs in at this address, and closes the connection again.

@@ -25,6 +25,7 @@
 mod admin;
 mod configs;
 mod consumer;
+mod describe_transactions;
 mod dial;
 mod fetch;
 mod fetched;
@@ -46,6 +47,7 @@ mod transaction;
 pub use admin::Admin;
 pub use configs::TopicConfigs;
 pub use consumer::Consumer;
+pub use describe_transactions::TransactionDescription;
 pub use fetch::Isolation;
 pub use fetched::{Found, records};
 pub use group::Committed;

@@ -1,5 +1,6 @@
 //! The driver against a scripted broker on a real socket.
 
+mod described;
 mod sasl;
 mod tail;
 mod transaction;
@@ -32,6 +33,7 @@ const ADD_PARTITIONS_TO_TXN: i16 = 24;
 const ADD_OFFSETS_TO_TXN: i16 = 25;
 const END_TXN: i16 = 26;
 const TXN_OFFSET_COMMIT: i16 = 28;
+const DESCRIBE_TRANSACTIONS: i16 = 65;
 
 /// A lease that outlasts any test.
 fn later() -> std::time::Instant {
@@ -226,6 +228,7 @@ fn versions(produce_max: i16) -> Vec<u8> {
         (ADD_OFFSETS_TO_TXN, 4),
         (END_TXN, 5),
         (TXN_OFFSET_COMMIT, 5),
+        (DESCRIBE_TRANSACTIONS, 1),
     ];
     out.put_u8(u8::try_from(apis.len()).unwrap() + 1);
     for (api, max) in apis {

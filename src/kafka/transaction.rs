@@ -123,7 +123,7 @@ impl Question {
 }
 
 /// The one of its topic.
-const POSITION_PARTITION: i32 = 0;
+pub(super) const POSITION_PARTITION: i32 = 0;
 
 fn put_producer(out: &mut Vec<u8>, producer: ProducerId) {
     out.extend(producer.id.to_be_bytes());

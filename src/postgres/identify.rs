@@ -8,6 +8,7 @@ use crate::config::PostgresConfig;
 use crate::relay::Identity;
 use crate::relay::gone::{ExitKind, Gone, classify};
 use crate::relay::pages::Pages;
+use crate::relay::position::Timelines;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
 use factlib_protocol::Lsn;
 use factlib_protocol::handshake::HandshakeError;
@@ -276,6 +277,22 @@ pub(super) struct Cluster {
     pub(super) wal_flushed: Lsn,
     /// Timelines before, and where each ended.
     pub(super) history: Vec<(u32, Lsn)>,
+}
+
+/// Which cluster a server is of, and its timelines: IDENTIFY_SYSTEM and TIMELINE_HISTORY, for which a walsender is taken
+/// for a moment.
+///
+/// # Errors
+///
+/// [`Gone`], classified.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the connection.
+pub async fn identify_cluster(config: &PostgresConfig) -> Result<(u64, Timelines), Gone> {
+    let mut connection = Connection::connect(config).await.map_err(gone)?;
+    let cluster = answered(identify_system(&mut connection)).await.map_err(gone)?;
+    Ok((cluster.system, Timelines::new(cluster.timeline, cluster.history)))
 }
 
 async fn identify_system(connection: &mut Connection) -> Result<Cluster, Failure> {

@@ -25,7 +25,7 @@ pub use connection::{Connection, Turn};
 pub use failure::Failure;
 pub use gap::{Accepted, accept_gap};
 pub(crate) use identify::dropped_words;
-pub use identify::{Ask, Identified, Temporary, identify};
+pub use identify::{Ask, Identified, Temporary, identify, identify_cluster};
 pub use password::PasswordFailure;
 pub use queries::{Queries, Row};
 pub use setup::{Found, FoundPublication, FoundSlot, Gap, Names, Plan, plan, set_up};

@@ -1,12 +1,12 @@
 //! What owlpost's own commands see of topics with `DELIVERY=exactly-once`: what is committed, and nothing else.
 
 use crate::commands::Shell;
-use crate::exactly_once::{command, groups, judge, wait_free};
+use crate::exactly_once::{command, groups, id, judge, position, wait_free};
 use crate::exactly_once_faults::is_open;
-use crate::support::{PATIENCE, SLOT, count, emit, stop, wait_confirmed};
+use crate::support::{PATIENCE, SLOT, confirmed, count, emit, stop, wait_confirmed};
 use crate::transactions::Cluster;
 use testkit::workload::Workload;
-use testkit::{Kafka, Owlpost, Postgres, owlpost, port};
+use testkit::{Kafka, Owlpost, Postgres, owlpost, port, wait};
 
 /// Transactions that are open for long enough to be caught, and expire soon.
 fn slow(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> owlpost::Command {
@@ -147,6 +147,159 @@ fn a_dead_letter_goes_back_once_though_it_was_aborted_before() {
     assert_eq!((row[1], row[3], row[5]), (dead, row[4], "0"), "{groups}");
     let said = shell.run("owlpost redrive --yes").ended(0);
     assert!(said.out.contains("0 dead letters were redriven, 0 are left"), "{said:?}");
+}
+
+const STATUS: &str = "owlpost status --sample 10ms";
+
+/// What `status` says of transactions and position as JSON.
+#[track_caller]
+fn stated(shell: &Shell) -> serde_json::Value {
+    shell.run(&format!("{STATUS} --json")).ended(0).json()["exactly_once"].clone()
+}
+
+fn a_status_beside_a_relay_that_runs_and_dies(cluster: Cluster, prefix: &str) {
+    let (postgres, kafka) = (Postgres::builder().start(), &cluster.start());
+    let topic = format!("{prefix}.order");
+    kafka.create_topic(&topic, 2, &[]);
+    let shell = Shell::new(prefix, &postgres, kafka).env("DELIVERY", "exactly-once");
+    let said = shell.run(STATUS).ended(4);
+    assert!(said.out.contains("factlib_slot IS MISSING"), "{said:?}");
+    assert!(said.out.contains("unknown to Kafka, so no relay has begun with it"), "{said:?}");
+    assert!(
+        said.out.contains("Kafka keeps none: a relay begins where the slot stands"),
+        "{said:?}"
+    );
+
+    let doomed = slow(prefix, &postgres, kafka).spawn();
+    doomed.wait_ready();
+    // A first position, of nothing but what was read.
+    wait_confirmed(&doomed, &postgres, PATIENCE);
+    let before = count(kafka, &topic);
+    emit(&postgres, true, prefix, &fact("one"));
+    doomed.wait_until("it to be stored", PATIENCE, || count(kafka, &topic) > before);
+    let said = stated(&shell);
+    let (transaction, kept) = (&said["transaction"], &said["position"]);
+    assert_eq!(said["transactional_id"], id(&postgres), "{said}");
+    assert_eq!(
+        (&transaction["state"], &transaction["timeout_seconds"]),
+        (&"Ongoing".into(), &20.0.into())
+    );
+    let open = transaction["open_seconds"].as_f64().unwrap();
+    assert!((0.0..PATIENCE.as_secs_f64()).contains(&open), "{said}");
+    assert!(transaction["producer_id"].as_i64().is_some_and(|id| id >= 0), "{said}");
+    let partitions = transaction["partitions"].as_array().unwrap();
+    assert!(partitions.iter().any(|it| it["topic"] == *topic), "{said}");
+    assert_eq!((&kept["gap_bytes"], &kept["is_settled"]), (&().into(), &true.into()), "{said}");
+    assert!(kept["bytes_ahead"].as_i64().is_some_and(|bytes| bytes >= 0), "{said}");
+    let said = shell.run(STATUS).ended(0);
+    for words in
+        [format!("{}: Ongoing for ", id(&postgres)), ", time-out 20s, producer ".to_owned()]
+    {
+        assert!(said.out.contains(&words), "{words}: {said:?}");
+    }
+    assert!(!said.out.contains("WAITING") && !said.out.contains("GAP"), "{said:?}");
+
+    // Whoever looks knows whom consumers wait for.
+    doomed.kill9();
+    wait_free(&postgres);
+    let said = shell.run(STATUS).ended(0);
+    assert!(said.out.contains("WAITING       no relay has the slot"), "{said:?}");
+
+    let relay = command(prefix, &postgres, kafka).spawn();
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+    let said = stated(&shell);
+    assert_eq!(said["transaction"]["open_seconds"], serde_json::Value::Null, "{said}");
+    assert_eq!(said["position"]["lsn"], position(&postgres, kafka).to_string());
+    assert_eq!(said["position"]["bytes_ahead"], 0, "{said}");
+    let last = said["position"]["fact"].as_str().unwrap();
+    assert_eq!(kafka.read_committed_by_java(&topic)[0].header("factlib_position"), Some(last));
+    let said = shell.run(STATUS).ended(0);
+    assert!(said.out.contains(", where the slot stands"), "{said:?}");
+    judge_ids(kafka, &topic, &["one"]);
+}
+
+#[test]
+fn a_status_says_how_transactions_stand_and_the_position_beside_the_slot() {
+    a_status_beside_a_relay_that_runs_and_dies(Cluster::New, "eo-stated-new");
+}
+
+#[test]
+fn a_status_says_how_transactions_stand_in_the_older_protocol() {
+    a_status_beside_a_relay_that_runs_and_dies(Cluster::Old, "eo-stated-old");
+}
+
+#[test]
+fn a_status_says_where_the_slot_is_ahead_of_the_position_and_what_kafka_does_not_say() {
+    let prefix = "eo-ahead";
+    let (postgres, kafka) = (Postgres::builder().start(), &Cluster::New.start());
+    kafka.create_topic("eo-ahead.order", 1, &[]);
+    let relay = command(prefix, &postgres, kafka).spawn();
+    relay.wait_ready();
+    emit(&postgres, true, prefix, &fact("one"));
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    stop(&relay);
+
+    let shell = Shell::new(prefix, &postgres, kafka).env("DELIVERY", "exactly-once");
+    let said = shell.clone().without("KAFKA_BROKERS").run(STATUS).ended(0);
+    assert_eq!(said.out.matches("not told (KAFKA_BROKERS is not set)").count(), 2, "{said:?}");
+    let nobody = format!("127.0.0.1:{}", port::free());
+    let nobody = shell.clone().env("KAFKA_BROKERS", &nobody);
+    let said = nobody.run(STATUS).ended(3);
+    assert!(said.out.contains("not told (127.0.0.1:"), "{said:?}");
+    assert!(said.out.contains("factlib_slot, not in use"), "{said:?}");
+    let said = nobody.run(&format!("{STATUS} --json")).ended(3).json();
+    assert!(said["exactly_once"]["position_not_told"].is_string(), "{said}");
+    // Who delivers at least once is told what he was before.
+    let other = shell.clone().without("DELIVERY");
+    let said = other.run(&format!("{STATUS} --json")).ended(0).json();
+    assert!(said.get("exactly_once").is_none(), "{said}");
+    assert!(!other.run(STATUS).ended(0).out.contains("transactions"));
+    let watch = format!("timeout --preserve-status --signal=INT 2 {STATUS} --watch 100ms --json");
+    let said = shell.run(&watch).ended(0);
+    assert!(said.out.lines().count() > 2, "{said:?}");
+    for line in said.out.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["exactly_once"]["position"]["bytes_ahead"], 0, "{line}");
+    }
+
+    emit(&postgres, true, prefix, &fact("lost"));
+    let advance = format!("SELECT pg_replication_slot_advance('{SLOT}', pg_current_wal_lsn())");
+    postgres.client().batch_execute(&advance).unwrap();
+    let gap = confirmed(&postgres).0 - position(&postgres, kafka).0;
+    let said = shell.run(&format!("{STATUS} --json")).ended(4).json();
+    assert_eq!(said["exactly_once"]["position"]["gap_bytes"], gap, "{said}");
+    let said = shell.run(STATUS).ended(4);
+    let size = bytesize::ByteSize(gap);
+    let words = format!("GAP           the slot is {size} beyond the position");
+    assert!(said.out.contains(&words), "{words}: {said:?}");
+    assert!(said.out.contains(&format!("--delete --group {}", id(&postgres))), "{said:?}");
+    // As the relay has it.
+    let refused = command(prefix, &postgres, kafka).spawn();
+    assert_eq!(refused.wait_exit(PATIENCE).code(), Some(4), "{}", refused.log_text());
+}
+
+#[test]
+fn a_role_that_may_not_know_the_cluster_is_told_what_it_lacks() {
+    let (postgres, kafka) = (Postgres::builder().start(), &Cluster::New.start());
+    let init = command("eo-role", &postgres, kafka).arg("init").spawn();
+    assert_eq!(init.wait_exit(PATIENCE).code(), Some(0), "{}", init.log_text());
+    postgres
+        .client()
+        .batch_execute(
+            "CREATE ROLE looker LOGIN; CREATE ROLE reader LOGIN REPLICATION;
+             REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",
+        )
+        .unwrap();
+    let url = |role: &str| postgres.url().replace("postgres@", &format!("{role}@"));
+    let shell = Shell::new("eo-role", &postgres, kafka).env("DELIVERY", "exactly-once");
+    let said = shell.clone().env("MASTER_DATABASE_URL", &url("looker")).run(STATUS).ended(0);
+    assert!(said.out.contains("grant it EXECUTE on pg_control_system()"), "{said:?}");
+    assert!(said.out.contains("factlib_slot, not in use"), "{said:?}");
+    let reader = shell.env("MASTER_DATABASE_URL", &url("reader"));
+    wait::until("a walsender to be free", PATIENCE, || {
+        stated(&reader)["transactional_id"] == id(&postgres)
+    });
 }
 
 #[test]

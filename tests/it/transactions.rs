@@ -1,7 +1,7 @@
 //! What a real broker answers to the requests of transactions, in both of the protocols that there are (KIP-890). The
 //! engine's classification of error codes and the model of a coordinator stand on it.
 
-use factlib::kafka::{Config, Kafka as Driver};
+use factlib::kafka::{Admin, Config, Kafka as Driver};
 use factlib::relay::batch::{OpenBatch, Record};
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::{
@@ -17,7 +17,7 @@ use factlib::relay::position::{Position, Unit};
 use factlib::relay::route::Headers;
 use factlib_protocol::Lsn;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use testkit::kafka::Kafka;
 use testkit::versions::{KAFKA, KAFKA_VERSIONS};
 use tokio::sync::mpsc;
@@ -536,6 +536,48 @@ async fn what_is_not_added_is_refused_or_added_by_the_new_protocol() {
             assert_eq!(client.end_once(true).await, NONE);
             assert_eq!(client.kept().await, Some(61));
         }
+    })
+    .await;
+}
+
+/// What `owlpost status` shows of it.
+#[tokio::test]
+async fn a_coordinator_describes_a_transaction_from_its_begin_to_its_end() {
+    everywhere("txn-told", async |kafka, mut client| {
+        let mut admin = Admin::new(Config::new(vec![kafka.bootstrap()]));
+        let id = Arc::clone(&client.id);
+        let mut told = async || admin.transaction(&id).await.unwrap();
+        let unknown = told().await.unwrap_err();
+        assert_eq!(name(unknown), "TRANSACTIONAL_ID_NOT_FOUND");
+        client.init(MINUTE, None).await.unwrap();
+        let empty = told().await.unwrap();
+        assert_eq!((empty.state.as_str(), empty.producer), ("Empty", client.producer));
+        assert_eq!((empty.timeout, empty.partitions.as_slice()), (MINUTE, &[][..]));
+
+        client.open("open", 71).await;
+        let open = told().await.unwrap();
+        assert_eq!((open.state.as_str(), open.producer), ("Ongoing", client.producer));
+        let topics: Vec<_> = open.partitions.iter().map(|(topic, _)| topic.as_str()).collect();
+        assert_eq!(topics, ["__consumer_offsets", "txn-told.facts"]);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+        let now = i64::try_from(now).unwrap();
+        let since = open.since_ms.unwrap();
+        assert!((now - 60_000..=now).contains(&since), "{since} beside {now}");
+
+        for (commit, state) in [(true, "CompleteCommit"), (false, "CompleteAbort")] {
+            assert_eq!(client.end_once(commit).await, NONE);
+            // Its markers may not be written yet.
+            let ended = loop {
+                let ended = told().await.unwrap();
+                if !ended.state.starts_with("Prepare") {
+                    break ended;
+                }
+                sleep(A_LITTLE).await;
+            };
+            assert_eq!((ended.state.as_str(), ended.partitions), (state, Vec::new()));
+            client.open("open", 72).await;
+        }
+        assert_eq!(client.end_once(false).await, NONE);
     })
     .await;
 }
