@@ -13,7 +13,7 @@ mod scrape;
 mod wait;
 
 pub(crate) use ask::ask;
-pub use health::{Blocked, Health, Snapshot, State};
+pub use health::{Blocked, Delivery, Health, Snapshot, State};
 
 use axum::Router;
 use axum::extract::{RawQuery, State as Extract};

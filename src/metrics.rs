@@ -16,6 +16,7 @@ mod requests;
 mod slot;
 mod table;
 mod topics;
+mod transactions;
 
 pub use render::{Format, View, render};
 pub use slot::{OtherSlots, SlotFacts, WalRate};
@@ -32,6 +33,7 @@ use requests::Requests;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use topics::Topics;
+use transactions::Transactions;
 
 /// What was counted since the start.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +57,7 @@ pub struct Metrics {
     throttled: Duration,
     topics_created: u64,
     topics_not_created: u64,
+    transactions: Transactions,
 }
 
 impl Default for Metrics {
@@ -79,6 +82,7 @@ impl Default for Metrics {
             throttled: Duration::ZERO,
             topics_created: 0,
             topics_not_created: 0,
+            transactions: Transactions::default(),
         }
     }
 }
@@ -148,7 +152,7 @@ impl Metrics {
             Event::Throttled { throttle, .. } => self.throttled += *throttle,
             Event::TopicCreated { .. } => self.topics_created += 1,
             Event::TopicNotCreated { .. } => self.topics_not_created += 1,
-            _ => {}
+            event => self.transactions.event(event),
         }
     }
 

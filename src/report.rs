@@ -9,12 +9,12 @@ pub use behind::catching_up;
 use crate::exit::ExitCode;
 use crate::http::{self, Health, Snapshot};
 use crate::metrics::Metrics;
-use crate::relay::event::{Event, GivenUp, Halted};
+use crate::relay::event::{Event, GivenUp, Halted, Phases};
 use crate::relay::gone::{Exit, ExitKind};
 use crate::relay::kafka::{Answer, Request};
 use crate::relay::pages::Pages;
 use crate::relay::poison::Policy;
-use crate::relay::producer::Blocked;
+use crate::relay::producer::{Blocked, TransactionState};
 use crate::relay::{Standing, State};
 use factlib_protocol::{Lsn, Timestamp};
 use repeats::Repeats;
@@ -33,6 +33,8 @@ pub(crate) struct Report {
     metrics: Metrics,
     /// When metrics were shown, and in which state.
     counted: Option<(Instant, http::State)>,
+    /// What may be the last that is counted.
+    is_last: bool,
     /// How far the server's clock is ahead of ours, in microseconds.
     server_ahead: i64,
     halted_since: Option<(Halted, SystemTime)>,
@@ -47,6 +49,7 @@ impl Report {
             health,
             metrics: Metrics::default(),
             counted: None,
+            is_last: false,
             server_ahead: 0,
             halted_since: None,
             repeats: Repeats::default(),
@@ -101,6 +104,7 @@ impl Report {
             self.health.tell(level, sentence);
         }
         self.due |= !matches!(event, Event::Settled { .. } | Event::NotStored { .. });
+        self.is_last |= matches!(event, Event::Fenced { waits: false, .. });
         if !self.repeats.admit(event, monotonic()) {
             return;
         }
@@ -238,15 +242,23 @@ impl Report {
                 error = cause,
                 "the position in Kafka is gone, while this relay runs: facts that were being committed may be seen twice"
             ),
-            Event::TransactionCommitted { facts, bytes, position, ending } => {
-                debug!(slot, facts, bytes, lsn = %position, ?ending, "committed in Kafka");
+            Event::TransactionCommitted { facts, bytes, position, phases } => {
+                let Phases { producing, closing, ending } = phases;
+                debug!(
+                    slot, facts, bytes, lsn = %position, ?producing, ?closing, ?ending,
+                    "committed in Kafka"
+                );
             }
-            Event::TransactionAborted { cause } => {
+            Event::TransactionAborted { reason, cause } => {
                 warn!(
                     slot,
+                    reason = reason.as_str(),
                     error = cause,
                     "a Kafka transaction is ended, and its facts go again in another one"
                 );
+            }
+            Event::TransactionsRecovered { after } => {
+                info!(slot, ?after, "Kafka transactions go on");
             }
             Event::TransactionSplit { position, part, cause } => warn!(
                 slot, %position, part, cause,
@@ -255,11 +267,13 @@ impl Report {
             Event::TransactionsRefused { request, error, remedy } => {
                 error!(slot, ?request, error, remedy, "Kafka refuses what a transaction needs");
             }
-            Event::Fenced { cause } => warn!(
+            Event::Fenced { cause, waits: true } => warn!(
                 slot,
                 error = cause,
                 "another relay publishes in our place; this one waits for the slot as its standby"
             ),
+            // The end of the process says it.
+            Event::Fenced { waits: false, .. } => {}
             Event::Stopping { unsettled } => {
                 info!(slot, unsettled, "stopping: settling what was read");
             }
@@ -325,6 +339,11 @@ impl Report {
             already_stored: standing.already_stored,
             skipped: self.metrics.skipped_facts(),
             dead_lettered: self.metrics.dead_lettered_facts(),
+            delivery: Some(match standing.transaction {
+                Some(_) => http::Delivery::ExactlyOnce,
+                None => http::Delivery::AtLeastOnce,
+            }),
+            transaction: standing.transaction.map(TransactionState::as_str),
             ..shown
         });
         self.count(standing, state, now);
@@ -338,7 +357,7 @@ impl Report {
                 http::State::Halted => self.metrics.halted(),
                 _ => {}
             }
-        } else if self.counted.is_some_and(|(at, _)| now < at + COUNT_INTERVAL) {
+        } else if !self.is_last && self.counted.is_some_and(|(at, _)| now < at + COUNT_INTERVAL) {
             // A second later at the latest it is called again.
             return;
         }

@@ -7,7 +7,7 @@
 use bytes::BytesMut;
 use factlib::relay::compression::Compression;
 use factlib::relay::error_code::*;
-use factlib::relay::event::{End, Event};
+use factlib::relay::event::{AbortReason, End, Event};
 use factlib::relay::gone::{Exit, ExitKind, Gone};
 use factlib::relay::kafka::{
     Answer, Broker, Metadata, NewTopic, PartitionAnswer, PartitionBatch, PartitionMetadata,
@@ -708,7 +708,9 @@ fn a_unit_that_was_read_in_part_comes_again_as_a_whole() {
     rig.work(10 * MS);
     assert_eq!(rig.open.len(), 2);
     rig.lose_connection();
-    assert!(rig.saw(|event| matches!(event, Event::TransactionAborted { .. })));
+    assert!(rig.saw(|event| {
+        matches!(event, Event::TransactionAborted { reason: AbortReason::ReadInPart, .. })
+    }));
     rig.work(10 * MS);
     assert_eq!((rig.aborts, rig.open.len()), (1, 0), "without the slot it can be aborted");
     assert_eq!(rig.asked.last(), Some(&"abort"), "and nothing else");
@@ -924,7 +926,7 @@ fn a_standby_that_is_fenced_waits_for_the_slot_and_begins_anew() {
     let mut rig =
         Rig::ready_with(settings_of(ExactlyOnce { standby: true, ..exactly_once() }), None);
     fence(&mut rig);
-    assert!(rig.saw(|event| matches!(event, Event::Fenced { .. })));
+    assert!(rig.saw(|event| matches!(event, Event::Fenced { waits: true, .. })));
     assert!(rig.saw(|event| matches!(event, Event::Away { end: End::Fenced, .. })));
     rig.pass(SECOND);
     rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));

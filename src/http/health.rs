@@ -45,10 +45,24 @@ pub struct Snapshot {
     pub skipped: u64,
     /// Facts that could not be published and went to the dead-letter topic; `published` counts them, too.
     pub dead_lettered: u64,
+    /// How often consumers see a fact; none before the relay has begun.
+    pub delivery: Option<Delivery>,
+    /// Where its Kafka transactions stand, with [`Delivery::ExactlyOnce`].
+    pub transaction: Option<&'static str>,
     /// Log lines dropped because nobody read them.
     pub dropped_log_lines: u64,
     /// The exit code that the process ends with, once it has failed for good.
     pub exit_code: Option<u8>,
+}
+
+/// `DELIVERY`, as in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// Repeats after a fault are recognised by their position.
+    AtLeastOnce,
+    /// Each fact once, to who reads committed records.
+    ExactlyOnce,
 }
 
 /// What the relay is doing.
@@ -180,6 +194,8 @@ impl Health {
                 already_stored: 0,
                 skipped: 0,
                 dead_lettered: 0,
+                delivery: None,
+                transaction: None,
                 dropped_log_lines: 0,
                 exit_code: None,
             }),

@@ -6,7 +6,7 @@
 
 use super::health::Past;
 use super::history::{SAMPLE_INTERVAL, SAMPLES_MAX, Told};
-use super::{Blocked, Health, Snapshot, State};
+use super::{Blocked, Delivery, Health, Snapshot, State};
 use crate::exit::ExitCode;
 use crate::metrics::{SlotFacts, View};
 use crate::size::human as bytes;
@@ -119,6 +119,10 @@ impl Shown {
 
     /// The state in one sentence.
     fn sentence(&self) -> String {
+        let once = match self.snapshot.delivery {
+            Some(Delivery::ExactlyOnce) => ", each once",
+            Some(Delivery::AtLeastOnce) | None => "",
+        };
         let lag = self.view.lag_seconds();
         let rate = self.past.history.rate();
         match self.snapshot.state {
@@ -146,12 +150,12 @@ impl Shown {
                 age(lag)
             ),
             State::Streaming if rate >= 0.5 => {
-                format!("Facts flow, {} a second, and none waits.", grouped(rate))
+                format!("Facts flow{once}, {} a second, and none waits.", grouped(rate))
             }
             State::Streaming if self.view.lag_bytes() == 0 => {
-                "All is well: every fact that was committed is in Kafka.".to_owned()
+                format!("All is well: every fact that was committed is in Kafka{once}.")
             }
-            State::Streaming => "All is well: facts flow.".to_owned(),
+            State::Streaming => format!("All is well: facts flow{once}."),
         }
     }
 
@@ -369,6 +373,7 @@ impl Shown {
                 h2 { "Positions" }
                 dl {
                     @for (name, at) in rows { div { dt { (name) } dd { (lsn(at)) } } }
+                    @if let Some(state) = self.snapshot.transaction { div { dt { "Kafka transactions" } dd { (state) } } }
                     @for (name, count) in [("dead letters", self.snapshot.dead_lettered), ("skipped", self.snapshot.skipped)] {
                         @if count > 0 { div.bad { dt { (name) } dd.tone { (thousands(count)) } } }
                     }
@@ -679,6 +684,35 @@ mod tests {
             assert_eq!(found, tone, "{state:?}");
             assert!(sentence.starts_with(words), "{state:?}: {sentence}");
         }
+    }
+
+    #[test]
+    fn who_delivers_exactly_once_says_so() {
+        let of = |delivery| {
+            let streaming = |snapshot| Snapshot {
+                ready: true,
+                state: State::Streaming,
+                delivery: Some(delivery),
+                transaction: (delivery == Delivery::ExactlyOnce).then_some("producing"),
+                ..snapshot
+            };
+            let shown = shown(streaming);
+            (shown.sentence(), shown.json()["health"].clone(), shown.document().into_string())
+        };
+        let (sentence, json, page) = of(Delivery::ExactlyOnce);
+        assert_eq!(sentence, "All is well: every fact that was committed is in Kafka, each once.");
+        assert_eq!(
+            (&json["delivery"], &json["transaction"]),
+            (&"exactly-once".into(), &"producing".into())
+        );
+        assert!(page.contains("Kafka transactions"), "{page}");
+        let (sentence, json, page) = of(Delivery::AtLeastOnce);
+        assert_eq!(sentence, "All is well: every fact that was committed is in Kafka.");
+        assert_eq!(
+            (&json["delivery"], &json["transaction"]),
+            (&"at-least-once".into(), &().into())
+        );
+        assert!(!page.contains("Kafka transactions"), "{page}");
     }
 
     #[test]

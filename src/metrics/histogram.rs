@@ -17,6 +17,10 @@ pub(crate) const FACTLIB_SECONDS: Bounds =
 pub(crate) const RECORDS: Bounds =
     &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0];
 
+/// Facts in a Kafka transaction; 0 in one of nothing but a position.
+pub(crate) const TRANSACTION_FACTS: Bounds =
+    &[0.0, 1.0, 10.0, 100.0, 1000.0, 2500.0, 5000.0, 10_000.0, 25_000.0, 50_000.0, 100_000.0];
+
 /// Bytes of a batch.
 pub(crate) const BYTES: Bounds = &[
     256.0,
@@ -115,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_bounds_rise() {
-        for bounds in [SECONDS, FACTLIB_SECONDS, RECORDS, BYTES] {
+        for bounds in [SECONDS, FACTLIB_SECONDS, RECORDS, TRANSACTION_FACTS, BYTES] {
             assert!(bounds.is_sorted_by(|a, b| a < b), "{bounds:?}");
         }
     }

@@ -110,6 +110,12 @@ impl View {
         end.0.saturating_sub(standing.confirmed.0)
     }
 
+    /// How long the Kafka transaction has been open that may be, in seconds; 0 if there is none.
+    pub fn transaction_seconds(&self) -> f64 {
+        let opened = self.standing.as_ref().and_then(|standing| standing.transaction_opened);
+        opened.map_or(0.0, |opened| self.now.saturating_duration_since(opened).as_secs_f64())
+    }
+
     /// How long the partition that is blocked for longest has been, in seconds; 0 if there is none.
     pub fn blocked_seconds(&self) -> f64 {
         let blocked = self.standing.as_ref().map(|standing| &standing.most_blocked);
@@ -212,12 +218,17 @@ impl Samples<'_> {
 mod tests {
     use super::super::{OTHER, TOPICS_LABELLED_MAX, markdown};
     use super::*;
+    use crate::cli::Cli;
+    use crate::config::Config;
     use crate::http::Health;
+    use crate::relay::Relay;
     use crate::relay::batch::Committed;
-    use crate::relay::event::{Event, GivenUp};
+    use crate::relay::event::{AbortReason, Event, GivenUp, Phases};
     use crate::relay::kafka::{Answer, PartitionAnswer, PartitionBatch, Request};
     use crate::relay::poison::{Cause, Poison, Policy};
     use crate::relay::position::{Position, Unit};
+    use crate::relay::producer::TransactionState;
+    use crate::run;
     use bytes::Bytes;
     use factlib_protocol::Lsn;
     use std::time::Duration;
@@ -393,6 +404,93 @@ mod tests {
             assert!((found - sum).abs() < 1e-9, "{api}: {found}");
         }
         assert_eq!(scrape.value("owlpost_kafka_sent_bytes_total", &[]), Some(70.0));
+    }
+
+    /// Of a relay that has not begun.
+    fn standing(delivery: &str, now: Instant) -> Standing {
+        let arguments = [
+            "owlpost",
+            "--src-service-name=orders",
+            "--master-database-url=postgres://owlpost@db/app",
+            "--kafka-brokers=kafka",
+            "--delivery",
+            delivery,
+        ];
+        let raw = Cli::try_from_args(arguments).unwrap().config;
+        let config = Config::from_raw(&raw, |_| None).unwrap();
+        Relay::new(run::settings(&config)).standing(now)
+    }
+
+    #[test]
+    fn transactions_are_absent_unless_facts_go_in_some_and_then_zero() {
+        let mut metrics = Metrics::default();
+        let mut shown = view(metrics.clone());
+        for standing in [None, Some(Arc::new(standing("at-least-once", shown.now)))] {
+            shown.standing = standing;
+            let scrape = both(&shown);
+            for name in [
+                "owlpost_transaction_open_seconds",
+                "owlpost_transactions_committed_total",
+                "owlpost_transaction_facts_count",
+                "owlpost_fenced_total",
+            ] {
+                assert_eq!(scrape.value(name, &[]), None, "{name}");
+            }
+            assert_eq!(scrape.sum("owlpost_transaction_state"), 0.0);
+        }
+
+        let standing = standing("exactly-once", shown.now);
+        let transaction = Some(TransactionState::Producing);
+        let transaction_opened = Some(shown.now);
+        let standing = Standing { transaction, transaction_opened, ..standing };
+        shown.standing = Some(Arc::new(standing));
+        shown.now += Duration::from_secs(7);
+        let scrape = both(&shown);
+        for (name, labels, value) in [
+            ("owlpost_transaction_state", &[("state", "producing")][..], 1.0),
+            ("owlpost_transaction_open_seconds", &[], 7.0),
+            ("owlpost_transactions_committed_total", &[], 0.0),
+            ("owlpost_transactions_aborted_total", &[("reason", "refused")], 0.0),
+            ("owlpost_transactions_split_total", &[], 0.0),
+            ("owlpost_transaction_phase_seconds_count", &[("phase", "ending")], 0.0),
+            ("owlpost_transactional_id_inits_total", &[], 0.0),
+            ("owlpost_fenced_total", &[], 0.0),
+        ] {
+            assert_eq!(scrape.value(name, labels), Some(value), "{name}");
+        }
+        assert_eq!(scrape.sum("owlpost_transaction_state"), 1.0);
+
+        let phases = Phases {
+            producing: Duration::from_millis(50),
+            closing: Duration::from_millis(4),
+            ending: Duration::from_millis(3),
+        };
+        for facts in [0, 700] {
+            let position = Lsn(7);
+            let committed =
+                Event::TransactionCommitted { facts, bytes: facts * 300, position, phases };
+            metrics.event(&committed, START);
+        }
+        let cause = "INVALID_PRODUCER_EPOCH".to_owned();
+        metrics.event(&Event::TransactionAborted { reason: AbortReason::Refused, cause }, START);
+        metrics.event(&Event::TransactionsRecovered { after: Duration::from_millis(20) }, START);
+        metrics.event(&Event::Fenced { cause: String::new(), waits: false }, START);
+        shown.metrics = Arc::new(metrics);
+        let scrape = both(&shown);
+        for (name, labels, value) in [
+            ("owlpost_transactions_committed_total", &[][..], 2.0),
+            ("owlpost_transactions_aborted_total", &[("reason", "refused")], 1.0),
+            ("owlpost_fenced_total", &[], 1.0),
+            ("owlpost_transaction_facts_bucket", &[("le", "0.0")], 1.0),
+            ("owlpost_transaction_facts_sum", &[], 700.0),
+            ("owlpost_transaction_bytes_sum", &[], 210_000.0),
+            ("owlpost_transaction_phase_seconds_count", &[("phase", "producing")], 2.0),
+            ("owlpost_transaction_phase_seconds_count", &[("phase", "recovering")], 1.0),
+        ] {
+            assert_eq!(scrape.value(name, labels), Some(value), "{name}");
+        }
+        let ending = scrape.value("owlpost_transaction_phase_seconds_sum", &[("phase", "ending")]);
+        assert!((ending.unwrap() - 0.006).abs() < 1e-9, "{ending:?}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use super::Metrics;
 use super::render::{Samples, Shown};
 use super::topics::Topic;
+use super::transactions::Transactions;
+use crate::relay::producer::TransactionState;
 use crate::relay::{Kind, Standing};
 use prometheus_client::metrics::MetricType;
 use std::fmt::{self, Write as _};
@@ -204,6 +206,39 @@ metrics! {
             out.counter(&[("outcome", "refused")], metrics(s).topics_not_created)
         };
 
+    "owlpost_transaction_state", Gauge, ["state"],
+        "1 for where the relay's Kafka transactions stand, 0 for all else. This and the following are absent unless DELIVERY is exactly-once",
+        |s, out| standing(s, |standing| standing.transaction.map_or(Ok(()), |holds| {
+            let states = TransactionState::ALL.map(TransactionState::as_str);
+            out.one_of("state", &states, holds.as_str())
+        }));
+    "owlpost_transaction_open", Gauge in Seconds, [],
+        "How long the Kafka transaction has been open that may be, for which consumers of committed records wait; 0 when there is none",
+        |s, out| transactions(s, |_| out.gauge_f64(s.view.transaction_seconds()));
+    "owlpost_transactions_committed", Counter, [], "Kafka transactions that were committed, those of nothing but a position included",
+        |s, out| transactions(s, |all| out.counter(&[], all.committed));
+    "owlpost_transactions_aborted", Counter, ["reason"],
+        "Kafka transactions that were given up: unanswered, refused (it had expired, or another relay has come), read_in_part (the connection to PostgreSQL was lost within a transaction, or a fact halts), dropped (another may have published what is held), given_up (a batch of it was, by policy), topic_made_anew. Their facts go again in another one; one that is then found to be committed counts there, too",
+        |s, out| transactions(s, |all| all.aborted.iter().try_for_each(|(reason, count)| {
+            out.counter(&[("reason", reason)], *count)
+        }));
+    "owlpost_transactions_split", Counter, [], "Transactions of PostgreSQL that were too large for one of Kafka, and went in several",
+        |s, out| transactions(s, |all| out.counter(&[], all.split));
+    "owlpost_transaction_phase", Histogram in Seconds, ["phase"],
+        "Where the time of a Kafka transaction went: producing (from its begin until nothing was added any more), closing (until its facts were stored and the position was in it), ending (until it was committed); and recovering, from when one was given up until transactions went on",
+        |s, out| transactions(s, |all| all.phases().into_iter().try_for_each(|(phase, seconds)| {
+            out.histogram(&[("phase", phase)], seconds)
+        }));
+    "owlpost_transaction_facts", Histogram, [], "Facts in a Kafka transaction that was committed; 0 in one of nothing but a position",
+        |s, out| transactions(s, |all| out.histogram(&[], &all.facts));
+    "owlpost_transaction", Histogram in Bytes, [], "The same in bytes of record batches, before compression",
+        |s, out| transactions(s, |all| out.histogram(&[], &all.bytes));
+    "owlpost_transactional_id_inits", Counter, [],
+        "How often the transactional id was initialised, each time with the next epoch: at the start, and whenever a transaction was given up",
+        |s, out| transactions(s, |all| out.counter(&[], all.initialised));
+    "owlpost_fenced", Counter, [], "How often another relay, or somebody else, had taken the transactional id",
+        |s, out| transactions(s, |all| out.counter(&[], all.fenced));
+
     "owlpost_stalls", Counter, [], "How often Kafka did not take what was read for longer than STALL_TIMEOUT",
         |s, out| out.counter(&[], metrics(s).stalls);
     "owlpost_halts", Counter, [], "How often a fact that cannot be published has stopped the relay",
@@ -308,6 +343,14 @@ fn metrics(shown: &Shown) -> &Metrics {
 /// Nothing is shown before there is something to show.
 fn standing(shown: &Shown, show: impl FnOnce(&Standing) -> fmt::Result) -> fmt::Result {
     shown.view.standing.as_deref().map_or(Ok(()), show)
+}
+
+/// Nothing is shown where facts do not go in transactions.
+fn transactions(shown: &Shown, show: impl FnOnce(&Transactions) -> fmt::Result) -> fmt::Result {
+    standing(shown, |standing| match standing.transaction {
+        Some(_) => show(&metrics(shown).transactions),
+        None => Ok(()),
+    })
 }
 
 fn slot(shown: &Shown, show: impl FnOnce(&super::SlotFacts) -> fmt::Result) -> fmt::Result {

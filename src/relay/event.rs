@@ -265,14 +265,21 @@ pub enum Event {
         bytes: usize,
         /// What PostgreSQL may be told.
         position: Lsn,
-        /// How long it took from when nothing was added any more.
-        ending: Duration,
+        /// Where its time went.
+        phases: Phases,
     },
     /// A Kafka transaction is not committed, or not known to be. Its facts go again in another one, unless they are
     /// found to be committed.
     TransactionAborted {
+        /// Which kind of reason it was.
+        reason: AbortReason,
         /// Why.
         cause: String,
+    },
+    /// What became of the transaction that was given up is known, and transactions go on.
+    TransactionsRecovered {
+        /// How long it took.
+        after: Duration,
     },
     /// A transaction of PostgreSQL is too large for one Kafka transaction, and goes in several. What consumers see of it
     /// is not atomic.
@@ -293,11 +300,12 @@ pub enum Event {
         /// What helps.
         remedy: &'static str,
     },
-    /// Somebody else has the transactional id: nothing is produced any more. Said by a standby, which waits for the
-    /// slot.
+    /// Somebody else has the transactional id: nothing is produced any more.
     Fenced {
         /// The broker's error, and what it means.
         cause: String,
+        /// True of a standby, which waits for the slot; else the relay ends.
+        waits: bool,
     },
     /// Stopping was asked for.
     Stopping {
@@ -364,6 +372,59 @@ impl End {
             Self::Unreadable => "unreadable",
             Self::Fenced => "fenced",
             Self::Asking => "asking",
+        }
+    }
+}
+
+/// Where the time of a Kafka transaction that is committed went, by the states that it went through
+/// ([`TransactionState`](super::producer::TransactionState)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Phases {
+    /// From its begin until nothing was added to it any more; nothing where it was begun after that.
+    pub producing: Duration,
+    /// From then until all of its facts were stored and the position was in it.
+    pub closing: Duration,
+    /// From then until it was known to be committed.
+    pub ending: Duration,
+}
+
+/// Why a Kafka transaction was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AbortReason {
+    /// A request of it was not answered.
+    Unanswered,
+    /// Kafka refused a request or a batch of it: it has ended the transaction, or somebody else has come.
+    Refused,
+    /// A transaction of PostgreSQL was read in part only: the connection was lost, or a fact halts the relay.
+    ReadInPart,
+    /// What was read does not count any more: somebody else had the slot, or it is another timeline.
+    Dropped,
+    /// A batch of it was given up, as the policy says.
+    GivenUp,
+    /// One of its topics was made anew.
+    TopicMadeAnew,
+}
+
+impl AbortReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Unanswered,
+        Self::Refused,
+        Self::ReadInPart,
+        Self::Dropped,
+        Self::GivenUp,
+        Self::TopicMadeAnew,
+    ];
+
+    /// As metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unanswered => "unanswered",
+            Self::Refused => "refused",
+            Self::ReadInPart => "read_in_part",
+            Self::Dropped => "dropped",
+            Self::GivenUp => "given_up",
+            Self::TopicMadeAnew => "topic_made_anew",
         }
     }
 }

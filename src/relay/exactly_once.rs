@@ -158,14 +158,15 @@ impl Relay {
 
     fn fenced(&mut self, now: Now, cause: String) {
         let Some(groups) = &self.groups else { return };
-        if !groups.settings.standby || self.stopping.is_some() {
+        let waits = groups.settings.standby && self.stopping.is_none();
+        self.events.push_back(Event::Fenced { cause: cause.clone(), waits });
+        if !waits {
             let reason = format!(
                 "{cause}; nothing more is published here, and what was not committed stays in the slot: stop the \
                  other one, or run this one as its standby (FENCED_POLICY=standby)"
             );
             return self.exit(ExitKind::Fenced, reason);
         }
-        self.events.push_back(Event::Fenced { cause: cause.clone() });
         self.begin_anew(now, cause);
     }
 
@@ -263,7 +264,7 @@ impl Relay {
             groups.positioned = Some(now.at);
         }
         self.set_part();
-        self.producer.judged();
+        self.producer.judged(now.at, &mut self.events);
     }
 
     /// The part of a split unit that facts which come now belong to.

@@ -74,6 +74,8 @@ pub struct Standing {
     pub kafka_reached: bool,
     /// Where Kafka transactions stand; none without them.
     pub transaction: Option<TransactionState>,
+    /// Since when a Kafka transaction is open, if one may be.
+    pub transaction_opened: Option<Instant>,
 }
 
 impl Relay {
@@ -146,6 +148,7 @@ impl Relay {
             most_blocked,
             kafka_reached: self.producer.reached(),
             transaction: self.producer.transaction_state(),
+            transaction_opened: self.producer.transaction_opened(),
         }
     }
 

@@ -160,10 +160,13 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
             "The position in Kafka is gone: facts that were being committed may be seen twice."
                 .to_owned(),
         ),
-        Event::TransactionAborted { cause } => (
+        Event::TransactionAborted { cause, .. } => (
             Level::WARN,
             format!("A Kafka transaction is ended ({cause}); its facts go again in another one."),
         ),
+        Event::TransactionsRecovered { after } => {
+            (Level::INFO, format!("Kafka transactions go on, after {}.", short(*after)))
+        }
         Event::TransactionSplit { position, part, cause } => (
             Level::WARN,
             format!(
@@ -174,7 +177,9 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
         Event::TransactionsRefused { request, error, remedy } => {
             (Level::ERROR, format!("Kafka refuses {request:?} ({error}): {remedy}."))
         }
-        Event::Fenced { cause } => (
+        // The end of the process says it.
+        Event::Fenced { waits: false, .. } => return None,
+        Event::Fenced { cause, waits: true } => (
             Level::WARN,
             format!("Another relay publishes in our place ({cause}); waiting for the slot."),
         ),

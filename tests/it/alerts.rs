@@ -1,6 +1,7 @@
 //! The alert rules of `ops/`, judged by Prometheus' own tools and fired by real faults, where they are installed; and the
 //! dashboard, whose every metric must be one that there is.
 
+use crate::exactly_once::command as exactly_once;
 use crate::support::{PATIENCE, ask, drop_slots, emit, relay, skipped, wait_confirmed};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::collections::BTreeSet;
@@ -134,7 +135,7 @@ fn the_dashboard_is_one_by_grafanas_own_types() {
     }
 }
 
-/// A Prometheus that scrapes one relay every second.
+/// A Prometheus that scrapes relays every second.
 struct Prometheus {
     process: Child,
     port: u16,
@@ -143,7 +144,7 @@ struct Prometheus {
 
 impl Prometheus {
     /// With configuration and alert rules, which are not as patient as they are in `ops/`.
-    fn start(metrics_port: u16) -> Self {
+    fn start(metrics_ports: &[u16]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let alerts = fs::read_to_string(ops("prometheus/alerts.yml")).unwrap();
         let patient = |line: &str| line.trim_start().starts_with("for: ");
@@ -152,10 +153,12 @@ impl Prometheus {
             .map(|line| if patient(line) { "        for: 1s" } else { line })
             .collect();
         fs::write(folder.path().join("alerts.yml"), hasty.join("\n")).unwrap();
+        let targets: Vec<_> =
+            metrics_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let config = fs::read_to_string(ops("prometheus/prometheus.yml"))
             .unwrap()
             .replace("_interval: 15s", "_interval: 1s")
-            .replace("localhost:2112", &format!("127.0.0.1:{metrics_port}"));
+            .replace("localhost:2112", &targets.join("', '"));
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, config).unwrap();
         let port = port::free();
@@ -235,7 +238,7 @@ fn real_faults_fire_the_alerts_that_are_meant_for_them() {
     relay.wait_ready();
     emit(&postgres, true, "alarmed", FACT);
     wait_confirmed(&relay, &postgres, PATIENCE);
-    let prometheus = Prometheus::start(relay.metrics_port());
+    let prometheus = Prometheus::start(&[relay.metrics_port()]);
 
     // It takes what it scrapes, and understands it.
     wait::until("a scrape", PATIENCE, || {
@@ -293,6 +296,13 @@ fn every_panel_of_the_dashboard_has_something_to_draw() {
     let postgres = Postgres::builder().setting("max_slot_wal_keep_size", "2GB").start();
     let kafka = Kafka::builder().start();
     kafka.create_topic("drawn.order", 2, &[]);
+    kafka.create_topic("drawn-once.order", 2, &[]);
+    // For what only it has.
+    let once = exactly_once("drawn-once", &postgres, &kafka)
+        .env("REPLICATION_SLOT_NAME", "drawn_once")
+        .env("PUBLICATION_NAME", "drawn_once")
+        .spawn();
+    once.wait_ready();
     let relay = relay("drawn", &postgres, &kafka)
         .env("SLOT_POLL_INTERVAL", "1s")
         .env("REQUEST_TIMEOUT", "1s")
@@ -301,7 +311,7 @@ fn every_panel_of_the_dashboard_has_something_to_draw() {
         .env("POISON_POLICY_TOPICS", "drawn.waste=skip")
         .spawn();
     relay.wait_ready();
-    let prometheus = Prometheus::start(relay.metrics_port());
+    let prometheus = Prometheus::start(&[relay.metrics_port(), once.metrics_port()]);
 
     // Something for each: an open transaction, another slot, a fact that is skipped, brokers that are away, a
     // connection that ends.
@@ -335,6 +345,7 @@ fn every_panel_of_the_dashboard_has_something_to_draw() {
             let drawn = wait::poll("numbers", PATIENCE, || {
                 // What moves is to move.
                 emit(&postgres, true, "drawn", FACT);
+                emit(&postgres, true, "drawn-once", FACT);
                 answer = prometheus.ask(query);
                 let series = answer["data"]["result"].as_array()?;
                 let is_number = |value: &serde_json::Value| {

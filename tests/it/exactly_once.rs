@@ -4,6 +4,11 @@ use crate::support::{
     PATIENCE, SLOT, confirmed, count, relay, stop, truth, wait_confirmed, wait_state,
 };
 use crate::transactions::Cluster;
+use factlib::kafka::{Config, Kafka as Driver};
+use factlib::relay::error_code::CONCURRENT_TRANSACTIONS;
+use factlib::relay::kafka::{Answer, CoordinatorOf, Request};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use testkit::checker::Checker;
 use testkit::process::Signal;
 use testkit::workload::Workload;
@@ -61,6 +66,36 @@ fn described(postgres: &Postgres, kafka: &Kafka) -> Vec<String> {
 #[track_caller]
 pub(crate) fn position(postgres: &Postgres, kafka: &Kafka) -> Lsn {
     Lsn(described(postgres, kafka)[2].parse().unwrap())
+}
+
+/// Takes the relay's transactional id, as whoever has a copy of its database would.
+pub(crate) fn fence(postgres: &Postgres, kafka: &Kafka) {
+    let id: Arc<str> = Arc::from(id(postgres));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (answers, mut inbox) = tokio::sync::mpsc::unbounded_channel();
+        let client = Driver::new(Config::new(kafka.addresses()), answers);
+        client.lease_until(Instant::now() + PATIENCE);
+        let of = CoordinatorOf::Transactions;
+        client.send(Request::FindCoordinator { of, key: Arc::clone(&id) });
+        let Some(Answer::Coordinator { answer: Ok(Ok(coordinator)), .. }) = inbox.recv().await
+        else {
+            panic!("no coordinator")
+        };
+        let timeout = Duration::from_secs(60);
+        loop {
+            let id = Arc::clone(&id);
+            client.send(Request::InitTransactions { coordinator, id, timeout, producer: None });
+            match inbox.recv().await {
+                Some(Answer::TransactionsReady(Ok(Ok(_)))) => break,
+                // Something is open, and is ended first.
+                Some(Answer::TransactionsReady(Ok(Err(CONCURRENT_TRANSACTIONS)))) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
 }
 
 pub(crate) fn wait_free(postgres: &Postgres) {

@@ -160,9 +160,19 @@ fn a_transaction_that_expires(cluster: Cluster, prefix: &str) {
         }
     }
     load.stop();
+    wait_confirmed(&relay, &postgres, 2 * PATIENCE);
+    // What is counted is told once a second.
+    relay.wait_until("its numbers", PATIENCE, || {
+        let found = relay.scrape().unwrap();
+        let given_up = found.sum("owlpost_transactions_aborted_total");
+        let recovered =
+            found.value("owlpost_transaction_phase_seconds_count", &[("phase", "recovering")]);
+        let inits = found.value("owlpost_transactional_id_inits_total", &[]).unwrap_or(0.0);
+        given_up >= 1.0 && recovered >= Some(1.0) && inits > 1.0
+    });
     finish(&relay, prefix, &postgres, kafka);
     let said = relay.log_text();
-    assert!(said.contains(ENDED), "{said}");
+    assert!(said.contains(ENDED) && said.contains("Kafka transactions go on"), "{said}");
     let (all, seen) =
         (kafka.read_topic_by_java(&topic).len(), kafka.read_committed_by_java(&topic).len());
     assert!(all > seen, "nothing was aborted: {said}");

@@ -1,9 +1,11 @@
 //! What `/metrics` and `/readyz` say while facts flow, wait and cannot be published, and that whoever asks does not
 //! slow them down.
 
+use crate::exactly_once::{command as exactly_once, fence};
 use crate::support::{
     PATIENCE, ask, confirmed, emit, lsn, relay, skipped, state, stop, wait_confirmed, wait_state,
 };
+use crate::transactions::Cluster;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -107,6 +109,84 @@ fn the_numbers_follow_the_facts() {
     let found = Scrape::openmetrics(&openmetrics).unwrap_or_else(|e| panic!("{e}\n{openmetrics}"));
     assert_eq!(found.value("owlpost_facts_total", &published), Some(4.0));
     judge_by_promtool(&ask(relay.metrics_port(), "/metrics", ""));
+    stop(&relay);
+}
+
+#[test]
+fn the_numbers_of_transactions_follow_them_up_to_the_fence() {
+    let (postgres, kafka) = (Postgres::builder().start(), &Cluster::New.start());
+    kafka.create_topic("once.order", 2, &[]);
+    let relay = exactly_once("once", &postgres, kafka)
+        .env("TRANSACTION_INTERVAL", "1s")
+        .env("FAILURE_LINGER", "10m")
+        .spawn();
+    relay.wait_ready();
+    wait_value(&relay, "owlpost_transactional_id_inits_total", &[], |inits| inits == 1.0);
+    for _ in 0..3 {
+        emit(&postgres, true, "once", FACT);
+    }
+    // While it is open, for a second.
+    wait_value(&relay, "owlpost_transaction_open_seconds", &[], |age| age > 0.0);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    wait_value(&relay, "owlpost_transaction_facts_sum", &[], |facts| facts == 3.0);
+    let found = scrape(&relay).unwrap();
+    let committed = found.value("owlpost_transactions_committed_total", &[]).unwrap();
+    assert!(committed >= 1.0, "{committed}");
+    assert_eq!(found.sum("owlpost_transaction_state"), 1.0);
+    for phase in ["producing", "closing", "ending"] {
+        let count = found.value("owlpost_transaction_phase_seconds_count", &[("phase", phase)]);
+        assert_eq!(count, Some(committed), "{phase}");
+    }
+    let phase = [("phase", "producing")];
+    let producing = found.value("owlpost_transaction_phase_seconds_sum", &phase).unwrap();
+    assert!(producing >= 0.9, "the interval is in it: {producing} s");
+    assert!(found.value("owlpost_transaction_bytes_sum", &[]).unwrap() > 0.0);
+    assert_eq!(found.sum("owlpost_transactions_aborted_total"), 0.0);
+    assert!(found.label_values("reason").contains("refused"));
+    // Nothing waits: neither facts nor a transaction.
+    wait_value(&relay, "owlpost_transaction_open_seconds", &[], |age| age == 0.0);
+    judge_by_promtool(&ask(relay.metrics_port(), "/metrics", ""));
+    let (_, body) = relay.get("/readyz").unwrap();
+    let health: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(health["delivery"], "exactly-once", "{body}");
+    assert!(health["transaction"].is_string(), "{body}");
+    let (_, page) = relay.get("/").unwrap();
+    assert!(page.contains(", each once"), "{page}");
+
+    fence(&postgres, kafka);
+    emit(&postgres, true, "once", FACT);
+    wait_red(&relay, "failed", "\"exit_code\":14");
+    let found = scrape(&relay).unwrap();
+    assert_eq!(found.value("owlpost_fenced_total", &[]), Some(1.0));
+    assert_eq!(found.sum("owlpost_transactions_aborted_total"), 1.0, "the one that found it out");
+    assert_eq!(found.value("owlpost_transaction_state", &[("state", "fenced")]), Some(1.0));
+    relay.signal(Signal::SIGTERM);
+    assert_eq!(relay.wait_exit(PATIENCE).code(), Some(14));
+}
+
+#[test]
+fn a_relay_without_transactions_has_no_numbers_of_them() {
+    let (postgres, kafka) = (Postgres::builder().start(), Kafka::shared());
+    kafka.create_topic("often.order", 1, &[]);
+    let relay = relay("often", &postgres, kafka).spawn();
+    relay.wait_ready();
+    emit(&postgres, true, "often", FACT);
+    wait_confirmed(&relay, &postgres, PATIENCE);
+    let published = [("topic", "often.order"), ("outcome", "published")];
+    wait_value(&relay, "owlpost_facts_total", &published, |facts| facts == 1.0);
+    let text = ask(relay.metrics_port(), "/metrics", "");
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let of_transactions =
+        |line: &&str| line.contains("transaction") || line.contains("fenced_total");
+    let found: Vec<_> = samples.filter(of_transactions).collect();
+    // PostgreSQL has some.
+    assert!(found.iter().all(|line| line.starts_with("owlpost_oldest_transaction")), "{found:?}");
+    let (_, body) = relay.get("/readyz").unwrap();
+    let health: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (&health["delivery"], &health["transaction"]),
+        (&"at-least-once".into(), &().into())
+    );
     stop(&relay);
 }
 

@@ -222,6 +222,7 @@ pub(crate) const WANTED_IN_TRANSACTIONS: &[&str] = &[
     "event: TransactionCommitted",
     "event: TransactionSplit",
     "event: Transactional",
+    "event: TransactionsRecovered",
     "event: TransactionsRefused",
     "exit: Fenced",
     // Where transactions stand.
@@ -2079,6 +2080,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::PositionRead { .. } => "event: PositionRead",
         Event::TransactionAborted { .. } => "event: TransactionAborted",
         Event::TransactionCommitted { .. } => "event: TransactionCommitted",
+        Event::TransactionsRecovered { .. } => "event: TransactionsRecovered",
         Event::TransactionSplit { .. } => "event: TransactionSplit",
         Event::Transactional { .. } => "event: Transactional",
         Event::TransactionsRefused { .. } => "event: TransactionsRefused",

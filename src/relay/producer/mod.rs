@@ -21,7 +21,7 @@ use crate::relay::error_code::{
     self, CONCURRENT_TRANSACTIONS, INVALID_TOPIC_EXCEPTION, NETWORK_EXCEPTION,
     TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION,
 };
-use crate::relay::event::Event;
+use crate::relay::event::{AbortReason, Event};
 use crate::relay::kafka::{
     Answer, BrokerId, Metadata, NewTopic, PartitionAnswer, PartitionBatch, PartitionMetadata,
     ProducerId, Request, TopicMetadata,
@@ -885,7 +885,9 @@ impl Producer {
                 partition.retry_at = Some(now + transaction::soon(partition.attempts));
                 return;
             }
-            Verdict::Recover => return self.transaction_over(reason, events),
+            Verdict::Recover => {
+                return self.transaction_over(now, AbortReason::Refused, reason, events);
+            }
             Verdict::Stored | Verdict::Retry => {}
             Verdict::Moved => {
                 partition.leader = None;
@@ -1106,7 +1108,7 @@ impl Producer {
             }
         }
         if made_anew {
-            self.lost_with_topic(index, events);
+            self.lost_with_topic(now, index, events);
         }
         let Some(topic) = self.topics.get_mut(index) else { return false };
         let count = found.partitions.len();

@@ -3,7 +3,7 @@
 use super::{Producer, Route};
 use crate::relay::batch::{Batch, OpenBatch};
 use crate::relay::error_code;
-use crate::relay::event::{Event, GivenUp};
+use crate::relay::event::{AbortReason, Event, GivenUp};
 use crate::relay::ledger::Ledger;
 use crate::relay::poison::{self, Cause, Poison, Policy};
 use crate::relay::position::Position;
@@ -157,7 +157,8 @@ impl Producer {
             }
         } else if given_up.batch.stamp().is_some() {
             // In the sequences there is a hole, and their next epoch is the coordinator's to give.
-            self.transaction_over("a batch of it was given up", events);
+            let cause = "a batch of it was given up";
+            self.transaction_over(now, AbortReason::GivenUp, cause, events);
         }
         // What is behind it may have been stored while it was ambiguous.
         self.settle(now, at, ledger, events);

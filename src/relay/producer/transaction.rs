@@ -20,7 +20,7 @@
 use super::{SLOW_FROM_ATTEMPT, Single};
 use crate::relay::backoff::Jitter;
 use crate::relay::error_code;
-use crate::relay::event::Event;
+use crate::relay::event::{AbortReason, Event, Phases};
 use crate::relay::kafka::{
     BrokerId, Coordinated, CoordinatorOf, PositionPlace, ProducerId, Request, StoredPosition,
     Transaction, TransactionVersion, Unanswered,
@@ -89,6 +89,46 @@ impl Open {
             TransactionVersion::EpochPerTransaction => Step::Done,
         };
         Self { offsets, position: Step::Wanted, stored: false }
+    }
+}
+
+/// When the group that is closed went from one state to the next.
+#[derive(Debug, Clone, Copy, Default)]
+struct Marks {
+    opened: Option<Instant>,
+    closed: Option<Instant>,
+    ending: Option<Instant>,
+}
+
+impl Marks {
+    fn phases(self, now: Instant) -> Phases {
+        let Self { opened, closed, ending } = self;
+        let since = |from: Option<Instant>, to: Option<Instant>| {
+            let elapsed = from.zip(to).map(|(from, to)| to.saturating_duration_since(from));
+            elapsed.unwrap_or_default()
+        };
+        Phases {
+            producing: since(opened, closed),
+            closing: since(opened.max(closed), ending),
+            ending: since(ending, Some(now)),
+        }
+    }
+}
+
+/// Why a transaction is given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failed {
+    pub(super) reason: AbortReason,
+    pub(super) cause: String,
+}
+
+impl Failed {
+    pub(super) fn new(reason: AbortReason, cause: impl Into<String>) -> Self {
+        Self { reason, cause: cause.into() }
+    }
+
+    fn refused(code: i16) -> Self {
+        Self::new(AbortReason::Refused, error_code::name(code))
     }
 }
 
@@ -202,6 +242,9 @@ pub(super) struct Transactions {
     number: u64,
     /// When the transaction was opened that may be open.
     opened: Option<Instant>,
+    marks: Marks,
+    /// Since when it is not known what became of one.
+    unknown_since: Option<Instant>,
     /// The group that is closed, and not known to be committed: the position at its end.
     closed: Option<StoredPosition>,
     /// Partitions that are to be in the transaction.
@@ -235,6 +278,8 @@ impl Transactions {
             state: State::Nameless,
             number: 0,
             opened: None,
+            marks: Marks::default(),
+            unknown_since: None,
             closed: None,
             to_add: Vec::new(),
             adding: Vec::new(),
@@ -317,6 +362,7 @@ impl Transactions {
         if matches!(self.state, State::Idle) {
             self.number += 1;
             self.opened = Some(now);
+            (self.marks.opened, self.marks.ending) = (Some(now), None);
             self.state = State::Open(Open::new(self.version));
         }
     }
@@ -337,8 +383,14 @@ impl Transactions {
     }
 
     /// Nothing is added to the group any more.
-    pub(super) fn close(&mut self, position: StoredPosition) {
+    pub(super) fn close(&mut self, now: Instant, position: StoredPosition) {
         self.closed = Some(position);
+        self.marks.closed = Some(now);
+    }
+
+    /// Where the time of the closed group went, now that it is committed.
+    pub(super) fn phases(&self, now: Instant) -> Phases {
+        self.marks.phases(now)
     }
 
     /// True if it is to be said when all batches of the closed group are stored.
@@ -448,7 +500,7 @@ impl Transactions {
     }
 
     /// It is decided. With `committed`, so is the closed group.
-    pub(super) fn judged(&mut self, committed: bool) {
+    pub(super) fn judged(&mut self, now: Instant, committed: bool, events: &mut VecDeque<Event>) {
         if matches!(self.state, State::Judging(_)) {
             self.state = match self.producer {
                 Some(_) => State::Idle,
@@ -459,15 +511,23 @@ impl Transactions {
             if committed {
                 self.closed = None;
             }
+            if self.producer.is_some()
+                && let Some(since) = self.unknown_since.take()
+            {
+                let after = now.saturating_duration_since(since);
+                events.push_back(Event::TransactionsRecovered { after });
+            }
         }
     }
 
     /// What is held is not kept. True if that is now, false if something of it is in flight.
-    pub(super) fn drop_held(&mut self, events: &mut VecDeque<Event>) -> bool {
+    pub(super) fn drop_held(&mut self, now: Instant, events: &mut VecDeque<Event>) -> bool {
         match self.state {
             State::Idle | State::Open(_) | State::Quieting => {
                 self.held = Held::Dropped;
-                self.over("what was read does not count any more", Held::Dropped, events);
+                let cause = "what was read does not count any more";
+                let failed = Failed::new(AbortReason::Dropped, cause);
+                self.over(now, &failed, Held::Dropped, events);
                 false
             }
             _ => {
@@ -484,6 +544,7 @@ impl Transactions {
         self.held = Held::Dropped;
         self.producer = None;
         self.opened = None;
+        self.unknown_since = None;
         self.to_add.clear();
         if !matches!(self.state, State::Nameless) {
             self.state = State::Quieting;
@@ -534,6 +595,9 @@ impl Transactions {
             && let Some(request) = self.ask_transactions(now, ask, coordinator)
         {
             self.transactions.asked = Some(ask);
+            if ask == (Ask::End { commit: true }) {
+                self.marks.ending.get_or_insert(now);
+            }
             return Some(request);
         }
         let ask = self.wanted_of_group(produce)?;
@@ -647,7 +711,7 @@ impl Transactions {
         answer: Coordinated<T>,
         chance: &mut Chance<'_>,
         events: &mut VecDeque<Event>,
-    ) -> (TransactionVerdict, Result<T, String>) {
+    ) -> (TransactionVerdict, Result<T, Failed>) {
         let line = match of {
             CoordinatorOf::Transactions => &mut self.transactions,
             CoordinatorOf::Group => &mut self.group,
@@ -660,7 +724,7 @@ impl Transactions {
                 if verdict == TransactionVerdict::Refused {
                     refused(line, request, code, events);
                 }
-                (verdict, Err(error_code::name(code).to_owned()))
+                (verdict, Err(Failed::refused(code)))
             }
             Err(Unanswered(cause)) => {
                 let verdict = match request {
@@ -674,7 +738,8 @@ impl Transactions {
                     line.broker = None;
                     line.find.want(chance.now);
                 }
-                (verdict, Err(format!("no answer to {request:?}: {cause}")))
+                let cause = format!("no answer to {request:?}: {cause}");
+                (verdict, Err(Failed::new(AbortReason::Unanswered, cause)))
             }
         };
         match verdict {
@@ -686,9 +751,17 @@ impl Transactions {
     }
 
     /// The transaction is over, or not known to be: ends it, and says so once.
-    pub(super) fn over(&mut self, cause: &str, held: Held, events: &mut VecDeque<Event>) {
+    pub(super) fn over(
+        &mut self,
+        now: Instant,
+        failed: &Failed,
+        held: Held,
+        events: &mut VecDeque<Event>,
+    ) {
         if self.recover(held) {
-            events.push_back(Event::TransactionAborted { cause: cause.to_owned() });
+            self.unknown_since.get_or_insert(now);
+            let Failed { reason, cause } = failed.clone();
+            events.push_back(Event::TransactionAborted { reason, cause });
         }
     }
 
@@ -725,7 +798,7 @@ impl Transactions {
                 self.transactions.failed(TransactionVerdict::Again, chance);
                 Outcome::Nothing
             }
-            (TransactionVerdict::Fenced, Err(cause)) => {
+            (TransactionVerdict::Fenced, Err(Failed { cause, .. })) => {
                 let expired = self.opened.is_some_and(|at| chance.now >= at + self.timeout);
                 let id = &self.id;
                 if expired {
@@ -794,7 +867,7 @@ impl Transactions {
         match worst {
             None => self.transactions.succeeded(),
             Some((TransactionVerdict::Recover, code)) => {
-                self.over(error_code::name(code), Held::Repeated, events);
+                self.over(chance.now, &Failed::refused(code), Held::Repeated, events);
             }
             Some((verdict, code)) => {
                 if verdict == TransactionVerdict::Refused {
@@ -819,8 +892,8 @@ impl Transactions {
         match (verdict, answer, &mut self.state) {
             (TransactionVerdict::Done, _, State::Open(open)) => open.offsets = Step::Done,
             (TransactionVerdict::Soon, _, State::Open(open)) if early => open.offsets = Step::Done,
-            (TransactionVerdict::Recover, Err(cause), _) => {
-                self.over(&cause, Held::Repeated, events);
+            (TransactionVerdict::Recover, Err(failed), _) => {
+                self.over(chance.now, &failed, Held::Repeated, events);
             }
             _ => {}
         }
@@ -836,8 +909,8 @@ impl Transactions {
         let (verdict, answer) = self.verdict(of, request, answer, chance, events);
         match (verdict, answer, &mut self.state) {
             (TransactionVerdict::Done, _, State::Open(open)) => open.position = Step::Done,
-            (TransactionVerdict::Recover, Err(cause), _) => {
-                self.over(&cause, Held::Repeated, events);
+            (TransactionVerdict::Recover, Err(failed), _) => {
+                self.over(chance.now, &failed, Held::Repeated, events);
             }
             _ => {}
         }
@@ -867,8 +940,8 @@ impl Transactions {
                 self.state = State::Idle;
                 return Outcome::Committed;
             }
-            (State::Open(_), _, TransactionVerdict::Recover, Err(cause)) => {
-                self.over(&cause, Held::Repeated, events);
+            (State::Open(_), _, TransactionVerdict::Recover, Err(failed)) => {
+                self.over(chance.now, &failed, Held::Repeated, events);
             }
             // There is none any more; whether it was committed the position says, and who we are the next answer.
             (
@@ -1029,7 +1102,7 @@ mod tests {
             assert!(matches!(rig.poll(), Some(Request::FetchPosition { .. })));
             assert_eq!(rig.position_read(Ok(Ok(None))), Outcome::Read);
             assert_eq!(rig.transactions.judge(), Some(Judgement::Server(None)));
-            rig.transactions.judged(false);
+            rig.judged(false);
             rig.is(TransactionState::Idle);
             rig
         }
@@ -1072,8 +1145,17 @@ mod tests {
         }
 
         fn closed_and_stored(&mut self, at: i64) {
-            self.transactions.close(position(at));
+            self.transactions.close(self.now, position(at));
             self.transactions.stored(self.now);
+        }
+
+        fn judged(&mut self, committed: bool) {
+            self.transactions.judged(self.now, committed, &mut self.events);
+        }
+
+        fn give_up(&mut self, cause: &str) {
+            let failed = Failed::new(AbortReason::Refused, cause);
+            self.transactions.over(self.now, &failed, Held::Repeated, &mut self.events);
         }
 
         fn quiet(&mut self) -> Held {
@@ -1139,7 +1221,7 @@ mod tests {
         assert_eq!(rig.position_read(Ok(Ok(Some(position(9))))), Outcome::Read);
         assert_eq!(rig.transactions.judge(), Some(Judgement::Server(Some(&position(9)))));
         assert_eq!((rig.transactions.sender(), rig.transactions.takes_facts()), (None, false));
-        rig.transactions.judged(false);
+        rig.judged(false);
         assert_eq!(rig.transactions.sender(), Some(producer(0)));
         assert!(rig.transactions.takes_facts());
     }
@@ -1157,7 +1239,7 @@ mod tests {
         assert_eq!(outcome, Outcome::Added(vec![0, 1]));
         rig.is(TransactionState::Producing);
         assert!(matches!(rig.next(), Request::AddOffsets { .. }));
-        rig.transactions.close(position(50));
+        rig.transactions.close(rig.now, position(50));
         assert_eq!(rig.poll(), None, "no position before the group is in the transaction");
         rig.offsets_added(Ok(Ok(())));
         let Request::CommitPosition { position: sent, version: EXPLICIT, .. } = rig.next() else {
@@ -1173,6 +1255,43 @@ mod tests {
         assert_eq!(rig.ended(Ok(Ok(None))), Outcome::Committed);
         rig.is(TransactionState::Idle);
         assert_eq!(rig.transactions.sender(), Some(producer(3)));
+    }
+
+    #[test]
+    fn the_time_of_a_transaction_is_told_by_its_states() {
+        let mut rig = Rig::idle(PER_TRANSACTION);
+        rig.transactions.open(rig.now);
+        rig.now += 50 * MS;
+        rig.transactions.close(rig.now, position(50));
+        rig.now += 7 * MS;
+        rig.transactions.stored(rig.now);
+        assert!(matches!(rig.poll(), Some(Request::CommitPosition { .. })));
+        rig.now += 2 * MS;
+        rig.position_committed(Ok(Ok(())));
+        assert!(matches!(rig.poll(), Some(Request::EndTransaction { commit: true, .. })));
+        rig.now += 3 * MS;
+        // It is asked for again, of another coordinator.
+        rig.ended(Ok(Err(NOT_COORDINATOR)));
+        assert!(matches!(rig.next(), Request::EndTransaction { commit: true, .. }));
+        rig.now += MS;
+        let ending = rig.now;
+        assert_eq!(rig.ended(Ok(Ok(Some(producer(4))))), Outcome::Committed);
+        let phases = rig.transactions.phases(ending);
+        assert_eq!((phases.producing, phases.closing), (50 * MS, 9 * MS));
+        assert!(phases.ending >= 4 * MS, "{phases:?}");
+
+        // One of nothing but a position is begun once it is closed.
+        rig.now += 1000 * MS;
+        rig.transactions.close(rig.now, position(60));
+        rig.now += MS;
+        rig.transactions.stored(rig.now);
+        rig.poll();
+        rig.position_committed(Ok(Ok(())));
+        assert!(matches!(rig.poll(), Some(Request::EndTransaction { commit: true, .. })));
+        rig.now += 2 * MS;
+        rig.ended(Ok(Ok(Some(producer(5)))));
+        let expected = Phases { ending: 2 * MS, ..Phases::default() };
+        assert_eq!(rig.transactions.phases(rig.now), expected);
     }
 
     #[test]
@@ -1205,7 +1324,7 @@ mod tests {
         rig.partitions_added(Ok(vec![0]));
         rig.next();
         rig.offsets_added(Ok(Err(CONCURRENT_TRANSACTIONS)));
-        rig.transactions.close(position(1));
+        rig.transactions.close(rig.now, position(1));
         assert!(matches!(rig.next(), Request::AddOffsets { .. }), "and nothing else before it");
     }
 
@@ -1288,8 +1407,17 @@ mod tests {
             rig.position_read(Ok(Ok(Some(position(50)))));
             let judgement = rig.transactions.judge();
             assert_eq!(judgement, Some(Judgement::Group(Some(&position(50)))));
-            rig.transactions.judged(true);
+            rig.now += 5 * MS;
+            rig.judged(true);
             rig.is(TransactionState::Idle);
+            let is_given_up = |event: &Event| {
+                matches!(event, Event::TransactionAborted { reason: AbortReason::Unanswered, .. })
+            };
+            assert_eq!(rig.events.iter().filter(|event| is_given_up(event)).count(), 1);
+            let Some(Event::TransactionsRecovered { after }) = rig.events.back() else {
+                panic!("{:?}", rig.events)
+            };
+            assert!(*after >= 5 * MS, "{after:?}");
             assert!(!rig.transactions.awaits_stored());
         }
     }
@@ -1308,7 +1436,7 @@ mod tests {
         rig.initialised(Ok(Ok((producer(4), EXPLICIT))));
         rig.next();
         rig.position_read(Ok(Ok(Some(position(20)))));
-        rig.transactions.judged(false);
+        rig.judged(false);
         assert!(rig.transactions.awaits_stored());
         rig.transactions.stored(rig.now);
         assert!(matches!(rig.next(), Request::AddOffsets { .. }));
@@ -1322,12 +1450,12 @@ mod tests {
         let mut rig = Rig::idle(EXPLICIT);
         rig.transactions.add(member(0));
         rig.next();
-        rig.transactions.over("a batch was refused", Held::Repeated, &mut rig.events);
+        rig.give_up("a batch was refused");
         assert!(!rig.transactions.is_quiet());
         assert_eq!(rig.poll(), None);
         rig.partitions_added(Ok(vec![0]));
         assert!(rig.transactions.is_quiet());
-        rig.transactions.over("another one, too", Held::Repeated, &mut rig.events);
+        rig.give_up("another one, too");
         let aborted = rig.events.iter().filter(|e| matches!(e, Event::TransactionAborted { .. }));
         assert_eq!(aborted.count(), 1);
     }
@@ -1391,9 +1519,9 @@ mod tests {
                 rig.initialised(Ok(Ok((producer(9), EXPLICIT))));
                 rig.next();
                 rig.position_read(Ok(Ok(None)));
-                rig.transactions.judged(false);
+                rig.judged(false);
                 rig.transactions.open(rig.now);
-                rig.transactions.over("another epoch", Held::Repeated, &mut rig.events);
+                rig.give_up("another epoch");
                 rig.quiet();
                 rig.next();
             }
@@ -1418,7 +1546,7 @@ mod tests {
         for _ in 0..6 {
             let begun = rig.now;
             rig.transactions.open(rig.now);
-            rig.transactions.over("INVALID_TXN_STATE", Held::Repeated, &mut rig.events);
+            rig.give_up("INVALID_TXN_STATE");
             rig.quiet();
             rig.now += 4000 * MS;
             rig.next();
@@ -1428,7 +1556,7 @@ mod tests {
             rig.initialised(Ok(Ok((producer(4), EXPLICIT))));
             rig.next();
             rig.position_read(Ok(Ok(None)));
-            rig.transactions.judged(false);
+            rig.judged(false);
         }
         assert!(last >= 4000 * MS);
         assert_eq!(rig.transactions.recoveries, 6);

@@ -5,11 +5,11 @@
 //! memory until then: if the transaction is given up, the same records go again in another one.
 
 use super::partition::{Lot, Partition, Sending};
-use super::transaction::{Chance, Held, Judgement, Outcome, Transactions};
+use super::transaction::{Chance, Failed, Held, Judgement, Outcome, Transactions};
 use super::{Producer, TransactionSettings, TransactionState};
 use crate::relay::batch::Batch;
 use crate::relay::error_code::{self, TOPIC_AUTHORIZATION_FAILED, UNKNOWN_TOPIC_OR_PARTITION};
-use crate::relay::event::Event;
+use crate::relay::event::{AbortReason, Event};
 use crate::relay::kafka::{Answer, Request, StoredPosition, TransactionVersion};
 use crate::relay::ledger::Ledger;
 use crate::relay::poison::Cause;
@@ -27,7 +27,6 @@ struct Closed {
     position: PositionRecord,
     facts: usize,
     bytes: usize,
-    at: Instant,
 }
 
 /// What the producer knows of its transactions.
@@ -154,17 +153,29 @@ impl Producer {
         self.transactional.as_ref()?.transactions.deadline(produce)
     }
 
-    pub(super) fn transaction_over(&mut self, cause: &str, events: &mut VecDeque<Event>) {
+    pub(super) fn transaction_over(
+        &mut self,
+        now: Instant,
+        reason: AbortReason,
+        cause: &str,
+        events: &mut VecDeque<Event>,
+    ) {
         if let Some(it) = &mut self.transactional {
-            it.transactions.over(cause, Held::Repeated, events);
+            it.transactions.over(now, &Failed::new(reason, cause), Held::Repeated, events);
         }
     }
 
     /// A topic was made anew: what was stored in the one before, and is not committed, goes again.
-    pub(super) fn lost_with_topic(&mut self, topic: usize, events: &mut VecDeque<Event>) {
+    pub(super) fn lost_with_topic(
+        &mut self,
+        now: Instant,
+        topic: usize,
+        events: &mut VecDeque<Event>,
+    ) {
         let of_it = |partition: &Partition| partition.topic == topic && partition.is_uncommitted();
         if self.partitions.iter().any(of_it) {
-            self.transaction_over("a topic was made anew", events);
+            let reason = AbortReason::TopicMadeAnew;
+            self.transaction_over(now, reason, "a topic was made anew", events);
         }
     }
 
@@ -226,8 +237,8 @@ impl Producer {
             partition.seal(self.lot);
         }
         self.lot.group += 1;
-        it.transactions.close(position.to_stored());
-        it.closed = Some(Closed { position, facts, bytes, at: now });
+        it.transactions.close(now, position.to_stored());
+        it.closed = Some(Closed { position, facts, bytes });
         it.stored_more = true;
     }
 
@@ -240,12 +251,12 @@ impl Producer {
     }
 
     /// What is pushed from now on goes by the position that was found.
-    pub fn judged(&mut self) {
+    pub fn judged(&mut self, now: Instant, events: &mut VecDeque<Event>) {
         if let Some(it) = &mut self.transactional {
             if let Some(Judgement::Server(found)) = it.transactions.judge() {
                 it.last = read(found).ok().flatten();
             }
-            it.transactions.judged(false);
+            it.transactions.judged(now, false, events);
         }
     }
 
@@ -272,11 +283,9 @@ impl Producer {
         let is_sent = self.partitions.iter().any(|one| one.has_sent_behind(last, group));
         if is_sent {
             it.cut = Some(last);
-            it.transactions.over(
-                "a transaction of PostgreSQL was read in part only",
-                Held::Cut,
-                events,
-            );
+            let cause = "a transaction of PostgreSQL was read in part only";
+            let failed = Failed::new(AbortReason::ReadInPart, cause);
+            it.transactions.over(now, &failed, Held::Cut, events);
             self.go_on(now, ledger, events);
         } else if it.cut.is_none() {
             self.cut_now(last, ledger);
@@ -301,7 +310,7 @@ impl Producer {
         events: &mut VecDeque<Event>,
     ) {
         let Some(it) = &mut self.transactional else { return };
-        let at_once = it.transactions.drop_held(events);
+        let at_once = it.transactions.drop_held(now, events);
         if anew {
             it.transactions.begin_anew();
         }
@@ -454,7 +463,7 @@ impl Producer {
         if it.last.is_some() && !matches!(found, Ok(Some(_))) {
             events.push_back(Event::PositionLost { cause: found.err() });
         }
-        it.transactions.judged(is_committed);
+        it.transactions.judged(now, is_committed, events);
         if is_committed {
             self.committed(now, ledger, events);
         }
@@ -472,6 +481,7 @@ impl Producer {
         let last_group = it.last_group(self.lot);
         let Some(closed) = it.closed.take() else { return };
         it.last = Some(closed.position);
+        let phases = it.transactions.phases(now);
         for at in 0..self.partitions.len() {
             while let Some(stored) =
                 self.partitions.get_mut(at).and_then(|it| it.take_committed(last_group))
@@ -480,10 +490,9 @@ impl Producer {
             }
             self.wait(at);
         }
-        let Closed { position, facts, bytes, at } = closed;
+        let Closed { position, facts, bytes } = closed;
         ledger.positioned(position.lsn);
-        let ending = now.saturating_duration_since(at);
-        let lsn: Lsn = position.lsn;
-        events.push_back(Event::TransactionCommitted { facts, bytes, position: lsn, ending });
+        let position: Lsn = position.lsn;
+        events.push_back(Event::TransactionCommitted { facts, bytes, position, phases });
     }
 }
