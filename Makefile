@@ -21,7 +21,8 @@ help:
 	@echo 'make simulate the engine under faults drawn from a seed (SEEDS=100000 FROM=10000)'
 	@echo 'make fuzz    fuzz what takes bytes from strangers, 20 seconds a target (SECONDS=...)'
 	@echo 'make torture the release binary between real servers under every fault at once,'
-	@echo '             MINUTES=3 SEED=1 unless said, TABLE=FILE for the table'
+	@echo '             MINUTES=3 SEED=1 unless said, TABLE=FILE for the table; DELIVERY=exactly-once'
+	@echo '             for facts in Kafka transactions'
 	@echo 'make footprint what the binary takes: its size, its start, and while it idles'
 	@echo 'make static  a binary without any shared library (musl), looked at and run'
 	@echo 'make deb     a Debian package, into target/debian'
@@ -64,7 +65,8 @@ mutants:
 MINUTES ?= 3
 SEED ?= 1
 torture: servers
-	@scripts/torture --minutes $(MINUTES) --seed $(SEED) $(if $(TABLE),--table $(TABLE)) $(ARGS)
+	@scripts/torture --minutes $(MINUTES) --seed $(SEED) $(if $(TABLE),--table $(TABLE)) \
+	  $(if $(DELIVERY),--delivery $(DELIVERY)) $(ARGS)
 
 # Beside rskafka's own client and librdkafka, which is built from source for it.
 bench-producer: servers

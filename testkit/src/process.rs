@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -97,6 +97,12 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Its standard input and output, where they are pipes; once.
+    pub(crate) fn pipes(&self) -> (Option<ChildStdin>, Option<ChildStdout>) {
+        let mut child = self.child();
+        (child.stdin.take(), child.stdout.take())
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Child> {

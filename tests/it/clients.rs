@@ -56,7 +56,7 @@ const ROADS: [(Language, &str); 19] = [
     (Language::Java, "jdbc"),
 ];
 
-fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 

@@ -1,6 +1,7 @@
 //! What a real broker answers to the requests of transactions, in both of the protocols that there are (KIP-890). The
 //! engine's classification of error codes and the model of a coordinator stand on it.
 
+use crate::clients::{Language, path};
 use factlib::kafka::{Admin, Config, Kafka as Driver};
 use factlib::relay::batch::{OpenBatch, Record};
 use factlib::relay::compression::Compression;
@@ -390,12 +391,48 @@ async fn what_is_committed_is_seen_with_its_position_and_what_is_aborted_is_not(
         let topic = client.topic.to_string();
         let read = move || (kafka.read_topic_by_java(&topic), kafka.read_committed_by_java(&topic));
         let (all, committed) = spawn_blocking(read).await.unwrap();
-        let values = |records: &[testkit::Record]| -> Vec<String> {
-            let values = records.iter().map(|record| record.value.clone().unwrap());
-            values.map(|value| String::from_utf8(value).unwrap()).collect()
-        };
         assert_eq!(values(&all), ["committed", "aborted", "committed, too", "open"]);
         assert_eq!(values(&committed), ["committed", "committed, too"]);
+    })
+    .await;
+}
+
+fn values(records: &[testkit::Record]) -> Vec<String> {
+    let values = records.iter().map(|record| record.value.clone().unwrap());
+    values.map(|value| String::from_utf8(value).unwrap()).collect()
+}
+
+/// The judges of the torture test.
+#[tokio::test]
+async fn consumers_that_go_on_reading_see_what_is_committed_and_know_where_that_ends() {
+    everywhere("txn-followed", async |kafka, mut client| {
+        let topics = [client.topic.to_string()];
+        let follow = move || {
+            let mut followers = vec![kafka.follow_by_java(&topics)];
+            if Language::Python.is_ready() {
+                let python = path("target/clients/python/bin/python");
+                followers.push(kafka.follow_by_librdkafka(&python, &topics));
+            }
+            followers
+        };
+        let mut followers = spawn_blocking(follow).await.unwrap();
+        client.init(MINUTE, None).await.unwrap();
+        for (value, commit) in [("committed", true), ("aborted", false), ("committed, too", true)] {
+            client.open(value, 71).await;
+            assert_eq!(client.end_once(commit).await, NONE);
+            client.kept().await;
+        }
+        client.open("open", 72).await;
+        let read = move || -> Vec<Vec<String>> {
+            let seen = followers.iter_mut().map(|follower| {
+                follower.read_to_end(MINUTE).unwrap();
+                values(&follower.take_records().unwrap())
+            });
+            seen.collect()
+        };
+        for seen in spawn_blocking(read).await.unwrap() {
+            assert_eq!(seen, ["committed", "committed, too"]);
+        }
     })
     .await;
 }

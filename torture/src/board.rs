@@ -1,6 +1,7 @@
 //! What everybody writes down: faults, evaluations, violations.
 
-use crate::invariant::{ALL, Invariant};
+use crate::arguments::Delivery;
+use crate::invariant::Invariant;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ const TOLD: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Board {
     begun: Instant,
+    delivery: Delivery,
     state: Mutex<State>,
 }
 
@@ -21,6 +23,8 @@ struct State {
     active: BTreeMap<u64, &'static str>,
     next: u64,
     counts: BTreeMap<&'static str, usize>,
+    /// What was seen to come of faults.
+    sightings: BTreeMap<&'static str, usize>,
     /// When each kind of fault began last.
     begun: BTreeMap<&'static str, Instant>,
     healed: Instant,
@@ -50,21 +54,27 @@ pub(crate) struct Fault<'b> {
 }
 
 impl Board {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(delivery: Delivery) -> Self {
         let begun = Instant::now();
         let state = State {
             active: BTreeMap::new(),
             next: 0,
             counts: BTreeMap::new(),
+            sightings: BTreeMap::new(),
             begun: BTreeMap::new(),
             healed: begun,
-            tallies: ALL.iter().map(|invariant| (*invariant, Tally::default())).collect(),
+            tallies: Invariant::of(delivery).map(|it| (it, Tally::default())).collect(),
             strict: true,
             rounds: (0, 0),
             storms_from: None,
             failed: false,
         };
-        Self { begun, state: Mutex::new(state) }
+        Self { begun, delivery, state: Mutex::new(state) }
+    }
+
+    /// How the relays deliver.
+    pub(crate) fn delivery(&self) -> Delivery {
+        self.delivery
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,6 +112,16 @@ impl Board {
     /// How often each kind of fault was done.
     pub(crate) fn counts(&self) -> BTreeMap<&'static str, usize> {
         self.state().counts.clone()
+    }
+
+    /// This was seen to come of a fault so many times.
+    pub(crate) fn seen(&self, what: &'static str, times: usize) {
+        *self.state().sightings.entry(what).or_default() += times;
+    }
+
+    /// What was seen to come of faults, and how often.
+    pub(crate) fn sightings(&self) -> BTreeMap<&'static str, usize> {
+        self.state().sightings.clone()
     }
 
     /// One evaluation of an invariant; the words say how it was violated.
@@ -155,9 +175,9 @@ impl Board {
     }
 
     /// A relay process has ended without having confirmed everything, or another one streams: facts may
-    /// come again until the round is over.
+    /// come again until the round is over. Not where each comes once.
     pub(crate) fn allow_repeats(&self) {
-        self.state().strict = false;
+        self.state().strict = self.delivery.is_exactly_once();
     }
 
     pub(crate) fn is_strict(&self) -> bool {

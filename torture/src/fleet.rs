@@ -1,10 +1,12 @@
 //! The relays: one that should always run, now and then a second beside it.
 
+use crate::arguments::Delivery;
 use crate::board::Board;
 use crate::invariant::Invariant;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use testkit::process::Signal;
@@ -27,6 +29,25 @@ const SETTINGS: [(&str, &str); 9] = [
     ("STARTUP_TIMEOUT", "0s"),
     ("METADATA_MAX_AGE", "5s"),
 ];
+/// And those of Kafka transactions: a relay that is away for longer than most faults last has lost its own.
+const OF_TRANSACTIONS: [(&str, &str); 3] = [
+    ("DELIVERY", "exactly-once"),
+    ("TRANSACTION_INTERVAL", "200ms"),
+    ("TRANSACTION_TIMEOUT", "8s"),
+];
+
+/// The exit code of a relay whose transactional id another has taken.
+pub(crate) const FENCED: i32 = 14;
+
+/// And what it says then, as a standby or at its end.
+const STANDS_BY: &str = "this one waits for the slot as its standby";
+const ENDS_FENCED: &str = "nothing more is published here";
+
+/// The word for such relays in the table.
+pub(crate) const FENCED_RELAYS: &str = "relays fenced";
+
+/// What was on its way when a fault was healed may come so much later, and fence whoever is there.
+const LATE: Duration = Duration::from_secs(15);
 
 /// What the slot is called.
 pub(crate) const SLOT: &str = "factlib_slot";
@@ -35,6 +56,8 @@ pub(crate) const SLOT: &str = "factlib_slot";
 #[derive(Debug)]
 pub(crate) struct Fleet {
     command: owlpost::Command,
+    delivery: Delivery,
+    started: AtomicUsize,
     members: Mutex<Vec<Member>>,
     log: Mutex<File>,
     peak_rss: Mutex<u64>,
@@ -63,24 +86,21 @@ pub(crate) struct Setting<'s> {
     pub(crate) postgres: &'s Proxy,
     pub(crate) kafka: &'s Kafka,
     pub(crate) bug: Option<&'s str>,
+    pub(crate) delivery: Delivery,
     /// Where the relays' logs are gathered.
     pub(crate) log: PathBuf,
 }
 
 impl Fleet {
     pub(crate) fn new(setting: &Setting<'_>) -> Self {
-        let url = format!(
-            "postgres://postgres@{}/{}",
-            setting.postgres.address(),
-            testkit::postgres::DATABASE
-        );
         let mut command = Owlpost::command(setting.binary)
             .env("SRC_SERVICE_NAME", setting.prefix)
             .env("WAL_PREFIX", setting.prefix)
-            .env("MASTER_DATABASE_URL", url)
+            .env("MASTER_DATABASE_URL", url(setting.postgres))
             .env("KAFKA_BROKERS", setting.kafka.proxied_bootstrap())
             .env("LOG_FORMAT", "human");
-        for (name, value) in SETTINGS {
+        let of_transactions = OF_TRANSACTIONS.iter().filter(|_| setting.delivery.is_exactly_once());
+        for (name, value) in SETTINGS.iter().chain(of_transactions) {
             command = command.env(name, value);
         }
         if let Some(bug) = setting.bug {
@@ -90,6 +110,8 @@ impl Fleet {
             File::create(&setting.log).unwrap_or_else(|e| panic!("{}: {e}", setting.log.display()));
         Self {
             command,
+            delivery: setting.delivery,
+            started: AtomicUsize::new(0),
             members: Mutex::default(),
             log: Mutex::new(log),
             peak_rss: Mutex::default(),
@@ -110,9 +132,28 @@ impl Fleet {
     }
 
     pub(crate) fn start(&self) -> Arc<Owlpost> {
-        let relay = Arc::new(self.command.clone().spawn());
+        let relay = Arc::new(self.next().spawn());
         self.locked().push(Member { relay: Arc::clone(&relay), frozen: false });
         relay
+    }
+
+    /// One that has a way of its own to PostgreSQL, is patient, and is not looked after.
+    pub(crate) fn start_apart(&self, postgres: &Proxy, lease: Duration) -> Arc<Owlpost> {
+        let command = self.next().env("MASTER_DATABASE_URL", url(postgres));
+        let seconds = |length: Duration| format!("{}s", length.as_secs());
+        let command = command.env("LEASE", seconds(lease));
+        Arc::new(command.env("WAL_SENDER_TIMEOUT", seconds(lease + Duration::from_secs(5))).spawn())
+    }
+
+    /// What starts the next relay. Every second one stands by where another has taken its place, and the others end.
+    fn next(&self) -> owlpost::Command {
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        match self.delivery {
+            Delivery::AtLeastOnce => self.command.clone(),
+            Delivery::ExactlyOnce => {
+                self.command.clone().env("FENCED_POLICY", ["exit", "standby"][number % 2])
+            }
+        }
     }
 
     /// Runs a command of the relay's binary to its end: exit code and what it said.
@@ -130,15 +171,18 @@ impl Fleet {
     }
 
     /// Keeps what it has said.
-    fn keep_log(&self, relay: &Owlpost, how: &str) {
+    fn keep_log(&self, relay: &Owlpost, how: &str, board: &Board) {
+        if self.delivery.is_exactly_once() {
+            board.seen(FENCED_RELAYS, fenced(relay));
+        }
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = writeln!(log, "{}===== relay {} {how} =====", relay.log_text(), relay.pid());
     }
 
-    pub(crate) fn kill(&self, relay: &Arc<Owlpost>) {
+    pub(crate) fn kill(&self, relay: &Arc<Owlpost>, board: &Board) {
         self.remove(relay);
         relay.kill9();
-        self.keep_log(relay, "was killed");
+        self.keep_log(relay, "was killed", board);
     }
 
     /// Asks it to stop, as an operator would: its exit code, and whether that was in time.
@@ -147,11 +191,12 @@ impl Fleet {
         relay.signal(Signal::SIGTERM);
         let code = self.wait_exit(relay, SHUTDOWN_TIMEOUT + Duration::from_secs(7));
         let words = || format!("on SIGTERM the relay ended with {code:?}, not 0 or 7 in time");
-        board.check(Invariant::Loud, matches!(code, Some(0 | 7)), words);
+        let is_fenced = code == Some(FENCED) && self.delivery.is_exactly_once();
+        board.check(Invariant::Loud, matches!(code, Some(0 | 7)) || is_fenced, words);
         if code.is_none() {
             relay.kill9();
         }
-        self.keep_log(relay, &format!("was stopped: {code:?}"));
+        self.keep_log(relay, &format!("was stopped: {code:?}"), board);
         code
     }
 
@@ -167,8 +212,8 @@ impl Fleet {
     }
 
     /// Keeps the log of a relay that was released and has ended.
-    pub(crate) fn bury(&self, relay: &Owlpost, how: &str) {
-        self.keep_log(relay, how);
+    pub(crate) fn bury(&self, relay: &Owlpost, how: &str, board: &Board) {
+        self.keep_log(relay, how, board);
     }
 
     /// Wakes up a frozen relay that is no longer looked after.
@@ -197,12 +242,19 @@ impl Fleet {
             let log = relay.log_text();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
             let last: Vec<&str> = last.into_iter().rev().collect();
-            board.check(Invariant::Loud, false, || {
+            let others = self.members().len();
+            // By another one, or by what one that is gone had sent.
+            let was_rivalled =
+                others > 0 || board.quiet_since().is_none_or(|since| since.elapsed() < LATE);
+            let is_fenced = status.code() == Some(FENCED) && self.delivery.is_exactly_once();
+            board.check(Invariant::Loud, is_fenced && was_rivalled, || {
                 format!("a relay ended by itself with {status}:\n{}", last.join("\n"))
             });
-            self.keep_log(&relay, "ended by itself");
+            self.keep_log(&relay, "ended by itself", board);
             board.allow_repeats();
-            self.start();
+            if others == 0 || !is_fenced {
+                self.start();
+            }
         }
     }
 
@@ -233,6 +285,19 @@ impl Member {
         let folder = format!("/proc/{}/fd", self.relay.pid());
         Some(std::fs::read_dir(folder).ok()?.count())
     }
+}
+
+/// The database behind a proxy.
+fn url(postgres: &Proxy) -> String {
+    format!("postgres://postgres@{}/{}", postgres.address(), testkit::postgres::DATABASE)
+}
+
+/// How often a relay says that another one has its transactional id.
+pub(crate) fn fenced(relay: &Owlpost) -> usize {
+    let log = relay.log_text();
+    let times = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    // The last words are said twice: in the log, and as the reason of the end.
+    times(STANDS_BY) + times(ENDS_FENCED).min(1)
 }
 
 pub(crate) fn health(relay: &Owlpost) -> Option<Health> {

@@ -1,5 +1,7 @@
 //! What must hold, whatever is done.
 
+use crate::arguments::Delivery;
+
 macro_rules! invariants {
     ($( $(#[doc = $doc:literal])+ $name:ident = $title:literal; )*) => {
         /// What must hold.
@@ -45,6 +47,27 @@ invariants! {
     Exact = "I12 exactness";
     /// One relay streams; who waits for the slot publishes nothing.
     Single = "I13 single active";
-    /// `owlpost audit` finds nothing but repeats.
+    /// `owlpost audit` finds nothing but repeats; with exactly-once delivery nothing at all.
     Audited = "I14 audit agrees";
+    /// Consumers of committed records see nothing a second time, whatever was done.
+    Once = "I15 each once";
+    /// Behind a Kafka transaction's marker, a transaction of PostgreSQL is complete in that partition; and in all of them,
+    /// or in none, once no transaction is open. One that is too large says so in each part but the first.
+    Whole = "I16 whole transactions";
+    /// A relay whose transactional id another has taken notices, and ends or stands by.
+    Fenced = "I17 fenced";
+    /// Kafka's own consumer and librdkafka's see the same records at the same places.
+    Agreed = "I18 consumers agree";
+}
+
+/// What is promised of Kafka transactions.
+const OF_TRANSACTIONS: [Invariant; 4] =
+    [Invariant::Once, Invariant::Whole, Invariant::Fenced, Invariant::Agreed];
+
+impl Invariant {
+    /// What must hold of relays that deliver so.
+    pub(crate) fn of(delivery: Delivery) -> impl Iterator<Item = Self> {
+        let all = ALL.iter().copied();
+        all.filter(move |it| delivery.is_exactly_once() || !OF_TRANSACTIONS.contains(it))
+    }
 }

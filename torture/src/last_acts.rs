@@ -108,7 +108,7 @@ fn ends(stage: &Stage<'_>, relay: &Arc<Owlpost>, code: i32, why: &str) {
     if ended.is_none() {
         relay.kill9();
     }
-    stage.fleet.bury(relay, &format!("ended with {ended:?}: {why}"));
+    stage.fleet.bury(relay, &format!("ended with {ended:?}: {why}"), &stage.board);
     thread::sleep(Duration::from_millis(100));
 }
 

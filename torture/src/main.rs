@@ -4,6 +4,9 @@
 //! the [`nemesis`] does damage of its own kind; in the calm everything is healed, and what was committed
 //! must arrive. All the while the [`judge`] compares the two ends. It prints one table at the end, and
 //! ends with 1 if anything was violated or was never looked at.
+//!
+//! With `--delivery exactly-once` the relays put facts into Kafka transactions, and there is no calm in which anything may be
+//! repeated.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 #![allow(
     clippy::unwrap_used,
@@ -22,10 +25,13 @@ mod invariant;
 mod judge;
 mod last_acts;
 mod nemesis;
+mod scenes;
 mod stage;
 mod table;
+mod transactions;
+mod view;
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Delivery};
 use crate::board::Board;
 use crate::fleet::{Fleet, Setting};
 use crate::judge::{Case, Judge, wait_for};
@@ -54,6 +60,9 @@ const STORM: Duration = Duration::from_secs(25);
 /// What is left for the calm behind a storm and for the last acts.
 const RESERVE: Duration = Duration::from_secs(15);
 
+/// And for what only Kafka transactions can meet.
+const SCENES: Duration = Duration::from_secs(25);
+
 fn main() -> ExitCode {
     let arguments = match Arguments::read(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
@@ -62,14 +71,20 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if arguments.delivery.is_exactly_once() && !arguments.python.is_file() {
+        let python = arguments.python.display();
+        eprintln!("{python} is not there; `scripts/clients python` makes one with confluent-kafka");
+        return ExitCode::from(2);
+    }
     // In a function, so that all servers are gone when the process ends.
     if run(&arguments) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Whether everything held.
 fn run(arguments: &Arguments) -> bool {
-    let board = Board::new();
-    let kafka = Kafka::builder().brokers(3).proxied().setting("min.insync.replicas", "2").start();
+    let delivery = arguments.delivery;
+    let board = Board::new(delivery);
+    let kafka = cluster(delivery);
     let postgres = server();
     let proxy = Proxy::to(&format!("127.0.0.1:{}", postgres.port()));
     let traffic = Traffic {
@@ -84,8 +99,11 @@ fn run(arguments: &Arguments) -> bool {
         postgres: &postgres,
         kafka: &kafka,
         traffic: &traffic,
+        topics: &topics,
         partitions: PARTITIONS,
         growth: &GROWTH,
+        delivery,
+        python: &arguments.python,
     });
     judge.grows(&format!("{PREFIX}.{GROWING}"), PARTITIONS);
     let fleet = Fleet::new(&Setting {
@@ -94,6 +112,7 @@ fn run(arguments: &Arguments) -> bool {
         postgres: &proxy,
         kafka: &kafka,
         bug: arguments.bug.as_deref(),
+        delivery,
         log: arguments.log.clone(),
     });
     let server = postgres.ask("SHOW server_version");
@@ -111,6 +130,21 @@ fn run(arguments: &Arguments) -> bool {
         stage.end();
     });
     table::print(&stage, arguments, &server)
+}
+
+/// Three brokers, each behind a proxy. What transactions need is as safe as the facts, and those that are over their time
+/// are ended without delay.
+fn cluster(delivery: Delivery) -> Kafka {
+    let (in_sync, cleanup) = (
+        "transaction.state.log.min.isr",
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms",
+    );
+    let builder = Kafka::builder().brokers(3).proxied().setting("min.insync.replicas", "2");
+    match delivery {
+        Delivery::AtLeastOnce => builder,
+        Delivery::ExactlyOnce => builder.setting(in_sync, "2").setting(cleanup, "1000"),
+    }
+    .start()
 }
 
 /// With so little memory for decoding that transactions are spilled to disk, as they are where they are really
@@ -138,26 +172,38 @@ fn perform(stage: &Stage<'_>, arguments: &Arguments) {
     stage.calm();
     // What a defect does after it was noticed tells nothing.
     let noticed = || arguments.bug.is_some() && stage.board.violations() > 0;
-    let mut nemesis = Nemesis::new(arguments.seed, Scale::of(arguments.minutes));
+    let delivery = arguments.delivery;
+    let mut nemesis = Nemesis::new(arguments.seed, Scale::of(arguments.minutes), delivery);
+    let reserve = if delivery.is_exactly_once() { RESERVE + SCENES } else { RESERVE };
     let mut round = 0;
-    while !stage.board.has_failed() && stage.board.elapsed() + STORM + RESERVE < end || round < 2 {
+    while !stage.board.has_failed() && stage.board.elapsed() + STORM + reserve < end || round < 2 {
         if noticed() {
             return;
         }
         round += 1;
-        let spared = round % 2 == 0;
+        let spared = round % 2 == 0 && !delivery.is_exactly_once();
         stage.board.begin_round();
         let whom = if spared { "of all but the relay's process" } else { "of everything" };
         stage.board.say(&format!("storm {round}, {whom}"));
         stage.board.storms();
-        nemesis.storm(stage, STORM, spared);
+        nemesis.storm(stage, STORM, round, spared);
         if stage.board.has_failed() {
             return;
         }
         stage.board.say("everything is healed");
         stage.calm();
     }
+    if noticed() {
+        return;
+    }
+    if delivery.is_exactly_once() {
+        scenes::perform(stage);
+    }
     finish(stage);
+    if stage.board.has_failed() {
+        return;
+    }
+    scenes::look_for_what_was_never_done(stage);
     // The slot that tells where transactions end does not survive them.
     stage.end();
     last_acts::perform(stage);

@@ -6,11 +6,15 @@ mod network;
 mod relay;
 mod server;
 
+use crate::arguments::Delivery;
 use crate::stage::Stage;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 use testkit::rng::Rng;
+
+pub(crate) use self::server::end_session;
 
 /// How long faults last.
 #[derive(Debug, Clone, Copy)]
@@ -32,17 +36,18 @@ impl Scale {
 }
 
 /// One who draws faults of one kind, all of them before any comes again.
-struct Lane<F: 'static> {
+struct Lane<F> {
     name: &'static str,
     rng: Rng,
-    all: &'static [F],
+    all: Vec<F>,
     bag: Vec<F>,
-    /// Whether the one that was put into the bag last comes first.
-    first: bool,
+    /// What comes before anything that is drawn, however short the storm is.
+    ahead: VecDeque<F>,
 }
 
 /// What outlives a round: how far each lane has come in its draws.
 pub(crate) struct Nemesis {
+    delivery: Delivery,
     scale: Scale,
     relay: Lane<relay::Fault>,
     server: Lane<server::Fault>,
@@ -52,29 +57,51 @@ pub(crate) struct Nemesis {
 }
 
 impl Nemesis {
-    pub(crate) fn new(seed: u64, scale: Scale) -> Self {
+    pub(crate) fn new(seed: u64, scale: Scale, delivery: Delivery) -> Self {
+        let (mut relays, mut clusters) = (relay::ALL.to_vec(), brokers::ALL.to_vec());
+        if delivery.is_exactly_once() {
+            relays.extend(relay::OF_TRANSACTIONS);
+            clusters.extend(brokers::OF_TRANSACTIONS);
+        }
         Self {
+            delivery,
             scale,
-            relay: Lane::new("relay", seed, relay::ALL),
-            server: Lane::new("server", seed, server::ALL),
-            brokers: Lane::new("brokers", seed, brokers::ALL),
-            to_server: Lane::new("network to PostgreSQL", seed, network::ALL),
-            to_brokers: Lane::new("network to Kafka", seed, network::ALL),
+            relay: Lane::new("relay", seed, relays),
+            server: Lane::new("server", seed, server::ALL.to_vec()),
+            brokers: Lane::new("brokers", seed, clusters),
+            to_server: Lane::new("network to PostgreSQL", seed, network::ALL.to_vec()),
+            to_brokers: Lane::new("network to Kafka", seed, network::ALL.to_vec()),
+        }
+    }
+
+    /// What each storm of this kind has.
+    fn plan(&mut self, spared: bool, is_even: bool) {
+        let (relay, brokers) = (&mut self.relay.ahead, &mut self.brokers.ahead);
+        match self.delivery {
+            Delivery::AtLeastOnce if spared => brokers.push_back(brokers::Fault::Grow),
+            Delivery::AtLeastOnce => relay.push_back(relay::Fault::Kill),
+            Delivery::ExactlyOnce if is_even => {
+                relay.extend([relay::Fault::Kill, relay::Fault::Rivals]);
+                brokers.extend([brokers::Fault::MoveCoordinator, brokers::Fault::StopGroup]);
+            }
+            Delivery::ExactlyOnce => {
+                relay.extend([relay::Fault::Rivals, relay::Fault::Abandoned]);
+                brokers.extend([brokers::Fault::KillCoordinator, brokers::Fault::MoveGroup]);
+            }
         }
     }
 
     /// Everything at once for so long; healed when it returns. With `spared`, the relay's process lives.
-    pub(crate) fn storm(&mut self, stage: &Stage<'_>, length: Duration, spared: bool) {
+    pub(crate) fn storm(
+        &mut self,
+        stage: &Stage<'_>,
+        length: Duration,
+        round: usize,
+        spared: bool,
+    ) {
         let end = Instant::now() + length;
         let scale = self.scale;
-        if !spared {
-            // However short the storm is.
-            self.relay.bag.push(relay::Fault::Kill);
-            self.relay.first = true;
-        } else {
-            self.brokers.bag.push(brokers::Fault::Grow);
-            self.brokers.first = true;
-        }
+        self.plan(spared, round % 2 == 0);
         let Self { relay, server, brokers, to_server, to_brokers, .. } = self;
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -98,23 +125,23 @@ impl Nemesis {
 }
 
 impl<F: Copy + std::fmt::Debug> Lane<F> {
-    fn new(name: &'static str, seed: u64, all: &'static [F]) -> Self {
+    fn new(name: &'static str, seed: u64, all: Vec<F>) -> Self {
         // Lanes of one seed are as different as seeds of one lane.
         let salt = name.bytes().fold(seed, |salt, byte| {
             salt.wrapping_mul(0x0100_0000_01b3).wrapping_add(u64::from(byte))
         });
-        Self { name, rng: Rng::new(salt), all, bag: Vec::new(), first: false }
+        Self { name, rng: Rng::new(salt), all, bag: Vec::new(), ahead: VecDeque::new() }
     }
 
     fn draw(&mut self) -> F {
+        if let Some(fault) = self.ahead.pop_front() {
+            return fault;
+        }
         if self.bag.is_empty() {
-            self.bag = self.all.to_vec();
+            self.bag.clone_from(&self.all);
         }
         let place = self.rng.below(self.bag.len());
-        match std::mem::take(&mut self.first) {
-            true => self.bag.swap_remove(self.bag.len() - 1),
-            false => self.bag.swap_remove(place),
-        }
+        self.bag.swap_remove(place)
     }
 
     fn run(&mut self, stage: &Stage<'_>, end: Instant, mut act: impl FnMut(F, &mut Rng)) {

@@ -1,9 +1,11 @@
 //! Everything that takes part in a run.
 
+use crate::arguments::Delivery;
 use crate::board::Board;
 use crate::fleet::{Fleet, LEASE, Member, REQUEST_TIMEOUT, SLOT};
 use crate::invariant::Invariant;
 use crate::judge::{Judge, Stall, wait_for};
+use crate::transactions::Transactions;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -30,14 +32,22 @@ const DESCRIPTORS_MAX: usize = 64;
 /// How long CHECKPOINT may take.
 pub(crate) const CHECKPOINT_MAX: Duration = Duration::from_secs(5);
 
+/// How long after an answer consumers may wait for what was answered, and after everybody is gone for the end of what was
+/// open, while brokers come and go.
+const SEEN: Duration = Duration::from_secs(90);
+
 /// Servers, proxies, relays, and who watches.
 #[derive(Debug)]
 pub(crate) struct Stage<'s> {
+    pub(crate) delivery: Delivery,
     pub(crate) postgres: &'s Postgres,
     pub(crate) kafka: &'s Kafka,
     /// Before PostgreSQL.
     pub(crate) proxy: &'s Proxy,
+    /// Of the facts.
     pub(crate) topics: Vec<String>,
+    /// With exactly-once delivery.
+    pub(crate) transactions: Option<Mutex<Transactions>>,
     pub(crate) fleet: Fleet,
     pub(crate) board: Board,
     pub(crate) traffic: Mutex<Running>,
@@ -59,11 +69,15 @@ impl<'s> Stage<'s> {
         (board, judge): (Board, Judge),
         traffic: Running,
     ) -> Self {
+        let delivery = board.delivery();
+        let transactions = delivery.is_exactly_once().then(|| Transactions::new(kafka, &topics));
         Self {
+            delivery,
             postgres,
             kafka,
             proxy,
             topics,
+            transactions: transactions.map(Mutex::new),
             fleet,
             board,
             traffic: Mutex::new(traffic),
@@ -103,6 +117,9 @@ impl<'s> Stage<'s> {
                 let mut judge = self.judge();
                 judge.read_some(&self.board);
                 lock(&self.stall).look(&judge, &self.board);
+            }
+            if let Some(transactions) = &self.transactions {
+                lock(transactions).read_some();
             }
             self.fleet.look_after(&self.board);
             self.sample(&mut waiting, &mut both_stream);
@@ -218,15 +235,74 @@ impl<'s> Stage<'s> {
             took.as_secs_f64(),
             let_go.as_secs_f64(),
             judge.facts,
-            judge.repeats,
+            judge.repeats(),
             if self.board.is_strict() { ", of which this round may have none" } else { "" }
         ));
+    }
+
+    /// Looks for partitions that are new.
+    pub(crate) fn look_again(&self) {
+        self.judge().look_again();
+        if let Some(transactions) = &self.transactions {
+            lock(transactions).look_again();
+        }
+    }
+
+    /// After a kill and before a restart: whether everything that is confirmed is in Kafka. How many facts that is, and
+    /// how many are to come. PostgreSQL must run and go on running.
+    pub(crate) fn acknowledged(&self, confirmed: Lsn) -> (usize, usize) {
+        self.judge().read_truth(self.postgres, &lock(&self.traffic), &self.board);
+        if self.delivery.is_exactly_once() {
+            // Markers are written behind the answer.
+            wait_for("what is confirmed to be seen", SEEN, || {
+                let mut judge = self.judge();
+                judge.read_to_end(&self.board);
+                judge.missing(confirmed) == 0
+            });
+        }
+        let mut judge = self.judge();
+        (judge.acknowledged(confirmed, &self.board), judge.backlog())
+    }
+
+    /// Whether a Kafka transaction is open; `None` where a broker does not say, or there are no transactions.
+    pub(crate) fn is_open(&self) -> Option<bool> {
+        lock(self.transactions.as_ref()?).is_open()
+    }
+
+    /// Nobody publishes any more: waits until Kafka has ended what was open, and looks whether each transaction of
+    /// PostgreSQL is seen as a whole or not at all.
+    pub(crate) fn look_whole(&self) {
+        let begun = Instant::now();
+        let over =
+            wait_for("no Kafka transaction to be open", SEEN, || self.is_open() == Some(false));
+        self.board.check(Invariant::Progress, over, || {
+            format!("{SEEN:?} after nobody was left a Kafka transaction is still open")
+        });
+        if !over {
+            return;
+        }
+        self.board.say(&format!(
+            "  after {:.1} s no Kafka transaction is open",
+            begun.elapsed().as_secs_f64()
+        ));
+        let _server = self.keep_server();
+        let mut judge = self.judge();
+        judge.read_to_end(&self.board);
+        let known = wait_for("what is committed to be visible", HEALING, || {
+            judge.read_truth(self.postgres, &lock(&self.traffic), &self.board)
+        });
+        assert!(known, "what is committed does not become visible");
+        judge.look_whole(&self.board);
     }
 
     /// The relay's own audit, of what the judge has looked at, too.
     fn audit(&self) {
         let _server = self.keep_server();
-        let (code, said) = self.fleet.run(&["audit", "--accept-repeats"], HEALING);
+        let arguments: &[&str] = match self.delivery {
+            Delivery::AtLeastOnce => &["audit", "--accept-repeats"],
+            Delivery::ExactlyOnce => &["audit"],
+        };
+        let (code, said) = self.fleet.run(arguments, HEALING);
         self.board.check(Invariant::Audited, code == Some(0), || {
             let last: Vec<&str> = said.lines().rev().take(5).collect();
             format!("the audit ended with {code:?}: {}", last.join(" | "))

@@ -39,8 +39,8 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
         ("minutes", format!("{minutes:.1}")),
         ("facts committed", judge.facts.to_string()),
         ("their transactions", judge.transactions.to_string()),
-        ("records in Kafka", judge.records.to_string()),
-        ("repeats", judge.repeats.to_string()),
+        ("records in Kafka", judge.records().to_string()),
+        ("repeats", judge.repeats().to_string()),
         ("longest stall without a fault", seconds(lock(&stage.stall).longest)),
         (
             "peak RSS of a relay",
@@ -54,6 +54,18 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
     ];
     for (name, value) in rows {
         let _ = writeln!(table, "| {name} | {value} |");
+    }
+    if let Some(transactions) = &stage.transactions {
+        let transactions = lock(transactions);
+        let unseen = transactions.records().saturating_sub(judge.records());
+        let (committed, aborted) = (transactions.committed(), transactions.aborted());
+        let _ = writeln!(table, "| Kafka transactions committed | {committed} |");
+        let _ = writeln!(table, "| and aborted, at least | {aborted} |");
+        let _ =
+            writeln!(table, "| records that no consumer of committed records sees | {unseen} |");
+        for (what, times) in stage.board.sightings() {
+            let _ = writeln!(table, "| {what} | {times} |");
+        }
     }
     table.push_str("\n| fault | times |\n|---|---|\n");
     let counts = stage.board.counts();

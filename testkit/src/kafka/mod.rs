@@ -2,14 +2,16 @@
 
 mod admin;
 pub(crate) mod config;
+mod follower;
 mod java;
 mod reader;
 mod topics;
 pub(crate) mod train;
 mod wire;
 
+pub use self::follower::Follower;
 pub use self::java::java_partitions;
-pub use self::reader::{Reader, Record};
+pub use self::reader::{Marker, Reader, Record};
 
 use self::config::{Listener, Node};
 use self::wire::{Wire, block_on};

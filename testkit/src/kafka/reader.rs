@@ -6,11 +6,13 @@ use crate::error::{Error, Result};
 use crate::wait;
 use rskafka::protocol::error::Error as ApiError;
 use rskafka::protocol::messages::{
-    FetchRequest, FetchRequestPartition, FetchRequestTopic, FetchResponsePartition,
+    FetchRequest, FetchRequestPartition, FetchRequestTopic, FetchResponsePartition, IsolationLevel,
     ListOffsetsRequest, ListOffsetsRequestPartition, ListOffsetsRequestTopic,
 };
 use rskafka::protocol::primitives::{Int32, Int64, String_};
-use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch, RecordBatchTimestampType};
+use rskafka::protocol::record::{
+    ControlBatchOrRecords, ControlBatchRecord, RecordBatch, RecordBatchTimestampType,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,17 @@ impl Record {
     }
 }
 
+/// The end of a transaction in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marker {
+    /// The partition.
+    pub partition: i32,
+    /// Id and epoch of the producer whose transaction it was; of one that was aborted from outside, the next epoch.
+    pub producer: (i64, i16),
+    /// Whether it was committed.
+    pub commits: bool,
+}
+
 /// Reads a topic from its beginning, going on where it stopped.
 #[derive(Debug)]
 pub struct Reader {
@@ -55,6 +68,7 @@ pub struct Reader {
     /// The address of each partition's leader.
     leaders: BTreeMap<i32, String>,
     records: Vec<Record>,
+    markers: Vec<Marker>,
 }
 
 impl Kafka {
@@ -83,6 +97,7 @@ impl Kafka {
             wires: HashMap::new(),
             leaders: BTreeMap::new(),
             records: Vec::new(),
+            markers: Vec::new(),
         }
     }
 
@@ -109,6 +124,12 @@ impl Reader {
     #[must_use]
     pub fn take_records(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
+    }
+
+    /// The ends of transactions that were read since this was called last.
+    #[must_use]
+    pub fn take_markers(&mut self) -> Vec<Marker> {
+        std::mem::take(&mut self.markers)
     }
 
     /// What has been read so far.
@@ -165,6 +186,25 @@ impl Reader {
     #[track_caller]
     pub fn end_offsets(&mut self) -> BTreeMap<i32, i64> {
         self.retry(Self::ends)
+    }
+
+    /// Whether consumers of committed records do not see all that is written: a transaction is open.
+    ///
+    /// # Errors
+    ///
+    /// When a broker does not answer; the next call connects anew.
+    pub fn is_open(&mut self) -> Result<bool> {
+        // In this order: what is written in between is not taken for open.
+        let looked = self.offsets(IsolationLevel::ReadUncommitted).and_then(|written| {
+            let committed = self.offsets(IsolationLevel::ReadCommitted)?;
+            Ok(written
+                .iter()
+                .any(|(partition, end)| committed.get(partition).is_none_or(|it| it < end)))
+        });
+        if looked.is_err() {
+            self.forget();
+        }
+        looked
     }
 
     /// Takes what is there, waiting up to `patience` for the first record; how many came.
@@ -252,6 +292,11 @@ impl Reader {
     }
 
     fn ends(&mut self) -> Result<BTreeMap<i32, i64>> {
+        self.offsets(IsolationLevel::ReadUncommitted)
+    }
+
+    /// Where each partition ends for a consumer of this kind.
+    fn offsets(&mut self, isolation: IsolationLevel) -> Result<BTreeMap<i32, i64>> {
         const LATEST: Int64 = Int64(-1);
         let mut ends = BTreeMap::new();
         for (wire, partitions) in self.shares()? {
@@ -266,7 +311,7 @@ impl Reader {
             let name = String_(self.topic.to_string());
             let request = ListOffsetsRequest {
                 replica_id: Int32(-1),
-                isolation_level: None,
+                isolation_level: Some(isolation),
                 topics: vec![ListOffsetsRequestTopic { name, partitions }],
             };
             let answer = block_on(async move { wire.ask(request).await })?;
@@ -314,6 +359,13 @@ impl Reader {
             // A broker sends whole batches, also where the wanted offset is in the middle.
             let wanted = *next;
             *next = wanted.max(batch.base_offset + i64::from(batch.last_offset_delta) + 1);
+            if let ControlBatchOrRecords::ControlBatch(end) = &batch.records
+                && batch.base_offset >= wanted
+            {
+                let producer = (batch.producer_id, batch.producer_epoch);
+                let commits = *end == ControlBatchRecord::Commit;
+                self.markers.push(Marker { partition: index, producer, commits });
+            }
             let read = records(&self.topic, index, batch);
             self.records.extend(read.filter(|record| record.offset >= wanted));
         }

@@ -1,7 +1,11 @@
 //! What is done to Kafka.
 
 use super::{Scale, length};
+use crate::scenes::{
+    COORDINATOR_KILLED, COORDINATOR_MOVED, GROUP_MOVED, GROUP_STOPPED, inner_topics,
+};
 use crate::stage::Stage;
+use crate::transactions::{COORDINATED, GROUPS};
 use crate::{GROWING, GROWTH, PREFIX};
 use std::collections::HashMap;
 use std::thread;
@@ -21,6 +25,10 @@ pub(super) enum Fault {
     Leaders,
     Quota,
     Grow,
+    MoveCoordinator,
+    MoveGroup,
+    KillCoordinator,
+    StopGroup,
 }
 
 pub(super) const ALL: &[Fault] = &[
@@ -33,23 +41,42 @@ pub(super) const ALL: &[Fault] = &[
     Fault::Grow,
 ];
 
+/// What has a meaning with Kafka transactions only: whoever leads the one partition of these topics is the coordinator.
+pub(super) const OF_TRANSACTIONS: &[Fault] =
+    &[Fault::MoveCoordinator, Fault::MoveGroup, Fault::KillCoordinator, Fault::StopGroup];
+
 pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, spared: bool) {
     let kafka = stage.kafka;
     let id = rng.between(1..=kafka.brokers());
+    let id = match fault {
+        Fault::KillCoordinator => leader(stage, COORDINATED).unwrap_or(id),
+        Fault::StopGroup => leader(stage, GROUPS).unwrap_or(id),
+        _ => id,
+    };
     let length = length(rng, scale.longest);
     let told = format!("broker {id} for {:.1} s", length.as_secs_f64());
     match fault {
-        Fault::Kill => {
-            let _fault = stage.board.fault("broker SIGKILL", &told);
+        Fault::Kill | Fault::KillCoordinator => {
+            let kind = if fault == Fault::Kill { "broker SIGKILL" } else { COORDINATOR_KILLED };
+            let _fault = stage.board.fault(kind, &told);
             kafka.kill9_broker(id);
             thread::sleep(length);
             restore(stage);
         }
-        Fault::Stop => {
-            let _fault = stage.board.fault("broker stopped", &told);
+        Fault::Stop | Fault::StopGroup => {
+            let kind = if fault == Fault::Stop { "broker stopped" } else { GROUP_STOPPED };
+            let _fault = stage.board.fault(kind, &told);
             kafka.stop_broker(id);
             thread::sleep(length);
             restore(stage);
+        }
+        Fault::MoveCoordinator => {
+            let _fault = stage.board.fault(COORDINATOR_MOVED, "");
+            kafka.move_leaders(COORDINATED);
+        }
+        Fault::MoveGroup => {
+            let _fault = stage.board.fault(GROUP_MOVED, "");
+            kafka.move_leaders(GROUPS);
         }
         Fault::Freeze => {
             let _fault = stage.board.fault("broker SIGSTOP", &told);
@@ -74,9 +101,14 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, 
         }
         // With a crash at the same time facts may be repeated in other partitions, and what is first there
         // cannot be told.
-        Fault::Grow if spared => grow(stage),
+        Fault::Grow if spared || stage.delivery.is_exactly_once() => grow(stage),
         Fault::Grow => {}
     }
+}
+
+/// The broker that leads the first partition.
+fn leader(stage: &Stage<'_>, topic: &str) -> Option<usize> {
+    usize::try_from(*stage.kafka.leaders(topic).first()?).ok()
 }
 
 /// Relays may produce so many bytes a second. A broker that has told one to be silent for a while is not
@@ -129,13 +161,16 @@ fn grow(stage: &Stage<'_>) {
     let _fault = stage.board.fault("topic grown", &format!("{topic} from {now} to {more}"));
     stage.judge().grows(&topic, more);
     stage.kafka.grow_topic(&topic, more);
-    stage.judge().look_again();
+    stage.look_again();
 }
 
 /// All brokers run and have what the others have.
 fn restore(stage: &Stage<'_>) {
     stage.kafka.start_again();
     stage.topics.iter().for_each(|topic| stage.kafka.wait_in_sync(topic));
+    if stage.delivery.is_exactly_once() {
+        inner_topics().iter().for_each(|topic| stage.kafka.wait_in_sync(topic));
+    }
 }
 
 #[cfg(test)]

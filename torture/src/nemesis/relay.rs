@@ -1,13 +1,14 @@
 //! What is done to the relay's process.
 
-use super::{Scale, length};
+use super::{Scale, length, server};
 use crate::fleet::{self, wait_slot_free, wait_streaming};
 use crate::invariant::Invariant;
 use crate::judge::wait_for;
+use crate::scenes::{self, RIVALS};
 use crate::stage::Stage;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::rng::Rng;
 use testkit::{Lsn, Owlpost};
 
@@ -22,6 +23,9 @@ pub(super) enum Fault {
     Restart,
     Beside,
     Overtaken,
+    Rivals,
+    Abandoned,
+    Expired,
 }
 
 pub(super) const ALL: &[Fault] = &[
@@ -32,6 +36,9 @@ pub(super) const ALL: &[Fault] = &[
     Fault::Beside,
     Fault::Overtaken,
 ];
+
+/// What has a meaning with Kafka transactions only.
+pub(super) const OF_TRANSACTIONS: &[Fault] = &[Fault::Rivals, Fault::Abandoned, Fault::Expired];
 
 pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, spared: bool) {
     let Some(relay) = stage.fleet.first() else { return };
@@ -45,6 +52,9 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, 
         Fault::Restart => restart(stage, &relay, false),
         Fault::Beside => beside(stage, &relay, rng),
         Fault::Overtaken => overtaken(stage, &relay),
+        Fault::Rivals => rivals(stage, rng),
+        Fault::Abandoned => abandoned(stage),
+        Fault::Expired => expired(stage),
     }
 }
 
@@ -52,7 +62,7 @@ pub(super) fn act(stage: &Stage<'_>, fault: Fault, rng: &mut Rng, scale: Scale, 
 fn kill(stage: &Stage<'_>, relay: &Arc<Owlpost>, rng: &mut Rng) {
     let _fault = stage.board.fault("relay SIGKILL", "");
     stage.board.allow_repeats();
-    stage.fleet.kill(relay);
+    stage.fleet.kill(relay, &stage.board);
     {
         let _server = stage.keep_server();
         let freed = wait_slot_free(stage.postgres);
@@ -60,11 +70,8 @@ fn kill(stage: &Stage<'_>, relay: &Arc<Owlpost>, rng: &mut Rng) {
             "the slot of a killed relay stays taken".to_owned()
         });
         let confirmed = stage.slot().map(|slot| slot.confirmed);
-        let mut judge = stage.judge();
-        judge.read_truth(stage.postgres, &crate::stage::lock(&stage.traffic), &stage.board);
         if let Some(confirmed) = confirmed {
-            let promised = judge.acknowledged(confirmed, &stage.board);
-            let missing = judge.backlog();
+            let (promised, missing) = stage.acknowledged(confirmed);
             stage.board.say(&format!(
                 "  killed with {confirmed} confirmed: {promised} facts are promised, {missing} to come"
             ));
@@ -134,8 +141,65 @@ fn beside(stage: &Stage<'_>, relay: &Arc<Owlpost>, rng: &mut Rng) {
         1 => {
             stage.fleet.stop(relay, &stage.board);
         }
-        _ => stage.fleet.kill(relay),
+        _ => stage.fleet.kill(relay, &stage.board),
     }
+}
+
+/// Two relays for the same slot are started, killed, frozen, woken up and robbed of it as it comes.
+fn rivals(stage: &Stage<'_>, rng: &mut Rng) {
+    let end = Instant::now() + Duration::from_millis(rng.between(8000..=14_000) as u64);
+    let _fault = stage.board.fault(RIVALS, "");
+    stage.board.allow_repeats();
+    while Instant::now() < end && !stage.board.has_failed() {
+        let members = stage.fleet.members();
+        let Some(one) = members.get(rng.below(2)) else {
+            stage.fleet.start();
+            continue;
+        };
+        match rng.below(10) {
+            // For long enough now and then for the server to give the slot to the other.
+            0..6 => stage.fleet.freeze(&one.relay, !one.frozen),
+            6..8 => stage.fleet.kill(&one.relay, &stage.board),
+            8 => {
+                let _server = stage.keep_server();
+                server::end_session(stage);
+            }
+            _ => {}
+        }
+        thread::sleep(Duration::from_millis(rng.between(100..=2500) as u64));
+    }
+    for member in stage.fleet.members().iter().filter(|member| member.frozen) {
+        stage.fleet.freeze(&member.relay, false);
+    }
+    // Who was asleep wakes up beside the other.
+    thread::sleep(Duration::from_secs(1));
+    alone(stage);
+}
+
+/// Of several relays one is left.
+fn alone(stage: &Stage<'_>) -> Arc<Owlpost> {
+    let mut members = stage.fleet.members();
+    let left = members.pop().map_or_else(|| stage.fleet.start(), |member| member.relay);
+    for member in members {
+        stage.fleet.stop(&member.relay, &stage.board);
+    }
+    left
+}
+
+/// SIGKILL, and nobody comes before the time of what was open is over.
+fn abandoned(stage: &Stage<'_>) {
+    let relay = alone(stage);
+    let _fault = stage.board.fault("relay SIGKILL, nobody comes", "");
+    stage.fleet.kill(&relay, &stage.board);
+    stage.look_whole();
+    stage.fleet.start();
+}
+
+/// SIGSTOP in the middle of a Kafka transaction, until its time is over.
+fn expired(stage: &Stage<'_>) {
+    let relay = alone(stage);
+    let _fault = stage.board.fault("relay SIGSTOP until its transaction is over", "");
+    scenes::expire(stage, &relay);
 }
 
 /// A relay is frozen until the one beside it streams, and wakes up.

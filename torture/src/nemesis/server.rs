@@ -54,11 +54,16 @@ fn terminate(stage: &Stage<'_>, times: usize) {
     let _server = stage.keep_server();
     let _fault = stage.board.fault("walsender terminated", &format!("{times} times"));
     for _ in 0..times {
-        let mut client = stage.postgres.client();
-        if let Some(pid) = oracle::slot(&mut client, SLOT).and_then(|slot| slot.active_pid) {
-            let _ = client.execute("SELECT pg_terminate_backend($1)", &[&pid]);
-        }
+        end_session(stage);
         thread::sleep(Duration::from_millis(400));
+    }
+}
+
+/// Ends the session that has the slot, so that another relay may take it. PostgreSQL must run and go on running.
+pub(crate) fn end_session(stage: &Stage<'_>) {
+    let mut client = stage.postgres.client();
+    if let Some(pid) = oracle::slot(&mut client, SLOT).and_then(|slot| slot.active_pid) {
+        let _ = client.execute("SELECT pg_terminate_backend($1)", &[&pid]);
     }
 }
 
