@@ -66,7 +66,7 @@ pub mod wait;
 pub mod workload;
 
 pub use crate::error::{Error, Result};
-pub use crate::kafka::{Follower, Kafka, Marker, Reader, Record, java_partitions};
+pub use crate::kafka::{Batch, Follower, Kafka, Reader, Record, java_partitions};
 pub use crate::lsn::Lsn;
 pub use crate::owlpost::Owlpost;
 pub use crate::postgres::{Mode, Postgres};

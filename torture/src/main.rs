@@ -199,10 +199,10 @@ fn perform(stage: &Stage<'_>, arguments: &Arguments) {
     if delivery.is_exactly_once() {
         scenes::perform(stage);
     }
-    finish(stage);
     if stage.board.has_failed() {
         return;
     }
+    finish(stage);
     scenes::look_for_what_was_never_done(stage);
     // The slot that tells where transactions end does not survive them.
     stage.end();

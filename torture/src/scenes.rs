@@ -4,7 +4,7 @@ use crate::fleet::{FENCED, FENCED_RELAYS, fenced, health, wait_streaming};
 use crate::invariant::Invariant;
 use crate::judge::wait_for;
 use crate::nemesis::end_session;
-use crate::stage::{Stage, lock};
+use crate::stage::Stage;
 use crate::transactions::{COORDINATED, GROUPS};
 use std::sync::Arc;
 use std::thread;
@@ -105,17 +105,10 @@ fn expired(stage: &Stage<'_>) -> bool {
 
 /// The same, while other things are done. The relay is alone.
 pub(crate) fn expire(stage: &Stage<'_>, relay: &Arc<Owlpost>) -> bool {
-    let aborted = || {
-        let transactions = stage.transactions.as_ref().map(lock);
-        transactions.map_or(0, |mut transactions| {
-            transactions.read_some();
-            transactions.aborted()
-        })
-    };
     let is_open = freeze_in_transaction(stage, relay);
-    let before = aborted();
+    let before = stage.tally().aborted;
     stage.look_whole();
-    let done = is_open && aborted() > before;
+    let done = is_open && stage.tally().aborted > before;
     stage.board.seen(EXPIRED, usize::from(done));
     stage.fleet.freeze(relay, false);
     done
@@ -139,19 +132,17 @@ fn freeze_in_transaction(stage: &Stage<'_>, relay: &Arc<Owlpost>) -> bool {
 
 /// A run in which something was never done proves nothing about it.
 pub(crate) fn look_for_what_was_never_done(stage: &Stage<'_>) {
-    let Some(transactions) = &stage.transactions else { return };
-    let counts = {
-        let mut transactions = lock(transactions);
-        transactions.read_to_end();
-        let (faults, seen) = (stage.board.counts(), stage.board.sightings());
-        let mut counts = vec![
-            ("Kafka transactions committed", transactions.committed()),
-            ("Kafka transactions aborted", transactions.aborted()),
-        ];
-        counts.extend([FENCED_RELAYS, EXPIRED].map(|it| (it, seen.get(it).copied().unwrap_or(0))));
-        counts.extend(REQUIRED.map(|it| (it, faults.get(it).copied().unwrap_or(0))));
-        counts
-    };
+    if !stage.delivery.is_exactly_once() {
+        return;
+    }
+    let tally = stage.tally();
+    let (faults, seen) = (stage.board.counts(), stage.board.sightings());
+    let mut counts = vec![
+        ("Kafka transactions committed", tally.committed),
+        ("Kafka transactions aborted", tally.aborted),
+    ];
+    counts.extend([FENCED_RELAYS, EXPIRED].map(|it| (it, seen.get(it).copied().unwrap_or(0))));
+    counts.extend(REQUIRED.map(|it| (it, faults.get(it).copied().unwrap_or(0))));
     for (what, _) in counts.into_iter().filter(|(_, times)| *times == 0) {
         stage.board.fail(&format!("{what}: none in the whole run"));
     }

@@ -5,7 +5,7 @@ use crate::board::Board;
 use crate::fleet::{Fleet, LEASE, Member, REQUEST_TIMEOUT, SLOT};
 use crate::invariant::Invariant;
 use crate::judge::{Judge, Stall, wait_for};
-use crate::transactions::Transactions;
+use crate::transactions::{Tally, Transactions};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -117,9 +117,6 @@ impl<'s> Stage<'s> {
                 let mut judge = self.judge();
                 judge.read_some(&self.board);
                 lock(&self.stall).look(&judge, &self.board);
-            }
-            if let Some(transactions) = &self.transactions {
-                lock(transactions).read_some();
             }
             self.fleet.look_after(&self.board);
             self.sample(&mut waiting, &mut both_stream);
@@ -267,6 +264,11 @@ impl<'s> Stage<'s> {
     /// Whether a Kafka transaction is open; `None` where a broker does not say, or there are no transactions.
     pub(crate) fn is_open(&self) -> Option<bool> {
         lock(self.transactions.as_ref()?).is_open()
+    }
+
+    /// What became of Kafka transactions so far.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally::of(self.kafka, &self.topics)
     }
 
     /// Nobody publishes any more: waits until Kafka has ended what was open, and looks whether each transaction of

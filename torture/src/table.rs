@@ -2,6 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::stage::{RSS_MAX, Stage, lock};
+use crate::transactions::Tally;
 use std::fmt::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -55,10 +56,9 @@ fn table(stage: &Stage<'_>, arguments: &Arguments, server: &str) -> String {
     for (name, value) in rows {
         let _ = writeln!(table, "| {name} | {value} |");
     }
-    if let Some(transactions) = &stage.transactions {
-        let transactions = lock(transactions);
-        let unseen = transactions.records().saturating_sub(judge.records());
-        let (committed, aborted) = (transactions.committed(), transactions.aborted());
+    if stage.delivery.is_exactly_once() {
+        let Tally { committed, aborted, records } = stage.tally();
+        let unseen = records.saturating_sub(judge.records());
         let _ = writeln!(table, "| Kafka transactions committed | {committed} |");
         let _ = writeln!(table, "| and aborted, at least | {aborted} |");
         let _ =

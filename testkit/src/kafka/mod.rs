@@ -5,13 +5,15 @@ pub(crate) mod config;
 mod follower;
 mod java;
 mod reader;
+mod segments;
 mod topics;
 pub(crate) mod train;
 mod wire;
 
 pub use self::follower::Follower;
 pub use self::java::java_partitions;
-pub use self::reader::{Marker, Reader, Record};
+pub use self::reader::{Reader, Record};
+pub use self::segments::Batch;
 
 use self::config::{Listener, Node};
 use self::wire::{Wire, block_on};

@@ -10,9 +10,7 @@ use rskafka::protocol::messages::{
     ListOffsetsRequest, ListOffsetsRequestPartition, ListOffsetsRequestTopic,
 };
 use rskafka::protocol::primitives::{Int32, Int64, String_};
-use rskafka::protocol::record::{
-    ControlBatchOrRecords, ControlBatchRecord, RecordBatch, RecordBatchTimestampType,
-};
+use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch, RecordBatchTimestampType};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,17 +43,6 @@ impl Record {
     }
 }
 
-/// The end of a transaction in a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marker {
-    /// The partition.
-    pub partition: i32,
-    /// Id and epoch of the producer whose transaction it was; of one that was aborted from outside, the next epoch.
-    pub producer: (i64, i16),
-    /// Whether it was committed.
-    pub commits: bool,
-}
-
 /// Reads a topic from its beginning, going on where it stopped.
 #[derive(Debug)]
 pub struct Reader {
@@ -68,7 +55,6 @@ pub struct Reader {
     /// The address of each partition's leader.
     leaders: BTreeMap<i32, String>,
     records: Vec<Record>,
-    markers: Vec<Marker>,
 }
 
 impl Kafka {
@@ -87,7 +73,8 @@ impl Kafka {
         records
     }
 
-    /// A reader that stands at the topic's beginning.
+    /// A reader that stands at the topic's beginning. It does not come past the end of a transaction, of which rskafka
+    /// 0.6.0 takes the record for something else: [`follow_by_java`](Self::follow_by_java) does.
     #[must_use]
     pub fn reader(&self, topic: &str) -> Reader {
         Reader {
@@ -97,7 +84,6 @@ impl Kafka {
             wires: HashMap::new(),
             leaders: BTreeMap::new(),
             records: Vec::new(),
-            markers: Vec::new(),
         }
     }
 
@@ -124,12 +110,6 @@ impl Reader {
     #[must_use]
     pub fn take_records(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
-    }
-
-    /// The ends of transactions that were read since this was called last.
-    #[must_use]
-    pub fn take_markers(&mut self) -> Vec<Marker> {
-        std::mem::take(&mut self.markers)
     }
 
     /// What has been read so far.
@@ -359,13 +339,6 @@ impl Reader {
             // A broker sends whole batches, also where the wanted offset is in the middle.
             let wanted = *next;
             *next = wanted.max(batch.base_offset + i64::from(batch.last_offset_delta) + 1);
-            if let ControlBatchOrRecords::ControlBatch(end) = &batch.records
-                && batch.base_offset >= wanted
-            {
-                let producer = (batch.producer_id, batch.producer_epoch);
-                let commits = *end == ControlBatchRecord::Commit;
-                self.markers.push(Marker { partition: index, producer, commits });
-            }
             let read = records(&self.topic, index, batch);
             self.records.extend(read.filter(|record| record.offset >= wanted));
         }
@@ -376,7 +349,7 @@ impl Reader {
 fn records(topic: &Arc<str>, partition: i32, batch: RecordBatch) -> impl Iterator<Item = Record> {
     let records = match batch.records {
         ControlBatchOrRecords::Records(records) => records,
-        // A transaction's end.
+        // What ends a transaction, if it were understood: see [`Kafka::reader`].
         ControlBatchOrRecords::ControlBatch(_) => Vec::new(),
     };
     let topic = Arc::clone(topic);
