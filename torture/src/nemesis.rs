@@ -101,7 +101,7 @@ impl Nemesis {
     ) {
         let end = Instant::now() + length;
         let scale = self.scale;
-        self.plan(spared, round % 2 == 0);
+        self.plan(spared, round.is_multiple_of(2));
         let Self { relay, server, brokers, to_server, to_brokers, .. } = self;
         thread::scope(|scope| {
             scope.spawn(|| {
