@@ -463,6 +463,46 @@ async fn who_inits_fences_who_has_the_transactional_id() {
     .await;
 }
 
+/// In the new protocol an abort by who was fenced is taken for one that is asked for again, until the other was let in.
+#[tokio::test]
+async fn who_is_fenced_may_come_in_again_until_the_other_is_let_in_and_not_afterwards() {
+    everywhere("txn-window", async |kafka, mut first| {
+        first.init(MINUTE, None).await.unwrap();
+        first.open("to be fenced", 81).await;
+        let mut second = Client::new(kafka, first.cluster, "txn-window").await;
+        assert_eq!(second.init_once(MINUTE, None).await, Err(CONCURRENT_TRANSACTIONS));
+        let aborted = settled(async || first.end_once(false).await).await;
+        if first.explicit() {
+            assert_eq!(name(aborted), "PRODUCER_FENCED");
+        } else {
+            assert_eq!(name(aborted), "NONE");
+            first.init(MINUTE, Some(first.producer)).await.unwrap();
+        }
+        // Who asks on is let in, and nothing that the first can say changes that.
+        let now = second.init(MINUTE, None).await.unwrap();
+        assert!(now.epoch > first.producer.epoch, "{now:?} {:?}", first.producer);
+        for open in [false, true, false] {
+            if open {
+                second.open("of the second", 82).await;
+            }
+            for commit in [true, false] {
+                assert_eq!(
+                    name(first.end_once(commit).await),
+                    "PRODUCER_FENCED",
+                    "{open} {commit}"
+                );
+            }
+            let again = first.init(MINUTE, Some(first.producer)).await;
+            assert_eq!(again, Err(PRODUCER_FENCED), "{open}");
+            if open {
+                assert_eq!(second.end_once(true).await, NONE);
+                assert_eq!(second.kept().await, Some(82));
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_expires_is_aborted_and_only_the_new_protocol_lets_its_producer_go_on() {
     everywhere("txn-expired", async |_, mut client| {

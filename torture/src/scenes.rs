@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Of a relay that is to be overtaken: so that it does not let go by itself.
 const LEASE: Duration = Duration::from_secs(40);
 
+/// What a relay says whose transactional id is its own.
+const HAS_ID: &str = "transactions are ours";
+
 /// How often something is tried that a coincidence can prevent.
 const ATTEMPTS: usize = 5;
 
@@ -41,13 +44,24 @@ pub(crate) fn perform(stage: &Stage<'_>) {
             stage.board.fail(&format!("{what}: not once in {ATTEMPTS} attempts"));
         }
     };
-    until("a relay that is fenced", &|| overtaken_behind_its_back(stage));
+    // While the next one is being let in, the one before may come in again: whatever it does then, nothing is seen twice.
+    overtaken_behind_its_back(stage, Wakes::InTheMiddle);
+    until("a relay that is fenced", &|| overtaken_behind_its_back(stage, Wakes::TooLate));
     until("a Kafka transaction that expires", &|| expired(stage));
+}
+
+/// When a relay wakes up whose slot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wakes {
+    /// The next one streams, and its transactional id is not its own yet, most likely.
+    InTheMiddle,
+    /// It is.
+    TooLate,
 }
 
 /// The server ends the session of a relay that hears nothing of it, and gives the slot to the next one. The first wakes up
 /// in the middle of its transaction, sure of its lease. Whether it was fenced.
-fn overtaken_behind_its_back(stage: &Stage<'_>) -> bool {
+fn overtaken_behind_its_back(stage: &Stage<'_>, wakes: Wakes) -> bool {
     let _fault = stage.board.fault("slot taken behind a relay's back", "");
     let own = Proxy::to(&format!("127.0.0.1:{}", stage.postgres.port()));
     while let Some(relay) = stage.fleet.first() {
@@ -64,8 +78,16 @@ fn overtaken_behind_its_back(stage: &Stage<'_>) -> bool {
     end_session(stage);
     let took = wait_streaming(&next, PATIENCE);
     stage.board.check(Invariant::Progress, took, || "the next relay does not stream".to_owned());
+    let limit = match wakes {
+        Wakes::InTheMiddle => Duration::from_secs(3),
+        Wakes::TooLate => {
+            let has_id = || next.log_text().contains(HAS_ID);
+            wait_for("the next relay to have the transactional id", PATIENCE, has_id);
+            LEASE
+        }
+    };
     doomed.signal(Signal::SIGCONT);
-    let notices = wait_for("a relay to be fenced", LEASE, || fenced(&doomed) > 0);
+    let notices = wait_for("a relay to be fenced", limit, || fenced(&doomed) > 0);
     own.heal();
     if notices {
         shuns(stage, &doomed);
