@@ -2,7 +2,7 @@
 
 use crate::config::{Config, RecordTimestamp, RecordValue};
 use crate::http::Health;
-use crate::kafka::{self, Kafka, Tls};
+use crate::kafka::{self, FailPoint, Kafka, Tls};
 use crate::postgres::{Ask, Connection, Failure, Identified, Turn, identify};
 use crate::relay::event::Event;
 use crate::relay::gone::{Exit, Gone};
@@ -101,6 +101,7 @@ pub(crate) trait Surroundings {
 /// Kafka, the log and the health board.
 struct Live {
     kafka: Kafka,
+    fail_point: FailPoint,
     report: Report,
     publication: String,
     /// Told once everything before this is confirmed.
@@ -130,6 +131,9 @@ impl Surroundings for Live {
 
     fn event(&mut self, event: &Event) {
         self.report.event(event);
+        if matches!(event, Event::TransactionCommitted { .. }) {
+            self.fail_point.committed();
+        }
     }
 
     fn created(&mut self, point: Lsn) {
@@ -203,8 +207,11 @@ async fn publish(
         tracing::error!(bug = bug.name(), "this relay is broken on purpose");
     }
     relay.seed_bug(seeded);
+    let fail_point = FailPoint::from_environment();
+    let kafka = kafka::Config { fail_point: fail_point.clone(), ..kafka_config(config, tls) };
     let mut live = Live {
-        kafka: Kafka::new(kafka_config(config, tls), answers),
+        kafka: Kafka::new(kafka, answers),
+        fail_point,
         report: Report::new(&config.slot, health),
         publication: config.publication.clone(),
         until,

@@ -27,6 +27,7 @@ mod configs;
 mod consumer;
 mod describe_transactions;
 mod dial;
+mod fail_point;
 mod fetch;
 mod fetched;
 mod group;
@@ -57,6 +58,7 @@ pub use tail::add as add_to_tail;
 pub use tls::{Tls, TlsFiles, TlsFilesError};
 
 pub use dial::{Address, InvalidAddress};
+pub(crate) use fail_point::FailPoint;
 
 use crate::relay::kafka::{
     Answer, BrokerId, CoordinatorOf, Metadata, PartitionBatch, Request, Unanswered,
@@ -107,6 +109,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Who we are, where the listeners want to know.
     pub sasl: Option<Sasl>,
+    /// Where the process kills itself, in a build for tests.
+    pub(crate) fail_point: FailPoint,
 }
 
 impl Config {
@@ -121,6 +125,7 @@ impl Config {
             ack_timeout: Duration::from_secs(8),
             tls: None,
             sasl: None,
+            fail_point: FailPoint::default(),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 use super::dial::{Connection, Stream, WANTS_SASL, describe, dial};
+use super::fail_point::{Moment, Step};
 use super::group::{FindCoordinatorRequest, FindCoordinatorResponse};
 use super::lease::Lease;
 use super::message::{
@@ -91,6 +92,15 @@ impl Ask {
         match self {
             Self::Coordinator { question, .. } => question.requests(),
             _ => 1,
+        }
+    }
+
+    /// Which step of a transaction it is, if it is one.
+    fn step(&self) -> Option<Step> {
+        match self {
+            Self::Coordinator { question, .. } => Some(question.step()),
+            Self::Produce { request, .. } => request.transaction.as_ref().map(|_| Step::Producing),
+            _ => None,
         }
     }
 
@@ -301,6 +311,8 @@ async fn serve(
     let mut answered = false;
     // How many requests the traffic will have counted when all that were started are written.
     let mut started = traffic.requests();
+    // Which step of a transaction is being written.
+    let mut leaving = None;
     // One timer for all: it fires for the oldest request, or in vain and is set again.
     let mut timer = pin!(sleep_until(first.deadline));
     let mut deaf = pin!(answers.closed());
@@ -344,6 +356,8 @@ async fn serve(
                     }
                     Ask::Produce { request, .. } => Outgoing::Produce(request.clone()),
                 };
+                leaving = ask.step();
+                config.fail_point.pass(leaving, Moment::Asking);
                 let id = next_id;
                 next_id += 1;
                 started += ask.requests();
@@ -369,7 +383,10 @@ async fn serve(
             Event::Done(id, Ok(response)) => {
                 answered = true;
                 let at = pending.iter().position(|p| p.id == id);
-                if let Some(mut done) = at.and_then(|at| pending.remove(at))
+                let done = at.and_then(|at| pending.remove(at));
+                let step = done.as_ref().and_then(|done| done.ask.step());
+                config.fail_point.pass(step, Moment::Answered);
+                if let Some(mut done) = done
                     && let Err((ask, what)) = hand_over(address, done.ask, response)
                 {
                     done.ask = ask;
@@ -409,6 +426,9 @@ async fn serve(
             // Before all else, because this also goes on writing.
             if let Poll::Ready(Some((id, result))) = exchanges.poll_next_unpin(cx) {
                 return Poll::Ready(Event::Done(id, result));
+            }
+            if traffic.requests() == started {
+                config.fail_point.pass(leaving.take(), Moment::Sent);
             }
             if deaf.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Released);

@@ -6,6 +6,7 @@
 
 use super::Owes;
 use super::dial::Stream;
+use super::fail_point::Step;
 use super::group::OffsetFetchRequest;
 use super::message::InitProducerIdResponse;
 use super::primitive::{
@@ -47,6 +48,19 @@ impl Question {
             | Self::CommitPosition(..) => true,
             Self::End(end, _) => end.commit,
             Self::FetchPosition(_) => false,
+        }
+    }
+
+    pub(super) fn step(&self) -> Step {
+        match self {
+            Self::Initialise(InitTransactionsRequest { producer: None, .. }) => Step::Initialising,
+            Self::Initialise(_) => Step::NextEpoch,
+            Self::AddPartitions(_) => Step::AddingPartitions,
+            Self::AddOffsets(_) => Step::AddingOffsets,
+            Self::CommitPosition(..) => Step::Positioning,
+            Self::End(End { commit: true, .. }, _) => Step::Ending,
+            Self::End(..) => Step::Aborting,
+            Self::FetchPosition(_) => Step::Reading,
         }
     }
 

@@ -32,12 +32,29 @@ const IDLE: Duration = Duration::from_secs(20);
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// What only a relay built for tests listens to: it is broken on purpose, or kills itself.
+const FOR_TESTS: [&str; 2] = ["OWLPOST_SEEDED_BUG", "OWLPOST_FAIL_POINT"];
+
+/// True for a binary that tests can break, which must not ship.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn is_for_tests(binary: &Path) -> Result<bool> {
+    let code = std::fs::read(binary).context(binary.display())?;
+    let has = |word: &str| code.windows(word.len()).any(|bytes| bytes == word.as_bytes());
+    Ok(FOR_TESTS.into_iter().any(has))
+}
+
 /// Measures a binary and says what was found.
 ///
 /// # Errors
 ///
 /// When a bar is missed, or the relay does not come up.
 pub fn measure(binary: &Path, mut say: impl FnMut(&str)) -> Result<()> {
+    if is_for_tests(binary)? {
+        return Err(Error::new(format!("{}: built with seeded-bugs", binary.display())));
+    }
     let size = std::fs::metadata(binary).context(binary.display())?.len();
     let (postgres, kafka) = (Postgres::builder().start(), Kafka::builder().start());
     kafka.create_topic("footprint.order", 4, &[]);

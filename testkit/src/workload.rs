@@ -46,6 +46,8 @@ pub struct Workload {
     pub rolled_back_savepoints: u32,
     /// Whether other prefixes and other tables are written between the facts.
     pub noise: bool,
+    /// How long each writer rests after a transaction.
+    pub pause: Duration,
 }
 
 /// A fact that was committed.
@@ -157,6 +159,7 @@ impl Workload {
             rolled_back_transactions: 20,
             rolled_back_savepoints: 10,
             noise: true,
+            pause: Duration::ZERO,
         }
     }
 
@@ -406,6 +409,7 @@ impl Writer {
         while left > 0 && !progress.stop.load(Ordering::Relaxed) {
             let client = connection.get_or_insert_with(|| self.connect());
             let facts = self.rng.between(self.workload.transaction.clone()).min(left);
+            std::thread::sleep(self.workload.pause);
             match self.workload.transaction(client, &mut self.rng, facts) {
                 Ok(None) => {}
                 Ok(Some(facts)) => {

@@ -99,8 +99,9 @@ pub(crate) fn fence(postgres: &Postgres, kafka: &Kafka) {
 }
 
 pub(crate) fn wait_free(postgres: &Postgres) {
+    let mut client = postgres.client();
     wait::until("the slot to be free", PATIENCE, || {
-        oracle::slot(&mut postgres.client(), SLOT).unwrap().active_pid.is_none()
+        oracle::slot(&mut client, SLOT).unwrap().active_pid.is_none()
     });
 }
 
