@@ -653,6 +653,10 @@ fn positions_of_other_clusters_and_of_nobody_are_refused() {
         let mut rig = Rig::new(settings(), None);
         rig.position = Some(position);
         rig.begin();
+        if rig.exit.is_none() {
+            // It asks again where the log ends.
+            rig.connect();
+        }
         rig.exit.unwrap()
     };
     let other = PositionRecord { system: 8, ..record(100) };
@@ -664,6 +668,44 @@ fn positions_of_other_clusters_and_of_nobody_are_refused() {
     let exit = of(StoredPosition { offset: 5, metadata: "by hand".to_owned() });
     assert_eq!(exit.kind, ExitKind::Slot);
     assert!(exit.reason.contains("by hand"), "{}", exit.reason);
+}
+
+/// Symptom: a relay that took the slot from another at the wrong moment ended with "its history went back", though
+/// nothing had happened to the server.
+#[test]
+fn a_position_that_another_relay_committed_after_the_server_was_asked_is_no_history_that_went_back()
+{
+    let mut rig = Rig::new(settings(), None);
+    rig.identity.wal_flushed = Lsn(50);
+    rig.input(Input::Timeout);
+    rig.connect();
+    // The one that had the slot until now was further.
+    rig.position = Some(record(100).to_stored());
+    rig.serve();
+    assert_eq!((rig.hangups, rig.connects, &rig.exit), (1, 2, &None));
+    rig.identity.wal_flushed = Lsn(1000);
+    rig.connect();
+    rig.receive(&Stream::default().transaction(100, &["old"]).transaction(200, &["new"]).0);
+    rig.work(100 * MS);
+    assert_eq!((&rig.committed, rig.hangups), (&vec![vec!["new".to_owned()]], 1));
+
+    // Nor where it was read while there was no connection.
+    let mut rig = Rig::new(settings(), None);
+    rig.identity.wal_flushed = Lsn(50);
+    rig.input(Input::Timeout);
+    rig.connect();
+    let fetch = rig.serve_until("FetchPosition");
+    rig.lose_connection();
+    rig.pass(100 * MS);
+    assert_eq!(rig.connects, 2);
+    rig.position = Some(record(100).to_stored());
+    let answer = rig.answer(fetch);
+    rig.input(Input::Kafka(answer));
+    assert_eq!((rig.hangups, rig.connects), (0, 2), "the server is being asked");
+    rig.connect();
+    assert_eq!((rig.hangups, rig.connects, &rig.exit), (1, 3, &None), "or it was, before that");
+    rig.connect();
+    assert!(rig.exit.unwrap().reason.contains("history went back"));
 }
 
 #[test]
@@ -919,6 +961,18 @@ fn who_is_fenced_produces_nothing_more_and_ends() {
     assert_eq!(exit.kind, ExitKind::Fenced);
     assert!(exit.reason.contains("owlpost-7-5-factlib_slot"), "{}", exit.reason);
     assert!(rig.requests.is_empty() && rig.committed.is_empty());
+}
+
+/// Symptom: a relay that had been frozen asked for the next epoch, which fenced the one that had taken over.
+#[test]
+fn who_is_fenced_asks_for_no_epoch_while_another_has_one() {
+    let mut rig = Rig::ready();
+    rig.receive(&transaction(100, &["a"]));
+    rig.refuse("Produce", INVALID_PRODUCER_EPOCH);
+    rig.refuse("abort", PRODUCER_FENCED);
+    rig.work(200 * MS);
+    assert_eq!(rig.exit.as_ref().unwrap().kind, ExitKind::Fenced);
+    assert_eq!(rig.asked.last(), Some(&"abort"), "and then nothing");
 }
 
 #[test]

@@ -246,7 +246,7 @@ metrics! {
     "owlpost_streams", Counter, [], "How often the stream from PostgreSQL was begun; beyond the first, these are reconnects",
         |s, out| out.counter(&[], metrics(s).streams);
     "owlpost_disconnects", Counter, ["reason"],
-        "Ends of the connection to PostgreSQL, and attempts in vain: lost, refused, stalled (we hung up because Kafka did not take what was read), silent (no answer), unreadable, fenced (somebody else may publish), asking (at a stop)",
+        "Ends of the connection to PostgreSQL, and attempts in vain: lost, refused, stalled (we hung up because Kafka did not take what was read), silent (no answer), unreadable, fenced (somebody else may publish), asking (at a stop, or where the log ends)",
         |s, out| metrics(s).ends.iter().try_for_each(|(end, count)| out.counter(&[("reason", end)], *count));
     "owlpost_slot_waits", Counter, [], "How often another session had the slot",
         |s, out| out.counter(&[], metrics(s).slot_waits);

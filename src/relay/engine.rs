@@ -424,7 +424,7 @@ impl Relay {
         self.source = Source::new(system, database);
         self.producer.set_source(self.source.as_str());
         self.slot_stands(now, system, database, confirmed_flush);
-        if self.exited {
+        if self.exited || matches!(self.link, Link::Away { .. }) {
             return;
         }
         self.link = Link::Starting;

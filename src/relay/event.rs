@@ -346,7 +346,8 @@ pub enum End {
     Unreadable,
     /// We hung up, because somebody else may have published what we hold.
     Fenced,
-    /// We hung up to ask where the slot stands: the last status of a stop was not read.
+    /// We hung up to ask where the slot stands, because the last status of a stop was not read; or where the log ends,
+    /// because the position in Kafka is beyond what it was.
     Asking,
 }
 

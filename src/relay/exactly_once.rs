@@ -58,6 +58,8 @@ pub(super) struct Groups {
     slot: Lsn,
     /// Another session had the slot since it was ours.
     slot_lost: bool,
+    /// The position because of which the server is asked anew where its log ends.
+    asked_because_of: Option<Lsn>,
     /// When something follows from the time alone.
     wake: Option<Instant>,
 }
@@ -78,6 +80,7 @@ impl Groups {
             positioned: None,
             slot: Lsn::INVALID,
             slot_lost: false,
+            asked_because_of: None,
             wake: None,
         })
     }
@@ -100,7 +103,7 @@ impl Relay {
         groups.id = transactional_id(system, database, &groups.settings.slot);
         self.producer.name_transactions(now.at, &groups.id);
         // It may have been read before the connection was lost.
-        self.judge(now);
+        self.judge(now, true);
     }
 
     /// Another session has the slot.
@@ -153,11 +156,18 @@ impl Relay {
         if let Some(cause) = self.producer.take_unsure() {
             return self.begin_anew(now, cause);
         }
-        self.judge(now);
+        self.judge(now, false);
     }
 
     fn fenced(&mut self, now: Now, cause: String) {
         let Some(groups) = &self.groups else { return };
+        if !matches!(self.link, Link::Streaming(_)) {
+            // Without the slot that is no news. Who has it again takes the transactional id, too.
+            if self.stopping.is_none() {
+                self.forget_held(now, true);
+            }
+            return;
+        }
         let waits = groups.settings.standby && self.stopping.is_none();
         self.events.push_back(Event::Fenced { cause: cause.clone(), waits });
         if !waits {
@@ -186,8 +196,9 @@ impl Relay {
         self.forget_held(now, true);
     }
 
-    /// The position that was read is compared with where the slot stands.
-    fn judge(&mut self, now: Now) {
+    /// The position that was read is compared with where the slot stands. With `identified` the server has said that
+    /// just now.
+    fn judge(&mut self, now: Now, identified: bool) {
         let Some(found) = self.producer.found_position() else { return };
         let (Some(groups), Some(system)) = (&self.groups, self.system) else { return };
         let (slot, group) = (groups.slot, &groups.id);
@@ -218,6 +229,9 @@ impl Relay {
             }
             Some(record) => match record.on(&self.timelines, slot) {
                 Standing::Comparable if record.lsn > self.wal_flushed => {
+                    if groups.asked_because_of != Some(record.lsn) {
+                        return self.ask_anew(now, record.lsn, identified);
+                    }
                     let reason = format!(
                         "the server's WAL ends at {}, before {}, up to which its facts are in Kafka: its history went \
                          back (a restored backup, or fsync switched off?); facts may be missing or different",
@@ -265,6 +279,25 @@ impl Relay {
         }
         self.set_part();
         self.producer.judged(now.at, &mut self.events);
+    }
+
+    /// A position is beyond the end of the log as it was when we asked: another relay may have read further since, and
+    /// only then have lost the slot. Who asks again knows.
+    fn ask_anew(&mut self, now: Now, position: Lsn, identified: bool) {
+        // An answer is on its way, and it will be looked at then.
+        if matches!(self.link, Link::Connecting) && !identified {
+            return;
+        }
+        if let Some(groups) = &mut self.groups {
+            groups.asked_because_of = Some(position);
+        }
+        if !matches!(self.link, Link::Away { .. }) {
+            let cause = format!(
+                "its WAL ended at {}, before {position}, up to which its facts are in Kafka; asking again",
+                self.wal_flushed
+            );
+            self.hang_up(now, End::Asking, Duration::ZERO, cause);
+        }
     }
 
     /// The part of a split unit that facts which come now belong to.

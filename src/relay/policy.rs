@@ -301,7 +301,9 @@ macro_rules! transaction_table {
 // aborts on the way back (where Recover is that there is nothing to abort any more), OffsetFetch.
 //
 // PRODUCER_FENCED and INVALID_PRODUCER_EPOCH are also what the coordinator answers after it has ended a transaction
-// that was open for too long; only the answer to InitProducerId with our own id tells who has it.
+// that was open for too long: what that means is for who knows the time, and whether a request of ours may have come
+// late. Where an abort is answered so, InitProducerId with our own id would be, too, and must not be asked: of a
+// transaction that is open the coordinator does not look whose epoch it is asked for, and would fence its owner.
 // COORDINATOR_NOT_AVAILABLE is what it makes of a write to its own log that failed or may have; asked again it
 // says what became of it.
 // UNKNOWN_TOPIC_OR_PARTITION is what brokers answer that have not heard of a topic yet; metadata tell the rest.
@@ -346,7 +348,7 @@ transaction_table! {
     FENCED_INSTANCE_ID: Again, Again, Again, Again, Refused, Again, Again, Again;
     UNSTABLE_OFFSET_COMMIT: Again, Again, Again, Again, Soon, Again, Again, Soon;
     THROTTLING_QUOTA_EXCEEDED: Again, Again, Again, Again, Again, Again, Again, Again;
-    PRODUCER_FENCED: Again, Fenced, Recover, Recover, Recover, Recover, Recover, Again;
+    PRODUCER_FENCED: Again, Fenced, Recover, Recover, Recover, Recover, Fenced, Again;
     TRANSACTIONAL_ID_NOT_FOUND: Again, Again, Recover, Recover, Recover, Recover, Recover, Again;
     FENCED_MEMBER_EPOCH: Again, Again, Again, Again, Refused, Again, Again, Refused;
     STALE_MEMBER_EPOCH: Again, Again, Again, Again, Refused, Again, Again, Refused;
@@ -517,15 +519,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_answer_to_our_own_id_says_that_we_are_fenced() {
+    fn only_the_answers_to_our_own_id_and_to_an_abort_say_that_we_are_fenced() {
         for code in ALL {
             for request in REQUESTS {
                 let fenced = transaction(request, *code) == TransactionVerdict::Fenced;
-                assert!(
-                    !fenced || request == TransactionRequest::InitProducerId,
-                    "{}",
-                    name(*code)
-                );
+                let aborts = request == TransactionRequest::AbortTransaction;
+                let may = request == TransactionRequest::InitProducerId
+                    || (aborts && *code == PRODUCER_FENCED);
+                assert!(!fenced || may, "{}", name(*code));
             }
         }
         for code in [INVALID_PRODUCER_EPOCH, PRODUCER_FENCED] {
@@ -567,7 +568,6 @@ mod tests {
             INVALID_TXN_STATE,
             INVALID_PRODUCER_ID_MAPPING,
             UNKNOWN_PRODUCER_ID,
-            PRODUCER_FENCED,
             TRANSACTIONAL_ID_NOT_FOUND,
         ];
         assert_eq!(over, known);

@@ -3,6 +3,8 @@
 //! The relay is started again and again with a fail-point at which it kills itself, under load, and once without.
 //! `FAIL_POINT_KILLS=20` has it die so often at each; 3 times unless said.
 
+#![expect(clippy::print_stdout, reason = "what was measured")]
+
 use crate::committed::Committed;
 use crate::exactly_once::{command, judge, wait_free};
 use crate::exactly_once_faults::is_open;

@@ -21,6 +21,7 @@ mod emit_sql;
 mod envelopes;
 mod exactly_once;
 mod exactly_once_faults;
+mod exactly_once_fight;
 mod exactly_once_kills;
 mod exactly_once_read;
 mod examples;

@@ -10,7 +10,8 @@
 //!
 //! There is one road back: whatever leaves open what became of a transaction ends it. First nothing of ours is in
 //! flight any more. Then the transaction is aborted: a coordinator before `transaction.version` 2 that is asked for
-//! the next epoch while one is open takes that for somebody else's question, and fences us. The next epoch (KIP-360)
+//! the next epoch while one is open takes that for somebody else's question, and fences us. Who is told then that he is
+//! fenced asks nothing more: the question would fence the one who has come. The next epoch (KIP-360)
 //! shuts out whatever of ours is still on some wire, and is refused if somebody else has come. And the position, read
 //! when no transaction is pending on it, says whether the facts are there.
 //!
@@ -799,27 +800,31 @@ impl Transactions {
                 Outcome::Nothing
             }
             (TransactionVerdict::Fenced, Err(Failed { cause, .. })) => {
-                let expired = self.opened.is_some_and(|at| chance.now >= at + self.timeout);
-                let id = &self.id;
-                if expired {
-                    let timeout = self.timeout;
-                    return Outcome::Unsure(format!(
-                        "{cause}: the Kafka transaction was open for longer than TRANSACTION_TIMEOUT ({timeout:?})"
-                    ));
-                }
-                let (init, add) = (&mut self.late_init, &mut self.late_add);
-                if std::mem::take(init) || std::mem::take(add) {
-                    return Outcome::Unsure(format!(
-                        "{cause}: a request of this relay may have come to Kafka late"
-                    ));
-                }
-                self.state = State::Fenced(format!(
-                    "{cause}: another relay, or somebody else, has the transactional id {id} now"
-                ));
-                Outcome::Nothing
+                self.fenced_by(&cause, chance.now)
             }
             _ => Outcome::Nothing,
         }
+    }
+
+    /// The coordinator says that our epoch is over: somebody else has come, unless that was time, or we ourselves.
+    fn fenced_by(&mut self, cause: &str, now: Instant) -> Outcome {
+        let id = &self.id;
+        if self.opened.is_some_and(|at| now >= at + self.timeout) {
+            let timeout = self.timeout;
+            return Outcome::Unsure(format!(
+                "{cause}: the Kafka transaction was open for longer than TRANSACTION_TIMEOUT ({timeout:?})"
+            ));
+        }
+        let (init, add) = (&mut self.late_init, &mut self.late_add);
+        if std::mem::take(init) || std::mem::take(add) {
+            return Outcome::Unsure(format!(
+                "{cause}: a request of this relay may have come to Kafka late"
+            ));
+        }
+        self.state = State::Fenced(format!(
+            "{cause}: another relay, or somebody else, has the transactional id {id} now"
+        ));
+        Outcome::Nothing
     }
 
     pub(super) fn partitions_added(
@@ -952,6 +957,10 @@ impl Transactions {
             ) => {
                 self.transactions.succeeded();
                 self.state = State::Initialising;
+            }
+            // To ask for the next epoch would be refused, too, and fence whoever has a transaction open.
+            (State::Aborting, _, TransactionVerdict::Fenced, Err(cause)) => {
+                return self.fenced_by(&cause, chance.now);
             }
             _ => {}
         }
@@ -1468,9 +1477,23 @@ mod tests {
             assert_eq!(rig.transactions.fenced(), None, "it may have expired");
             rig.quiet();
             assert!(matches!(rig.next(), Request::EndTransaction { commit: false, .. }));
-            rig.ended(Ok(Err(code)));
+            rig.ended(Ok(Err(INVALID_PRODUCER_EPOCH)));
             assert!(matches!(rig.next(), Request::InitTransactions { producer: Some(_), .. }));
             rig.initialised(Ok(Err(code)));
+            assert!(rig.transactions.fenced().unwrap().contains("owlpost-1-2-slot"));
+            assert_eq!((rig.poll(), rig.transactions.deadline(true)), (None, None));
+        }
+    }
+
+    /// Symptom: a relay that had been frozen fenced the one that had taken over, and both ended with exit code 14.
+    #[test]
+    fn who_is_told_at_the_abort_that_he_is_fenced_does_not_ask_for_an_epoch() {
+        for version in [EXPLICIT, PER_TRANSACTION] {
+            let mut rig = ending(version);
+            rig.ended(Ok(Err(PRODUCER_FENCED)));
+            rig.quiet();
+            assert!(matches!(rig.next(), Request::EndTransaction { commit: false, .. }));
+            assert_eq!(rig.ended(Ok(Err(PRODUCER_FENCED))), Outcome::Nothing);
             assert!(rig.transactions.fenced().unwrap().contains("owlpost-1-2-slot"));
             assert_eq!((rig.poll(), rig.transactions.deadline(true)), (None, None));
         }
@@ -1483,9 +1506,7 @@ mod tests {
         rig.ended(Ok(Err(PRODUCER_FENCED)));
         rig.quiet();
         rig.next();
-        rig.ended(Ok(Err(PRODUCER_FENCED)));
-        rig.next();
-        let Outcome::Unsure(cause) = rig.initialised(Ok(Err(PRODUCER_FENCED))) else { panic!("?") };
+        let Outcome::Unsure(cause) = rig.ended(Ok(Err(PRODUCER_FENCED))) else { panic!("?") };
         assert!(cause.contains("TRANSACTION_TIMEOUT"), "{cause}");
         rig.transactions.begin_anew();
         assert_eq!(rig.quiet(), Held::Dropped);
@@ -1503,7 +1524,7 @@ mod tests {
         rig.quiet();
         rig.next();
         for times in 0..2 {
-            rig.ended(Ok(Err(PRODUCER_FENCED)));
+            rig.ended(Ok(Ok(None)));
             if times == 0 {
                 rig.next();
                 rig.initialised(unanswered());
