@@ -976,6 +976,29 @@ fn who_is_fenced_asks_for_no_epoch_while_another_has_one() {
 }
 
 #[test]
+fn who_is_fenced_while_another_has_the_slot_waits_for_it() {
+    let mut rig = Rig::ready();
+    rig.receive(&transaction(100, &["a"]));
+    rig.serve();
+    rig.lose_connection();
+    rig.pass(100 * MS);
+    rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));
+    // It has aborted what was open, and published that.
+    rig.open.clear();
+    rig.position = Some(record(100).to_stored());
+    rig.refuse("abort", PRODUCER_FENCED);
+    rig.work(5 * SECOND);
+    assert_eq!((rig.asked.last(), &rig.exit), (Some(&"abort"), &None));
+    assert_eq!(rig.relay.standing(rig.now.at).unsettled_facts, 0, "they are the other one's");
+    rig.asked.clear();
+    rig.connect();
+    rig.receive(&Stream::default().transaction(100, &["a"]).transaction(200, &["b"]).0);
+    rig.work(200 * MS);
+    assert_eq!(rig.asked[..2], ["begin", "FetchPosition"]);
+    assert_eq!(rig.committed, [["b"]]);
+}
+
+#[test]
 fn a_standby_that_is_fenced_waits_for_the_slot_and_begins_anew() {
     let mut rig =
         Rig::ready_with(settings_of(ExactlyOnce { standby: true, ..exactly_once() }), None);
@@ -1028,6 +1051,72 @@ fn nothing_is_committed_without_the_slot() {
     rig.connect();
     rig.work(100 * MS);
     assert_eq!(rig.committed, [["a"]]);
+}
+
+/// Symptom: while PostgreSQL was down, consumers of committed records waited for TRANSACTION_TIMEOUT.
+#[test]
+fn while_postgresql_is_away_consumers_of_committed_records_are_not_held_up() {
+    for version in [TransactionVersion::Explicit, TransactionVersion::EpochPerTransaction] {
+        for held_back in ["Produce", "CommitPosition", "commit"] {
+            let mut rig = Rig::new(settings(), None);
+            rig.version = version;
+            rig.begin();
+            rig.receive(&transaction(100, &["a"]));
+            let request = rig.serve_until(held_back);
+            rig.lose_connection();
+            // Its end is on its way, and comes late; all else comes at once.
+            let (late, soon) = match held_back {
+                "commit" => (Some(request), None),
+                _ => (None, Some(request)),
+            };
+            if let Some(request) = soon {
+                let answer = rig.answer(request);
+                rig.input(Input::Kafka(answer));
+            }
+            rig.work(2900 * MS);
+            assert_eq!((rig.aborts, rig.committed.len()), (0, 0), "it may be back at once");
+            rig.pass(200 * MS);
+            if let Some(request) = late {
+                let answer = rig.answer(request);
+                rig.refuse("abort", INVALID_TXN_STATE);
+                rig.input(Input::Kafka(answer));
+            }
+            rig.serve();
+            assert_eq!(rig.open, [], "{held_back}");
+            assert_eq!(rig.asked.last(), Some(&"abort"), "and nothing else without the slot");
+            rig.work(90 * SECOND);
+            assert_eq!(rig.asked.last(), Some(&"abort"));
+            rig.connect();
+            rig.work(200 * MS);
+            assert_eq!(rig.committed.concat(), ["a"], "{held_back}");
+            rig.pass(SECOND);
+            assert_eq!(rig.flush(), Lsn(108));
+            assert_eq!((rig.exit, rig.relay.standing(rig.now.at).unsettled_facts), (None, 0));
+        }
+    }
+}
+
+#[test]
+fn what_is_open_outlives_a_connection_that_is_given_up_because_kafka_is_slow() {
+    let mut settings = settings_of(ExactlyOnce { interval: 60 * SECOND, ..exactly_once() });
+    settings.in_flight_bytes_max = 2000;
+    let mut rig = Rig::ready_with(settings, None);
+    for (nth, key) in (1..).zip(["a", "b", "c", "d"]) {
+        let lsn = 100 * nth;
+        rig.receive(&Stream::default().begin(lsn).large_fact(lsn - 50, key, 600).commit(lsn).0);
+    }
+    let produce = rig.serve_until("Produce");
+    rig.pass(3500 * MS);
+    let is_it = |event: &Event| matches!(event, Event::Away { end: End::Stalled, .. });
+    assert!(rig.saw(is_it), "{:?}", rig.events);
+    rig.pass(4 * SECOND);
+    let answer = rig.answer(produce);
+    rig.input(Input::Kafka(answer));
+    rig.serve();
+    assert_eq!((rig.aborts, rig.open.is_empty()), (0, false), "it would never come to an end");
+    rig.lose_connection();
+    rig.work(4 * SECOND);
+    assert_eq!(rig.aborts, 1, "it was our own choice until PostgreSQL was gone");
 }
 
 #[test]

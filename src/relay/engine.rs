@@ -482,6 +482,7 @@ impl Relay {
                 }
                 self.attempts = self.attempts.saturating_add(1);
                 self.slot_lost();
+                self.postgres_away(now);
                 self.slot_in_use = Some(cause.clone());
                 self.link = Link::Away { until: now.at + SLOT_IN_USE_RETRY };
                 return;
@@ -498,6 +499,9 @@ impl Relay {
 
     pub(super) fn away(&mut self, now: Now, end: End, delay: Duration, cause: String) {
         self.link = Link::Away { until: now.at + delay };
+        if end != End::Stalled {
+            self.postgres_away(now);
+        }
         self.away_cause = Some(cause.clone());
         self.events.push_back(Event::Away { end, cause, delay });
     }

@@ -60,6 +60,8 @@ pub(super) struct Groups {
     slot_lost: bool,
     /// The position because of which the server is asked anew where its log ends.
     asked_because_of: Option<Lsn>,
+    /// Since when PostgreSQL is away, if it did not leave because Kafka takes nothing.
+    away_since: Option<Instant>,
     /// When something follows from the time alone.
     wake: Option<Instant>,
 }
@@ -81,6 +83,7 @@ impl Groups {
             slot: Lsn::INVALID,
             slot_lost: false,
             asked_because_of: None,
+            away_since: None,
             wake: None,
         })
     }
@@ -106,6 +109,13 @@ impl Relay {
         self.judge(now, true);
     }
 
+    /// PostgreSQL is away, whatever we do.
+    pub(super) fn postgres_away(&mut self, now: Now) {
+        if let Some(groups) = &mut self.groups {
+            groups.away_since.get_or_insert(now.at);
+        }
+    }
+
     /// Another session has the slot.
     pub(super) fn slot_lost(&mut self) {
         if let Some(groups) = &mut self.groups {
@@ -116,6 +126,9 @@ impl Relay {
     /// The slot is ours. Whoever had it meanwhile may have published what is held; who has it now takes the
     /// transactional id, too.
     pub(super) fn slot_taken(&mut self, now: Now) {
+        if let Some(groups) = &mut self.groups {
+            groups.away_since = None;
+        }
         // A relay that stops has no time to read again: it is told whether somebody has come.
         let Some(groups) = self.groups.as_mut().filter(|_| self.stopping.is_none()) else { return };
         if std::mem::take(&mut groups.slot_lost) && self.producer.has_identity() {
@@ -348,9 +361,20 @@ impl Relay {
         }
     }
 
+    /// Until when a Kafka transaction may be open although PostgreSQL is away: without the slot it cannot be
+    /// committed, and consumers of committed records wait for its end. What is short they do not notice, and it
+    /// saves producing all of it again.
+    fn away_until(&self) -> Option<Instant> {
+        Some(self.groups.as_ref()?.away_since? + self.settings.stall_timeout)
+    }
+
     /// After what there was is read: closes what is to be closed.
     pub(super) fn gather(&mut self, now: Now) {
         self.look_after_groups(now);
+        if self.away_until().is_some_and(|until| now.at >= until) {
+            let cause = "PostgreSQL is away, and consumers would wait for it";
+            self.producer.end_transaction(now.at, cause, &mut self.ledger, &mut self.events);
+        }
         if self.stopping.as_ref().is_some_and(|stopping| !stopping.taking) {
             self.unread(now);
         }
@@ -451,6 +475,7 @@ impl Relay {
         let streams = self.stopping.is_none() && self.lease().is_some_and(|until| now.at < until);
         let (read, flush) = (self.ledger.read(), self.ledger.flush());
         let (closes, opened) = (self.producer.closes(), self.producer.transaction_opened());
+        let away_until = self.away_until().filter(|_| opened.is_some());
         let enqueued = self.enqueued;
         let Some(groups) = &mut self.groups else { return };
         let wake = if !closes {
@@ -468,6 +493,6 @@ impl Relay {
         } else {
             None
         };
-        groups.wake = wake.filter(|at| *at > now.at);
+        groups.wake = wake.into_iter().chain(away_until).filter(|at| *at > now.at).min();
     }
 }

@@ -20,6 +20,7 @@ mod documents;
 mod emit_sql;
 mod envelopes;
 mod exactly_once;
+mod exactly_once_away;
 mod exactly_once_faults;
 mod exactly_once_fight;
 mod exactly_once_kills;

@@ -959,7 +959,7 @@ impl Transactions {
                 self.state = State::Initialising;
             }
             // To ask for the next epoch would be refused, too, and fence whoever has a transaction open.
-            (State::Aborting, _, TransactionVerdict::Fenced, Err(cause)) => {
+            (State::Aborting, _, TransactionVerdict::Fenced, Err(Failed { cause, .. })) => {
                 return self.fenced_by(&cause, chance.now);
             }
             _ => {}

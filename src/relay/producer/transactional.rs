@@ -333,6 +333,20 @@ impl Producer {
         self.lot.group += 1;
     }
 
+    /// Ends the transaction that is open, if one is. What it has goes again in another one.
+    pub fn end_transaction(
+        &mut self,
+        now: Instant,
+        cause: &str,
+        ledger: &mut Ledger,
+        events: &mut VecDeque<Event>,
+    ) {
+        if self.transaction_opened().is_some() {
+            self.transaction_over(cause, events);
+            self.go_on(now, ledger, events);
+        }
+    }
+
     /// What ends an open transaction, for a relay that leaves.
     pub fn give_up_transaction(&self) -> Option<Request> {
         self.transactional.as_ref()?.transactions.give_up()
