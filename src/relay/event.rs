@@ -404,17 +404,20 @@ pub enum AbortReason {
     GivenUp,
     /// One of its topics was made anew.
     TopicMadeAnew,
+    /// PostgreSQL was away for so long that consumers would have had to wait for it.
+    PostgresAway,
 }
 
 impl AbortReason {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Unanswered,
         Self::Refused,
         Self::ReadInPart,
         Self::Dropped,
         Self::GivenUp,
         Self::TopicMadeAnew,
+        Self::PostgresAway,
     ];
 
     /// As metrics have it.
@@ -426,6 +429,7 @@ impl AbortReason {
             Self::Dropped => "dropped",
             Self::GivenUp => "given_up",
             Self::TopicMadeAnew => "topic_made_anew",
+            Self::PostgresAway => "postgres_away",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! it or before; what comes again is known by its position, and not produced again.
 
 use super::engine::{Link, Relay, SLOT_IN_USE_RETRY, Stuck};
-use super::event::{End, Event};
+use super::event::{AbortReason, End, Event};
 use super::exchange::{Delivery, ExactlyOnce, LargeTransactions, Now, Settings, transactional_id};
 use super::gone::ExitKind;
 use super::position::{Position, Unit};
@@ -373,7 +373,14 @@ impl Relay {
         self.look_after_groups(now);
         if self.away_until().is_some_and(|until| now.at >= until) {
             let cause = "PostgreSQL is away, and consumers would wait for it";
-            self.producer.end_transaction(now.at, cause, &mut self.ledger, &mut self.events);
+            let reason = AbortReason::PostgresAway;
+            self.producer.end_transaction(
+                now.at,
+                reason,
+                cause,
+                &mut self.ledger,
+                &mut self.events,
+            );
         }
         if self.stopping.as_ref().is_some_and(|stopping| !stopping.taking) {
             self.unread(now);

@@ -337,12 +337,13 @@ impl Producer {
     pub fn end_transaction(
         &mut self,
         now: Instant,
+        reason: AbortReason,
         cause: &str,
         ledger: &mut Ledger,
         events: &mut VecDeque<Event>,
     ) {
         if self.transaction_opened().is_some() {
-            self.transaction_over(cause, events);
+            self.transaction_over(now, reason, cause, events);
             self.go_on(now, ledger, events);
         }
     }
