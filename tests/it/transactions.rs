@@ -492,13 +492,20 @@ async fn who_is_fenced_may_come_in_again_until_the_other_is_let_in_and_not_after
                     "{open} {commit}"
                 );
             }
-            let again = first.init(MINUTE, Some(first.producer)).await;
-            assert_eq!(again, Err(PRODUCER_FENCED), "{open}");
             if open {
                 assert_eq!(second.end_once(true).await, NONE);
                 assert_eq!(second.kept().await, Some(82));
             }
+            let again = first.init(MINUTE, Some(first.producer)).await;
+            assert_eq!(again, Err(PRODUCER_FENCED), "{open}");
         }
+        // But what is open is aborted by whoever asks for an epoch, also in vain.
+        second.open("aborted by the first", 83).await;
+        let again = first.init(MINUTE, Some(first.producer)).await;
+        assert_eq!(again, Err(PRODUCER_FENCED));
+        let expected = if second.explicit() { PRODUCER_FENCED } else { INVALID_TXN_STATE };
+        assert_eq!(name(settled(async || second.end_once(true).await).await), name(expected));
+        assert_eq!(second.kept().await, Some(82));
     })
     .await;
 }
