@@ -1,6 +1,6 @@
 # Two things to try first: `make demo` and `make test`. Both fetch what is missing, ask nothing and
 # need no container engine.
-.PHONY: help setup servers demo example test lint footprint static deb simulate fuzz bench bench-drain bench-latency bench-growth bench-memory bench-producer bench-sql performance instructions mutants torture capture clean
+.PHONY: help setup servers demo example test lint footprint static deb simulate fuzz bench bench-drain bench-latency bench-exactly-once bench-growth bench-memory bench-producer bench-sql performance instructions mutants torture capture clean
 
 help:
 	@echo 'make demo    commit facts in PostgreSQL and see them arrive in Kafka'
@@ -14,6 +14,7 @@ help:
 	@echo 'make bench-producer   what a record costs, beside rskafka and librdkafka'
 	@echo 'make bench-drain   how fast a backlog drains, beside a raw reader and pg_recvlogical'
 	@echo 'make bench-latency   from commit to consumer, beside the floor; ARGS=--help for all four'
+	@echo 'make bench-exactly-once   both again, at least once and exactly once in turns'
 	@echo 'make bench-growth   how the cost of a fact grows with whatever there is more of'
 	@echo 'make bench-memory   peak memory when Kafka is down, facts are large, topics many'
 	@echo 'make performance   tables and plots of docs/performance.md anew, and each bar: met or missed'
@@ -77,6 +78,14 @@ bench-drain bench-latency bench-growth bench-memory: servers
 	cargo build --quiet --locked --profile dist --bin owlpost
 	cargo run --quiet --locked --release --manifest-path benches/relay/Cargo.toml -- $(@:bench-%=%) \
 	  --binary $(or $(CARGO_TARGET_DIR),target)/dist/owlpost $(ARGS)
+
+# In Kafka transactions, beside the same without: what is asked for once differs by what ARGS say for both.
+bench-exactly-once: servers
+	cargo build --quiet --locked --profile dist --bin owlpost
+	for benchmark in 'drain --cases base,one' 'latency --rates 100,1000'; do \
+	  cargo run --quiet --locked --release --manifest-path benches/relay/Cargo.toml -- $$benchmark \
+	    --delivery both --binary $(or $(CARGO_TARGET_DIR),target)/dist/owlpost $(ARGS) || exit; \
+	done
 
 # From the runs in docs/performance.
 performance:

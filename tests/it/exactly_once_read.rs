@@ -65,6 +65,9 @@ fn an_audit_does_not_count_what_was_aborted() {
     stop(&relay);
     assert_eq!(kafka.read_topic_by_java(topic).len(), 2);
     judge_ids(kafka, topic, &["again"]);
+    // What benchmarks read with sees the same.
+    assert_eq!(kafka.read_topic(topic), kafka.read_topic_by_java(topic));
+    assert_eq!(kafka.read_committed(topic), kafka.read_committed_by_java(topic));
 
     // It is there, but aborted, and somebody moves the slot past it.
     leave_open(slow.clone(), prefix, &fact("lost"), topic, &postgres, kafka);

@@ -1,7 +1,7 @@
 //! The bars that the relay is held to, and whether each was met, run by run.
 
-use crate::drain::{Case, Contender, PG_RECVLOGICAL, RAW_READER, TO_KAFKA, TO_NULL};
-use crate::latency::{Latency, Rate};
+use crate::drain::{Case, Contender, PG_RECVLOGICAL, RAW_READER, TO_KAFKA, TO_KAFKA_ONCE, TO_NULL};
+use crate::latency::{Latency, Leg, Rate};
 use crate::memory::mib;
 use crate::run::{Measured, Run};
 use crate::spread::Spread;
@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Wanted {
     AtLeast(f64),
+    AtMost(f64),
     Below(f64),
 }
 
@@ -19,6 +20,7 @@ impl Wanted {
     fn holds(self, value: f64) -> bool {
         match self {
             Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
             Self::Below(most) => value < most,
         }
     }
@@ -26,6 +28,7 @@ impl Wanted {
     fn text(self) -> String {
         match self {
             Self::AtLeast(least) => format!(">= {least}"),
+            Self::AtMost(most) => format!("<= {most}"),
             Self::Below(most) => format!("< {most}"),
         }
     }
@@ -71,11 +74,69 @@ pub fn table(bars: &[Bar]) -> String {
     text
 }
 
+const BASE: &str = "base";
+const ALONE: &str = "one fact per transaction";
+
 /// All bars, with the values of these runs of any benchmark.
 pub fn of(runs: &[Run]) -> Vec<Bar> {
+    let (once, runs): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run.measured.is_once());
+    let mut bars = of_at_least_once(&runs);
+    bars.extend(of_exactly_once(&once));
+    bars
+}
+
+/// Of exactly-once delivery, beside at-least-once of the same rounds.
+fn of_exactly_once(runs: &[&Run]) -> Vec<Bar> {
     let mut bars = Vec::new();
     let mut bar = |name: &str, wanted, value: &dyn Fn(&Run) -> Option<f64>| {
-        let values = runs.iter().filter_map(value).collect();
+        let values = runs.iter().copied().filter_map(value).collect();
+        bars.push(Bar { name: name.to_owned(), wanted, values });
+    };
+    let beside = |case: &'static str, value: fn(&Outcome) -> f64| {
+        move |run: &Run| {
+            let case = case_of(run, case)?;
+            ratio(case.contender(TO_KAFKA_ONCE)?, case.contender(TO_KAFKA)?, value)
+        }
+    };
+    let speed = |outcome: &Outcome| 1.0 / outcome.seconds;
+    let cpu = |outcome: &Outcome| outcome.reader.cpu_us();
+    let least = Wanted::AtLeast(0.85);
+    bar("exactly once: drain to Kafka, of at least once", least, &beside(BASE, speed));
+    bar("the same, one fact per transaction", least, &beside(ALONE, speed));
+    let most = Wanted::AtMost(1.3);
+    bar("exactly once: CPU a fact while draining, of at least once's", most, &beside(BASE, cpu));
+    bar("the same, one fact per transaction", most, &beside(ALONE, cpu));
+    bar("the same, caught up at 1,000 facts/s", most, &|run| {
+        let rounds = at_a_thousand(run)?.rounds.iter();
+        median(rounds.filter_map(|round| {
+            let of = |leg: &Option<Leg>| {
+                let relay = leg.as_ref()?.relay.as_ref()?;
+                Some(relay.usage.cpu_us() / relay.facts as f64)
+            };
+            Some(of(&round.once)? / of(&round.relay)?)
+        }))
+    });
+    bar(
+        "exactly once: commit to receipt at 1,000 facts/s, p99 over TRANSACTION_INTERVAL, ms",
+        Wanted::AtMost(10.0),
+        &|run| {
+            let interval = latency_of(run)?.transaction_interval_ms? as f64;
+            let rounds = at_a_thousand(run)?.rounds.iter();
+            let p99 = rounds.filter_map(|round| Some(round.once.as_ref()?.receipt.micros(990)));
+            median(p99.map(|p99| p99 / 1e3 - interval))
+        },
+    );
+    bar("exactly once: peak memory while draining, MiB", Wanted::Below(24.0), &|run| {
+        let rounds = &case_of(run, BASE)?.contender(TO_KAFKA_ONCE)?.rounds;
+        rounds.iter().map(|outcome| mib(outcome.peak_rss)).max_by(f64::total_cmp)
+    });
+    bars
+}
+
+fn of_at_least_once(runs: &[&Run]) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    let mut bar = |name: &str, wanted, value: &dyn Fn(&Run) -> Option<f64>| {
+        let values = runs.iter().copied().filter_map(value).collect();
         bars.push(Bar { name: name.to_owned(), wanted, values });
     };
     let speed = |case: &'static str, one: &'static str, other: &'static str| {
@@ -84,8 +145,6 @@ pub fn of(runs: &[Run]) -> Vec<Bar> {
             ratio(case.contender(one)?, case.contender(other)?, |outcome| 1.0 / outcome.seconds)
         }
     };
-    const BASE: &str = "base";
-    const ALONE: &str = "one fact per transaction";
     bar(
         "drain to the null broker, of the raw reader",
         Wanted::AtLeast(0.85),
@@ -115,7 +174,7 @@ pub fn of(runs: &[Run]) -> Vec<Bar> {
     bar("CPU a fact, caught up at 1,000 facts/s, us", Wanted::Below(60.0), &|run| {
         let rounds = at_a_thousand(run)?.rounds.iter();
         median(rounds.filter_map(|round| {
-            let relay = round.relay.relay.as_ref()?;
+            let relay = round.relay.as_ref()?.relay.as_ref()?;
             Some(relay.usage.cpu_us() / relay.facts as f64)
         }))
     });
@@ -129,10 +188,10 @@ pub fn of(runs: &[Run]) -> Vec<Bar> {
     ] {
         bar(name, Wanted::Below(most), &|run| {
             let rounds = at_a_thousand(run)?.rounds.iter();
-            median(rounds.map(|round| {
+            median(rounds.filter_map(|round| {
                 let [relay, floor] =
-                    [&round.relay, &round.floor].map(|leg| leg.receipt.micros(per_mille));
-                (relay - floor) / 1e3
+                    [round.relay.as_ref()?, &round.floor].map(|leg| leg.receipt.micros(per_mille));
+                Some((relay - floor) / 1e3)
             }))
         });
     }
@@ -215,6 +274,7 @@ mod tests {
         assert_eq!(bar(&[0.9]).verdict(), "met, in one run");
         assert_eq!(bar(&[]).verdict(), "not measured");
         assert!(Wanted::Below(2.0).holds(1.9) && !Wanted::Below(2.0).holds(2.0));
+        assert!(Wanted::AtMost(1.3).holds(1.3) && !Wanted::AtMost(1.3).holds(1.31));
     }
 
     #[test]

@@ -6,9 +6,13 @@
 //! round to round. Everybody talks to the servers over loopback TCP. The first round warms the machine up (the
 //! broker's compiler most of all) and is not counted.
 //!
+//! With `--delivery both` owlpost drains to Kafka in both ways, in turns, beside the raw reader alone: the null broker knows
+//! no transactions.
+//!
 //! The end is: for the raw reader the commit of the last fact; for `pg_recvlogical` its own end, at a given position;
 //! for owlpost, that the last record has arrived, which the null broker says by itself, and Kafka is asked about every
-//! 10 ms or so. Afterwards, unmeasured: what arrived is checked, the slot must be confirmed behind the last fact, and
+//! 10 ms or so: with exactly-once delivery, whether consumers of committed records see the last fact, and so all before
+//! it. Afterwards, unmeasured: what arrived is checked, the slot must be confirmed behind the last fact, and
 //! owlpost must end with exit code 0 when told to.
 
 mod peer;
@@ -18,14 +22,14 @@ use crate::null_broker::{Account, NullBroker};
 use crate::proc::Usage;
 use crate::raw_reader::{self, RawReader, Seen};
 use crate::run::{self, Measured};
-use crate::shape::Shape;
-use crate::stage::{LIMIT, Outcome, PUBLICATION, Stage, Subject, create_topics};
+use crate::shape::{Shape, number_in};
+use crate::stage::{Delivery, LIMIT, Outcome, PUBLICATION, Stage, Subject, create_topics};
 use crate::verify::Verifier;
 use peer::Peer;
 use serde::{Deserialize, Serialize};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use testkit::{Kafka, Lsn, Owlpost, Reader, process};
+use testkit::{Kafka, Lsn, Owlpost, Reader, Record, owlpost, process};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -40,6 +44,9 @@ pub struct Arguments {
     /// Only these cases, by their beginnings; comma separated.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
+    /// Kafka's part: at least once, exactly once, or both in turns.
+    #[arg(long, value_enum, default_value_t)]
+    delivery: Delivery,
     /// Another relay, NAME=COMMAND: a command for the shell that finds SLOT, PUBLICATION, PREFIX, DATABASE_URL,
     /// KAFKA_BROKERS, TOPIC and CODEC in its environment, publishes the facts there, and is ended once they are. Any number
     /// of times.
@@ -95,6 +102,7 @@ pub const RAW_READER: &str = "raw reader";
 pub const PG_RECVLOGICAL: &str = "pg_recvlogical";
 pub const TO_NULL: &str = "owlpost to the null broker";
 pub const TO_KAFKA: &str = "owlpost to Kafka";
+pub const TO_KAFKA_ONCE: &str = "owlpost to Kafka, exactly once";
 
 /// The base, and cases that differ from it in one thing.
 fn cases(facts: usize) -> Vec<(&'static str, Shape, &'static str)> {
@@ -116,9 +124,14 @@ fn cases(facts: usize) -> Vec<(&'static str, Shape, &'static str)> {
 }
 
 pub fn run(arguments: &Arguments) {
-    let names = [RAW_READER, PG_RECVLOGICAL, TO_NULL, TO_KAFKA].map(str::to_owned);
+    let names: &[&str] = match arguments.delivery {
+        Delivery::AtLeastOnce => &[RAW_READER, PG_RECVLOGICAL, TO_NULL, TO_KAFKA],
+        Delivery::ExactlyOnce => &[RAW_READER, TO_KAFKA_ONCE],
+        Delivery::Both => &[RAW_READER, TO_KAFKA, TO_KAFKA_ONCE],
+    };
+    let peers = arguments.peer.iter().map(|peer| peer.name.clone());
     let contenders: Vec<String> =
-        names.into_iter().chain(arguments.peer.iter().map(|peer| peer.name.clone())).collect();
+        names.iter().map(|name| (*name).to_owned()).chain(peers).collect();
     let slots = (arguments.rounds + 1) * contenders.len() + 1;
     let begun = run::Run::begin();
     let stage = Stage::new(&arguments.subject, slots);
@@ -127,11 +140,11 @@ pub fn run(arguments: &Arguments) {
         arguments.cases.is_empty() || arguments.cases.iter().any(|begin| name.starts_with(begin))
     };
     let mut measured = Vec::new();
-    for (name, shape, codec) in cases(arguments.facts) {
+    for (nth, (name, shape, codec)) in cases(arguments.facts).into_iter().enumerate() {
         if wanted(name) {
             println!("{name}: {shape:?}, {codec}");
-            let drain =
-                Drain { arguments, stage: &stage, kafka: &kafka, shape, codec, names: &contenders };
+            let (stage, kafka, names) = (&stage, &kafka, &contenders);
+            let drain = Drain { arguments, stage, kafka, shape, codec, names, nth };
             measured.push(drain.case(name));
         }
     }
@@ -146,12 +159,15 @@ struct Drain<'a> {
     shape: Shape,
     codec: &'a str,
     names: &'a [String],
+    /// Which of the cases it is: a slot of before has left its position in Kafka.
+    nth: usize,
 }
 
 impl Drain<'_> {
     fn case(&self, name: &str) -> Case {
         let rounds = self.arguments.rounds;
-        let slot = |contender: usize, round: usize| format!("turn_{contender}_{round}");
+        let case = self.nth;
+        let slot = |contender: usize, round: usize| format!("turn_{case}_{contender}_{round}");
         for round in 0..=rounds {
             (0..self.names.len()).for_each(|nth| self.stage.create_slot(&slot(nth, round)));
         }
@@ -176,6 +192,7 @@ impl Drain<'_> {
                     }
                     TO_NULL => self.to_null(&slot, end, false).0,
                     TO_KAFKA => self.to_kafka(&slot, end),
+                    TO_KAFKA_ONCE => self.to_kafka_once(&slot, end),
                     name => {
                         let peer = self.arguments.peer.iter().find(|peer| peer.name == name);
                         self.peer(&slot, peer.expect("a peer that was named"))
@@ -287,21 +304,39 @@ impl Drain<'_> {
     }
 
     fn to_kafka(&self, slot: &str, end: Lsn) -> Outcome {
+        let command = self.stage.relay(slot, &self.kafka.bootstrap());
+        let mut reader = self.kafka.reader(&self.topic());
+        self.by(command, slot, end, || self.holds_all(&mut reader), Kafka::read_topic)
+    }
+
+    fn to_kafka_once(&self, slot: &str, end: Lsn) -> Outcome {
+        let command = self.stage.relay_once(slot, &self.kafka.bootstrap());
+        let mut reader = self.kafka.committed_reader(&self.topic());
+        self.by(command, slot, end, || self.shows_last(&mut reader), Kafka::read_committed)
+    }
+
+    /// Drains by this command until `done`, and checks what is read then.
+    fn by(
+        &self,
+        command: owlpost::Command,
+        slot: &str,
+        end: Lsn,
+        done: impl FnMut() -> Option<Instant>,
+        read: impl FnOnce(&Kafka, &str) -> Vec<Record>,
+    ) -> Outcome {
         create_topics(self.kafka, &self.shape);
         let topic = self.topic();
-        let command = self.stage.relay(slot, &self.kafka.bootstrap());
         let command = command.env("COMPRESSION_TYPE", self.codec);
         let broker = self.kafka.pid(1).unwrap();
         // Its threads come and go.
         let before = Usage::in_ticks(broker).unwrap();
         let (mut usage, mut broker_usage) = (Usage::default(), Usage::default());
-        let mut reader = self.kafka.reader(&topic);
         let (watched, relay) = self.stage.watch(
             slot,
             || command.spawn(),
             Owlpost::pid,
             |relay| {
-                let ended = wait_for(relay, || self.holds_all(&mut reader));
+                let ended = wait_for(relay, done);
                 usage = Usage::of(relay.pid()).unwrap();
                 broker_usage = Usage::in_ticks(broker).unwrap() - before;
                 ended
@@ -309,7 +344,7 @@ impl Drain<'_> {
         );
         let counted = self.stage.finish(relay, slot, end, self.shape.facts);
         let mut verifier = Verifier::new(self.shape);
-        self.kafka.read_topic(&topic).iter().for_each(|record| verifier.record(record));
+        read(self.kafka, &topic).iter().for_each(|record| verifier.record(record));
         verifier.verdict.judge(self.shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
         self.kafka.delete_topic(&topic);
         Outcome {
@@ -361,6 +396,25 @@ impl Drain<'_> {
         let records: i64 = reader.end_offsets().values().sum();
         if usize::try_from(records).unwrap() >= self.shape.facts {
             return Some(Instant::now());
+        }
+        std::thread::sleep(LOOK);
+        None
+    }
+
+    /// Now, if consumers of committed records see the last fact; otherwise after a while. Transactions follow one another,
+    /// and hold facts in the order of their commits: who sees the last one sees them all.
+    fn shows_last(&self, reader: &mut Reader) -> Option<Instant> {
+        // With markers, which have offsets, too: it is near.
+        let offsets: i64 = reader.end_offsets().values().sum();
+        if usize::try_from(offsets).unwrap() >= self.shape.facts {
+            let at = Instant::now();
+            // Behind the last record of each partition is the marker of its transaction.
+            reader.stand_before_ends(2);
+            reader.poll(Duration::ZERO).expect("a broker that answers");
+            let last = Some(self.shape.facts - 1);
+            if reader.take_records().iter().any(|record| number_in(record) == last) {
+                return Some(at);
+            }
         }
         std::thread::sleep(LOOK);
         None

@@ -9,6 +9,7 @@
 //!   walsender and no relay. Its time from hand-over to acknowledgement is measured, too.
 //! - *walsender*: a raw reader that blocks in `read` gets the fact; there is no Kafka.
 //! - *relay*: owlpost.
+//! - *exactly once*, where asked for: owlpost with `DELIVERY=exactly-once`, to a consumer of committed records.
 //!
 //! When Kafka has acknowledged a fact of the relay's is not seen from outside: consumers get it no earlier than the
 //! acknowledgement is decided, so what they see bounds it, and the relay's own metric has the mean (by the server's
@@ -24,12 +25,12 @@ use crate::raw_reader::RawReader;
 use crate::run::{self, Measured};
 use crate::shape::{Emitter, Shape, number_in, number_of};
 use crate::spread::Quantiles;
-use crate::stage::{Counted, PUBLICATION, Stage, Subject, create_topics};
+use crate::stage::{Counted, Delivery, PUBLICATION, Stage, Subject, create_topics};
 use floor::Producer;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use testkit::envelope::OutboxEvent;
-use testkit::{Kafka, wait};
+use testkit::{Kafka, Reader, owlpost, wait};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -46,6 +47,9 @@ pub struct Arguments {
     /// How long the relay is watched while there is nothing to do.
     #[arg(long, default_value_t = 60)]
     idle_seconds: u64,
+    /// The relay's road: at least once, exactly once, or both in turns.
+    #[arg(long, value_enum, default_value_t)]
+    delivery: Delivery,
 }
 
 /// Of each road so many seconds come first and do not count.
@@ -58,6 +62,9 @@ const TRANSACTIONS_MAX: usize = 1000;
 pub struct Latency {
     pub rates: Vec<Rate>,
     pub idle: Idle,
+    /// Milliseconds that facts gather in a Kafka transaction, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transaction_interval_ms: Option<u64>,
 }
 
 /// All rounds at one pace.
@@ -73,7 +80,9 @@ pub struct Rate {
 pub struct Round {
     pub floor: Leg,
     pub walsender: Leg,
-    pub relay: Leg,
+    pub relay: Option<Leg>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub once: Option<Leg>,
 }
 
 /// One road in one round.
@@ -119,7 +128,7 @@ pub fn run(arguments: &Arguments) {
     let facts = 1000 * (WARM_UP_SECONDS + arguments.seconds.min(5));
     let shape = Shape { facts, per_transaction: 1, ..Shape::default() };
     let warm_up = Road { stage: &stage, kafka: &kafka, shape, rate: 1000 };
-    let _ = (warm_up.floor(), warm_up.relay());
+    let _ = (warm_up.floor(), warm_up.by_owlpost(arguments.delivery, false));
     let mut rates = Vec::new();
     for rate in arguments.rates.iter().copied() {
         let per_transaction = rate.div_ceil(TRANSACTIONS_MAX);
@@ -131,12 +140,21 @@ pub fn run(arguments: &Arguments) {
             let walsender = road.walsender();
             // What comes second finds a broker that has just done the same.
             let legs = match round % 2 {
-                0 => Round { floor: road.floor(), walsender, relay: road.relay() },
-                _ => Round { relay: road.relay(), walsender, floor: road.floor() },
+                0 => {
+                    let floor = road.floor();
+                    let (relay, once) = road.by_owlpost(arguments.delivery, false);
+                    Round { floor, walsender, relay, once }
+                }
+                _ => {
+                    let (relay, once) = road.by_owlpost(arguments.delivery, true);
+                    Round { relay, once, walsender, floor: road.floor() }
+                }
             };
-            for (name, leg) in
-                [("floor", &legs.floor), ("walsender", &legs.walsender), ("relay", &legs.relay)]
-            {
+            let owlposts = [("relay", &legs.relay), ("once", &legs.once)];
+            let owlposts =
+                owlposts.into_iter().filter_map(|(name, leg)| Some((name, leg.as_ref()?)));
+            let others = [("floor", &legs.floor), ("walsender", &legs.walsender)];
+            for (name, leg) in others.into_iter().chain(owlposts) {
                 println!(
                     "{rate} facts/s, round {}: {name:9} p50 {:.0} us, p99 {:.0} us, at {:.0} facts/s",
                     round + 1,
@@ -149,8 +167,11 @@ pub fn run(arguments: &Arguments) {
         }
         rates.push(Rate { rate, per_transaction, rounds });
     }
-    let idle = idle(&stage, &kafka, Duration::from_secs(arguments.idle_seconds));
-    let measured = Measured::Latency(Latency { rates, idle });
+    let delivery = arguments.delivery;
+    let idle = idle(&stage, &kafka, delivery, Duration::from_secs(arguments.idle_seconds));
+    let interval = arguments.subject.transaction_interval_ms();
+    let transaction_interval_ms = delivery.has_exactly_once().then_some(interval);
+    let measured = Measured::Latency(Latency { rates, idle, transaction_interval_ms });
     begun.finish(&stage.postgres, measured).save(&arguments.subject.out);
 }
 
@@ -198,9 +219,7 @@ impl Road<'_> {
     }
 
     /// Consumes the topic while `act` is under way, until every fact is there: when each was.
-    fn consume<T>(&self, act: impl FnOnce() -> T) -> (T, Vec<Option<Instant>>) {
-        let topic = self.shape.topic_names().next().expect("a topic");
-        let mut reader = self.kafka.reader(&topic);
+    fn consume<T>(&self, mut reader: Reader, act: impl FnOnce() -> T) -> (T, Vec<Option<Instant>>) {
         // The controller names leaders before they know it.
         wait::until("the topic to be readable", wait::LIMIT, || {
             reader.poll(Duration::ZERO).is_ok()
@@ -232,7 +251,8 @@ impl Road<'_> {
         create_topics(self.kafka, &self.shape);
         let topic = self.shape.topic_names().next().expect("a topic");
         let producer = Producer::start(&self.kafka.bootstrap(), &topic, self.shape);
-        let (((times, pace), acknowledged), received) = self.consume(|| {
+        let reader = self.kafka.reader(&topic);
+        let (((times, pace), acknowledged), received) = self.consume(reader, || {
             let committed = self.commit(|number, _| producer.send(number));
             (committed, producer.finish())
         });
@@ -275,15 +295,53 @@ impl Road<'_> {
         Leg { pace, receipt: self.delays(&times, &received), acknowledged: None, relay: None }
     }
 
+    /// At least once, and exactly once, as far as they are asked for.
+    fn by_owlpost(&self, delivery: Delivery, once_first: bool) -> (Option<Leg>, Option<Leg>) {
+        let relay = || delivery.has_at_least_once().then(|| self.relay());
+        let once = || delivery.has_exactly_once().then(|| self.once());
+        match once_first {
+            true => {
+                let once = once();
+                (relay(), once)
+            }
+            false => (relay(), once()),
+        }
+    }
+
     fn relay(&self) -> Leg {
+        let relay = self.stage.relay(SLOT, &self.kafka.bootstrap());
+        self.caught_up(relay, |topic| self.kafka.reader(topic))
+    }
+
+    fn once(&self) -> Leg {
+        let relay = self.stage.relay_once(SLOT, &self.kafka.bootstrap());
+        let leg = self.caught_up(relay, |topic| self.kafka.committed_reader(topic));
+        self.forget_position();
+        leg
+    }
+
+    /// The next slot of this name begins elsewhere.
+    fn forget_position(&self) {
+        let slot = format!(
+            "SELECT format('owlpost-%s-%s-{SLOT}', system_identifier, oid) \
+             FROM pg_control_system(), pg_database WHERE datname = current_database()"
+        );
+        let group = self.stage.postgres.ask(&slot);
+        let servers = self.kafka.bootstrap();
+        let arguments = ["--bootstrap-server", &servers, "--delete", "--group", &group];
+        self.kafka.java("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &arguments);
+    }
+
+    fn caught_up(&self, relay: owlpost::Command, reader: impl Fn(&str) -> Reader) -> Leg {
         self.stage.create_slot(SLOT);
         create_topics(self.kafka, &self.shape);
         let topic = self.shape.topic_names().next().expect("a topic");
-        let relay = self.stage.relay(SLOT, &self.kafka.bootstrap()).spawn();
+        let relay = relay.spawn();
         relay.wait_ready();
         let walsender = self.wait_active();
         let before = (Usage::of(relay.pid()).unwrap(), Usage::of(walsender).unwrap());
-        let ((times, pace), received) = self.consume(|| self.commit(|_, _| ()));
+        let reader = reader(&topic);
+        let ((times, pace), received) = self.consume(reader, || self.commit(|_, _| ()));
         let usage = Usage::of(relay.pid()).unwrap() - before.0;
         let walsender = Usage::of(walsender).unwrap() - before.1;
         let peak_rss = proc::peak_rss(relay.pid()).unwrap();
@@ -328,16 +386,20 @@ fn fact_in(message: &[u8]) -> Option<usize> {
 }
 
 /// After some facts, as a relay is that has been used.
-fn idle(stage: &Stage, kafka: &Kafka, watched: Duration) -> Idle {
+fn idle(stage: &Stage, kafka: &Kafka, delivery: Delivery, watched: Duration) -> Idle {
     let shape = Shape { facts: 1000, ..Shape::default() };
     stage.create_slot(SLOT);
     create_topics(kafka, &shape);
     let topic = shape.topic_names().next().expect("a topic");
-    let relay = stage.relay(SLOT, &kafka.bootstrap()).spawn();
+    let relay = match delivery.has_at_least_once() {
+        true => stage.relay(SLOT, &kafka.bootstrap()).spawn(),
+        false => stage.relay_once(SLOT, &kafka.bootstrap()).spawn(),
+    };
     relay.wait_ready();
     let end = shape.emit(&stage.postgres);
     relay.wait_until("the facts to be in Kafka", LIMIT, || {
-        kafka.end_offsets(&topic).values().sum::<i64>() == 1000
+        // With markers, where there are some.
+        kafka.end_offsets(&topic).values().sum::<i64>() >= 1000
     });
     let (begun, before) = (Instant::now(), Usage::of(relay.pid()).unwrap());
     std::thread::sleep(watched);

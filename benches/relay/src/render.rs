@@ -21,7 +21,8 @@ pub struct Arguments {
     document: Vec<PathBuf>,
 }
 
-const BENCHMARKS: [&str; 4] = ["drain", "latency", "growth", "memory"];
+const BENCHMARKS: [&str; 6] =
+    ["drain", "latency", "growth", "memory", "drain-exactly-once", "latency-exactly-once"];
 
 /// Writes what there are runs for, and prints the bars.
 pub fn run(arguments: &Arguments) {
@@ -34,13 +35,15 @@ pub fn run(arguments: &Arguments) {
             let intro = intro(run, runs.len());
             let tables = match &run.measured {
                 Measured::Drain(cases) => {
-                    blocks.push(("drain in short".to_owned(), drain::in_short(run, cases)));
-                    drain::plots(cases, &arguments.results);
-                    drain::tables(cases)
+                    if !run.measured.is_once() {
+                        blocks.push(("drain in short".to_owned(), drain::in_short(run, cases)));
+                    }
+                    drain::plots(cases, name, &arguments.results);
+                    drain::tables(cases, name)
                 }
                 Measured::Latency(latency) => {
-                    latency::plot(latency, &arguments.results);
-                    latency::tables(latency)
+                    latency::plot(latency, name, &arguments.results);
+                    latency::tables(latency, name)
                 }
                 Measured::Growth(growth) => {
                     growth::plots(growth, &arguments.results);

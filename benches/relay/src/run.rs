@@ -1,6 +1,6 @@
 //! A run of a benchmark, as it is kept: when, on what, and every number that was measured.
 
-use crate::drain::Case;
+use crate::drain::{Case, TO_KAFKA_ONCE};
 use crate::growth::Growth;
 use crate::latency::Latency;
 use crate::memory::Memory;
@@ -31,9 +31,20 @@ impl Measured {
         }
     }
 
+    /// Of exactly-once delivery.
+    pub fn is_once(&self) -> bool {
+        match self {
+            Self::Drain(cases) => cases.iter().any(|case| case.contender(TO_KAFKA_ONCE).is_some()),
+            Self::Latency(latency) => latency.transaction_interval_ms.is_some(),
+            Self::Growth(_) | Self::Memory(_) => false,
+        }
+    }
+
     /// The file, without its ending.
     fn name(&self) -> &'static str {
         match self {
+            Self::Drain(_) if self.is_once() => "drain-exactly-once",
+            Self::Latency(_) if self.is_once() => "latency-exactly-once",
             Self::Drain(_) => "drain",
             Self::Latency(_) => "latency",
             Self::Growth(_) => "growth",

@@ -27,6 +27,39 @@ pub struct Subject {
     pub out: PathBuf,
 }
 
+impl Subject {
+    /// How long facts gather in a Kafka transaction, in milliseconds.
+    pub fn transaction_interval_ms(&self) -> u64 {
+        let mut set = self.set.iter().filter_map(|set| set.strip_prefix("TRANSACTION_INTERVAL="));
+        set.next_back().map_or(50, |text| {
+            let ms = text.strip_suffix("ms").and_then(|ms| ms.parse().ok());
+            let s = || text.strip_suffix('s').and_then(|s| Some(s.parse::<u64>().ok()? * 1000));
+            ms.or_else(s).unwrap_or_else(|| panic!("{text}: give TRANSACTION_INTERVAL in ms or s"))
+        })
+    }
+}
+
+/// What the relay promises to consumers while it is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Delivery {
+    #[default]
+    AtLeastOnce,
+    /// In Kafka transactions; consumers read committed records.
+    ExactlyOnce,
+    /// Both in turns, in one run.
+    Both,
+}
+
+impl Delivery {
+    pub fn has_at_least_once(self) -> bool {
+        self != Self::ExactlyOnce
+    }
+
+    pub fn has_exactly_once(self) -> bool {
+        self != Self::AtLeastOnce
+    }
+}
+
 /// A PostgreSQL with one publication, and the relay to be run.
 #[derive(Debug)]
 pub struct Stage {
@@ -74,6 +107,11 @@ impl Stage {
             .env("PUBLICATION_NAME", PUBLICATION);
         let settings = self.settings.iter();
         settings.fold(command, |command, (name, value)| command.env(name, value))
+    }
+
+    /// The same in Kafka transactions.
+    pub fn relay_once(&self, slot: &str, bootstrap: &str) -> owlpost::Command {
+        self.relay(slot, bootstrap).env("DELIVERY", "exactly-once")
     }
 
     /// Whether the slot is confirmed there, or at the end of the last commit before it: what lies between is a message
@@ -136,8 +174,9 @@ impl Stage {
         };
         let (ended, (streaming, walsender, peak_rss)) = std::thread::scope(|scope| {
             let watch = scope.spawn(watch);
+            let over = Over(&done);
             let ended = end(&reader);
-            done.store(true, Ordering::Relaxed);
+            drop(over);
             (ended, watch.join().unwrap())
         });
         // A drain that was over before it was seen to begin counts from the start of the process.
@@ -149,6 +188,15 @@ impl Stage {
             peak_rss,
         };
         (watched, reader)
+    }
+}
+
+/// Ends the watch, also where what is watched has failed.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

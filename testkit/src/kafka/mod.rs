@@ -2,6 +2,7 @@
 
 mod admin;
 pub(crate) mod config;
+mod fetch;
 mod follower;
 mod java;
 mod reader;

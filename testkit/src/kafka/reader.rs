@@ -1,17 +1,18 @@
 //! Reading a topic back, by an implementation that is not ours.
 
+use super::fetch::{Batch, Fetch, FetchedPartition, Marker};
 use super::wire::{Wire, block_on};
 use super::{Kafka, LIMIT};
 use crate::error::{Error, Result};
 use crate::wait;
 use rskafka::protocol::error::Error as ApiError;
 use rskafka::protocol::messages::{
-    FetchRequest, FetchRequestPartition, FetchRequestTopic, FetchResponsePartition, IsolationLevel,
-    ListOffsetsRequest, ListOffsetsRequestPartition, ListOffsetsRequestTopic,
+    FetchRequest, FetchRequestPartition, FetchRequestTopic, IsolationLevel, ListOffsetsRequest,
+    ListOffsetsRequestPartition, ListOffsetsRequestTopic,
 };
 use rskafka::protocol::primitives::{Int32, Int64, String_};
 use rskafka::protocol::record::{ControlBatchOrRecords, RecordBatch, RecordBatchTimestampType};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,7 @@ impl Record {
 pub struct Reader {
     addresses: Vec<String>,
     topic: Arc<str>,
+    isolation: IsolationLevel,
     /// The next offset of each partition.
     next: BTreeMap<i32, i64>,
     /// Connections, by the broker's address.
@@ -73,13 +75,38 @@ impl Kafka {
         records
     }
 
-    /// A reader that stands at the topic's beginning. It does not come past the end of a transaction, of which rskafka
-    /// 0.6.0 takes the record for something else: [`follow_by_java`](Self::follow_by_java) does.
+    /// What of them is committed, up to the oldest transaction that is open.
+    ///
+    /// # Panics
+    ///
+    /// When the topic cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn read_committed(&self, topic: &str) -> Vec<Record> {
+        let mut reader = self.committed_reader(topic);
+        reader.read_to_end();
+        let mut records = reader.into_records();
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// A reader that stands at the topic's beginning.
     #[must_use]
     pub fn reader(&self, topic: &str) -> Reader {
+        self.reader_of(topic, IsolationLevel::ReadUncommitted)
+    }
+
+    /// The same, which reads committed records only. Its ends are where the oldest transaction that is open begins.
+    #[must_use]
+    pub fn committed_reader(&self, topic: &str) -> Reader {
+        self.reader_of(topic, IsolationLevel::ReadCommitted)
+    }
+
+    fn reader_of(&self, topic: &str, isolation: IsolationLevel) -> Reader {
         Reader {
             addresses: self.addresses(),
             topic: Arc::from(topic),
+            isolation,
             next: BTreeMap::new(),
             wires: HashMap::new(),
             leaders: BTreeMap::new(),
@@ -201,6 +228,17 @@ impl Reader {
         fetched.map(|()| self.records.len() - before)
     }
 
+    /// Stands so many offsets before the present ends, or at the beginning.
+    ///
+    /// # Panics
+    ///
+    /// When the brokers do not tell.
+    #[track_caller]
+    pub fn stand_before_ends(&mut self, offsets: i64) {
+        let ends = self.retry(Self::ends);
+        self.next = ends.into_iter().map(|(p, end)| (p, (end - offsets).max(0))).collect();
+    }
+
     /// Asks anew which partitions there are: a topic may have grown.
     pub fn look_again(&mut self) {
         self.forget();
@@ -272,7 +310,7 @@ impl Reader {
     }
 
     fn ends(&mut self) -> Result<BTreeMap<i32, i64>> {
-        self.offsets(IsolationLevel::ReadUncommitted)
+        self.offsets(self.isolation)
     }
 
     /// Where each partition ends for a consumer of this kind.
@@ -320,36 +358,78 @@ impl Reader {
                 max_wait_ms: Int32(patience.as_millis() as i32),
                 min_bytes: Int32(1),
                 max_bytes: Some(Int32(32 << 20)),
-                isolation_level: None,
+                isolation_level: Some(self.isolation),
                 topics: vec![FetchRequestTopic { topic, partitions }],
             };
-            let answer = block_on(async move { wire.ask(request).await })?;
-            for partition in answer.responses.into_iter().flat_map(|topic| topic.partitions) {
+            let answer = block_on(async move { wire.ask(Fetch(request)).await })?;
+            for partition in answer.0 {
                 self.take(partition)?;
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, partition: FetchResponsePartition) -> Result<()> {
-        fail(partition.error_code, "a fetch")?;
-        let index = partition.partition_index.0;
+    fn take(&mut self, partition: FetchedPartition) -> Result<()> {
+        let FetchedPartition { index, error, aborted, batches } = partition;
+        fail(error, "a fetch")?;
         let next = self.next.entry(index).or_insert(0);
-        for batch in partition.records.0 {
+        let mut aborted = Aborted::new(aborted);
+        for batch in batches {
+            let batch = match batch {
+                Batch::Records(batch) => batch,
+                Batch::Marker(marker) => {
+                    *next = (*next).max(marker.offset + 1);
+                    aborted.end(marker);
+                    continue;
+                }
+            };
             // A broker sends whole batches, also where the wanted offset is in the middle.
             let wanted = *next;
-            *next = wanted.max(batch.base_offset + i64::from(batch.last_offset_delta) + 1);
-            let read = records(&self.topic, index, batch);
-            self.records.extend(read.filter(|record| record.offset >= wanted));
+            let last = batch.base_offset + i64::from(batch.last_offset_delta);
+            *next = wanted.max(last + 1);
+            if !aborted.has(&batch, last) {
+                let read = records(&self.topic, index, batch);
+                self.records.extend(read.filter(|record| record.offset >= wanted));
+            }
         }
         Ok(())
+    }
+}
+
+/// Aborted transactions that begin before the end of what was fetched, of which a broker tells who wants committed
+/// records.
+struct Aborted {
+    /// Producer and first offset, the last first.
+    coming: Vec<(i64, i64)>,
+    /// Producers whose transaction is aborted by a marker further on.
+    open: HashSet<i64>,
+}
+
+impl Aborted {
+    fn new(mut coming: Vec<(i64, i64)>) -> Self {
+        coming.sort_by_key(|(_, first)| std::cmp::Reverse(*first));
+        Self { coming, open: HashSet::new() }
+    }
+
+    /// Whether this batch, up to `last`, is in one. To be asked of all, in their order.
+    fn has(&mut self, batch: &RecordBatch, last: i64) -> bool {
+        while let Some((producer, _)) = self.coming.pop_if(|(_, first)| *first <= last) {
+            self.open.insert(producer);
+        }
+        batch.is_transactional && self.open.contains(&batch.producer_id)
+    }
+
+    fn end(&mut self, marker: Marker) {
+        if marker.is_abort {
+            self.open.remove(&marker.producer);
+        }
     }
 }
 
 fn records(topic: &Arc<str>, partition: i32, batch: RecordBatch) -> impl Iterator<Item = Record> {
     let records = match batch.records {
         ControlBatchOrRecords::Records(records) => records,
-        // What ends a transaction, if it were understood: see [`Kafka::reader`].
+        // These do not come here.
         ControlBatchOrRecords::ControlBatch(_) => Vec::new(),
     };
     let topic = Arc::clone(topic);

@@ -2,7 +2,7 @@
 
 use super::plot::{self, Group};
 use crate::bars::ratios;
-use crate::drain::{Case, Contender, PG_RECVLOGICAL, RAW_READER, TO_KAFKA, TO_NULL};
+use crate::drain::{Case, Contender, PG_RECVLOGICAL, RAW_READER, TO_KAFKA, TO_KAFKA_ONCE, TO_NULL};
 use crate::memory::mib;
 use crate::run::Run;
 use crate::spread::{Spread, cell};
@@ -10,11 +10,9 @@ use crate::stage::Outcome;
 use std::fmt::Write as _;
 use std::path::Path;
 
-const SPEEDS: &str = "drain.svg";
-
-/// All cases, a table each, and where the time of owlpost goes.
-pub fn tables(cases: &[Case]) -> String {
-    let mut text = format!("![thousand facts a second, by case](performance/{SPEEDS})\n\n");
+/// All cases, a table each, and where the time of owlpost goes; the plot has the benchmark's name.
+pub fn tables(cases: &[Case], name: &str) -> String {
+    let mut text = format!("![thousand facts a second, by case](performance/{name}.svg)\n\n");
     for case in cases {
         let _ = writeln!(text, "{}:\n", heading(case));
         text.push_str(&table(case));
@@ -75,7 +73,9 @@ fn times(cases: &[Case]) -> String {
         "| | on a processor | ready, without one | waiting | waits per 1000 facts | facts per batch | batches per request | records checked |\n|---|---|---|---|---|---|---|---|\n",
     );
     for case in cases {
-        for contender in [TO_NULL, TO_KAFKA].iter().filter_map(|name| case.contender(name)) {
+        for contender in
+            [TO_NULL, TO_KAFKA, TO_KAFKA_ONCE].iter().filter_map(|name| case.contender(name))
+        {
             let facts = case.shape.facts as f64;
             let median = |value: &dyn Fn(&Outcome) -> Option<f64>| {
                 Spread::of(contender.rounds.iter().filter_map(value)).map(|spread| spread.median)
@@ -170,7 +170,7 @@ pub fn in_short(run: &Run, cases: &[Case]) -> String {
     text
 }
 
-pub fn plots(cases: &[Case], folder: &Path) {
+pub fn plots(cases: &[Case], name: &str, folder: &Path) {
     let Some(first) = cases.first() else { return };
     let names: Vec<String> = first.contenders.iter().map(|c| c.name.clone()).collect();
     let speed = |case: &Case, contender: &Contender| {
@@ -183,7 +183,7 @@ pub fn plots(cases: &[Case], folder: &Path) {
     };
     let groups: Vec<_> = cases.iter().map(group).collect();
     plot::bars(
-        &folder.join(SPEEDS),
+        &folder.join(format!("{name}.svg")),
         "Draining a backlog: median, smallest to largest",
         "1000 facts/s",
         &names,

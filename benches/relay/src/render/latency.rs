@@ -7,27 +7,39 @@ use crate::spread::{Spread, cell};
 use std::fmt::Write as _;
 use std::path::Path;
 
-const PLOT: &str = "latency.svg";
-
 const QUANTILES: [(usize, &str); 4] = [(500, "p50"), (990, "p99"), (999, "p99.9"), (1000, "max")];
 
-type Road = (&'static str, fn(&Round) -> &Leg);
+type Road = (&'static str, fn(&Round) -> Option<&Leg>);
 
-const ROADS: [Road; 3] = [
-    ("floor: produced by the application", |round| &round.floor),
-    ("walsender: a reader of the stream", |round| &round.walsender),
-    ("owlpost", |round| &round.relay),
+const FLOOR: Road = ("floor: produced by the application", |round| Some(&round.floor));
+
+/// The last two are owlpost's, where they were measured.
+const ROADS: [Road; 4] = [
+    FLOOR,
+    ("walsender: a reader of the stream", |round| Some(&round.walsender)),
+    OWLPOSTS[0],
+    OWLPOSTS[1],
 ];
 
-pub fn tables(latency: &Latency) -> String {
+const OWLPOSTS: [Road; 2] = [
+    ("owlpost", |round| round.relay.as_ref()),
+    ("owlpost, exactly once", |round| round.once.as_ref()),
+];
+
+/// The plot has the benchmark's name.
+pub fn tables(latency: &Latency, name: &str) -> String {
     let mut text = format!(
-        "![commit to consumer, by quantile](performance/{PLOT})\n\nMilliseconds from COMMIT's return, medians (smallest..largest) of the rounds:\n\n\
+        "![commit to consumer, by quantile](performance/{name}.svg)\n\nMilliseconds from COMMIT's return, medians (smallest..largest) of the rounds:\n\n\
          | facts/s | road to | p50 | p99 | p99.9 | max |\n|---|---|---|---|---|---|\n"
     );
     for rate in &latency.rates {
         for (name, leg) in ROADS {
+            let legs = || rate.rounds.iter().filter_map(leg);
+            if legs().next().is_none() {
+                continue;
+            }
             let cells = QUANTILES.map(|(per_mille, _)| {
-                cell(rate.rounds.iter().map(|round| leg(round).receipt.micros(per_mille) / 1e3), 2)
+                cell(legs().map(|leg| leg.receipt.micros(per_mille) / 1e3), 2)
             });
             let _ = writeln!(text, "| {} | receipt; {name} | {} |", rate.rate, cells.join(" | "));
         }
@@ -46,7 +58,9 @@ pub fn tables(latency: &Latency) -> String {
         "\nowlpost while caught up:\n\n| facts/s | committed | mean commit to acknowledgement ms, by its metric | CPU us/fact | walsender us/fact | facts per batch | waits per fact | peak RSS MiB |\n|---|---|---|---|---|---|---|---|\n",
     );
     for rate in &latency.rates {
-        text.push_str(&caught_up(rate));
+        for road in OWLPOSTS {
+            text.push_str(&caught_up(rate, road));
+        }
     }
     let idle = &latency.idle;
     let _ = writeln!(
@@ -60,13 +74,18 @@ pub fn tables(latency: &Latency) -> String {
     text
 }
 
-fn caught_up(rate: &Rate) -> String {
-    let relays = || rate.rounds.iter().filter_map(|round| round.relay.relay.as_ref());
+fn caught_up(rate: &Rate, (name, leg): Road) -> String {
+    let legs = || rate.rounds.iter().filter_map(leg);
+    let relays = || legs().filter_map(|leg| leg.relay.as_ref());
+    if legs().next().is_none() {
+        return String::new();
+    }
+    let how = name.strip_prefix("owlpost").unwrap_or_default();
     format!(
-        "| {} in transactions of {} | {} | {} | {} | {} | {} | {} | {} |\n",
+        "| {} in transactions of {}{how} | {} | {} | {} | {} | {} | {} | {} |\n",
         rate.rate,
         rate.per_transaction,
-        cell(rate.rounds.iter().map(|round| round.relay.pace), 0),
+        cell(legs().map(|leg| leg.pace), 0),
         cell(relays().map(|relay| relay.commit_to_ack_mean_us / 1e3), 2),
         cell(relays().map(|relay| relay.usage.cpu_us() / relay.facts as f64), 1),
         cell(relays().map(|relay| relay.walsender.cpu_us() / relay.facts as f64), 1),
@@ -77,22 +96,25 @@ fn caught_up(rate: &Rate) -> String {
 }
 
 /// One over the part of facts that take longer, on the axis; so that the tail has room.
-pub fn plot(latency: &Latency, folder: &Path) {
+pub fn plot(latency: &Latency, file: &str, folder: &Path) {
     let mut lines = Vec::new();
     for rate in &latency.rates {
-        for (name, leg) in [ROADS[0], ROADS[2]] {
+        for (name, leg) in [FLOOR, OWLPOSTS[0], OWLPOSTS[1]] {
             let point = |per_mille: usize| {
-                let rounds = rate.rounds.iter();
-                let spread = Spread::of(rounds.map(|r| leg(r).receipt.micros(per_mille) / 1e3))?;
+                let legs = rate.rounds.iter().filter_map(leg);
+                let spread = Spread::of(legs.map(|leg| leg.receipt.micros(per_mille) / 1e3))?;
                 Some((1000.0 / (1000 - per_mille) as f64, spread.median))
             };
-            let points = [500, 900, 950, 990, 999].into_iter().filter_map(point).collect();
+            let points: Vec<_> = [500, 900, 950, 990, 999].into_iter().filter_map(point).collect();
+            if points.is_empty() {
+                continue;
+            }
             let name = name.split(':').next().unwrap_or(name);
             lines.push(Line { name: format!("{name}, {} facts/s", rate.rate), points });
         }
     }
     plot::lines(
-        &folder.join(PLOT),
+        &folder.join(format!("{file}.svg")),
         "From COMMIT's return to a consumer",
         "one fact of so many takes longer (2 is p50, 100 is p99, 1k is p99.9)",
         "ms",
