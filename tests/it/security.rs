@@ -2,13 +2,13 @@
 
 use crate::commands::Shell;
 use crate::postgres_security::{HERE, server};
-use crate::support::{PATIENCE, count, emit, relay, stop, wait_confirmed, wait_state};
+use crate::support::{PATIENCE, count, emit, lsn, relay, stop, wait_confirmed, wait_state};
 use crate::typed::settings_alone;
 use std::sync::OnceLock;
 use testkit::certificates::{Authority, Certificate};
 use testkit::checker::Checker;
 use testkit::workload::Workload;
-use testkit::{Kafka, Postgres, owlpost};
+use testkit::{Kafka, Postgres, oracle, owlpost, wait};
 
 const PASSWORD: &str = "correct horse battery";
 
@@ -284,6 +284,52 @@ fn every_mechanism_logs_in_with_and_without_tls_and_certificate() {
         }
     }
     assert_eq!(expected, 11);
+}
+
+/// Coordinators are other connections than leaders, and log in as these do.
+#[test]
+fn transactions_go_over_tls_with_sasl_and_each_fact_is_seen_once_though_the_relay_is_killed() {
+    const OWN_SLOT: &str = "sealed";
+    let secure = secure();
+    let postgres = Postgres::builder().start();
+    secure.kafka.create_topic("sealed.order", 2, &[]);
+    // This Kafka is everybody's here: another slot is another transactional id.
+    let command = sasl(secure.tls(secure.relay("sealed", &postgres, "SASLTLS")), "SCRAM-SHA-512")
+        .env("DELIVERY", "exactly-once")
+        .env("REPLICATION_SLOT_NAME", OWN_SLOT)
+        .env("IN_FLIGHT_BYTES", "1MiB");
+    let check = |words: &str| {
+        let check = command.clone().arg("check").spawn();
+        let code = check.wait_exit(PATIENCE).code();
+        let said = check.stdout();
+        assert!(code == Some(0) && said.contains(words), "{words}: {said}");
+    };
+    check("keeps no position; one was begun and aborted");
+    let slot = || oracle::slot(&mut postgres.client(), OWN_SLOT).unwrap();
+    let doomed = command.clone().spawn();
+    doomed.wait_ready();
+    let workload = Workload { facts: 4000, payload: 40..=400, ..Workload::new("sealed", 1) };
+    let running = workload.start(&postgres);
+    doomed.wait_until("some facts to be stored", PATIENCE, || {
+        count(&secure.kafka, "sealed.order") >= 500
+    });
+    doomed.kill9();
+    wait::until("the slot to be free", PATIENCE, || slot().active_pid.is_none());
+    let relay = command.clone().spawn();
+    running.wait();
+    let written = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
+    relay.wait_until("the relay to confirm everything", PATIENCE, || slot().confirmed >= written);
+    stop(&relay);
+    let records = secure.kafka.read_committed_by_java("sealed.order");
+    let truth = crate::support::truth(&postgres);
+    Checker::new(&truth).prefix("sealed").check(&records).assert_clean();
+    check("-sealed keeps ");
+
+    let status = command.arg("status").arg("--sample").arg("10ms").spawn();
+    let code = status.wait_exit(PATIENCE).code();
+    let said = status.stdout();
+    assert!(code == Some(0) && said.contains(", where the slot stands"), "{said}");
+    assert!(!relay.log_text().contains("battery") && !said.contains("battery"), "{said}");
 }
 
 #[test]
