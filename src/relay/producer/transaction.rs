@@ -545,7 +545,6 @@ impl Transactions {
         self.held = Held::Dropped;
         self.producer = None;
         self.opened = None;
-        self.unknown_since = None;
         self.to_add.clear();
         if !matches!(self.state, State::Nameless) {
             self.state = State::Quieting;
@@ -821,6 +820,8 @@ impl Transactions {
                 "{cause}: a request of this relay may have come to Kafka late"
             ));
         }
+        // A standby may wait for hours.
+        self.unknown_since = None;
         self.state = State::Fenced(format!(
             "{cause}: another relay, or somebody else, has the transactional id {id} now"
         ));
