@@ -1027,9 +1027,9 @@ fn who_gets_the_slot_back_from_another_takes_the_id_and_what_that_one_published_
     rig.lose_connection();
     rig.pass(SECOND);
     rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));
-    rig.pass(SECOND);
-    // Its transaction was aborted by who came, which has published that.
-    rig.ended(false);
+    // Its transaction is aborted; who came has published that.
+    rig.work(SECOND);
+    assert_eq!((rig.aborts, rig.open.len()), (1, 0));
     rig.position = Some(record(100).to_stored());
     rig.asked.clear();
     rig.connect();
@@ -1038,6 +1038,26 @@ fn who_gets_the_slot_back_from_another_takes_the_id_and_what_that_one_published_
     assert_eq!(rig.asked[..2], ["begin", "FetchPosition"]);
     assert_eq!(rig.committed, [["b"]]);
     assert_eq!(rig.exit, None);
+}
+
+/// Symptom: a relay that waited for the slot, and was told to stop, waited for its deadline and ended with 7, because of
+/// facts that the other one had published long since.
+#[test]
+fn what_was_held_when_another_took_the_slot_is_that_ones_and_no_stop_waits_for_it() {
+    let mut rig = Rig::ready();
+    rig.receive(&transaction(100, &["a"]));
+    rig.serve();
+    assert_eq!(rig.open.len(), 1);
+    rig.lose_connection();
+    rig.pass(100 * MS);
+    rig.input(Input::PostgresGone(Gone::SlotInUse("PID 7".to_owned())));
+    rig.work(100 * MS);
+    assert_eq!((rig.aborts, rig.open.len()), (1, 0), "at once");
+    assert_eq!(rig.relay.standing(rig.now.at).unsettled_facts, 0);
+    rig.input(Input::Stop);
+    let Exit { kind, reason } = rig.exit.unwrap();
+    assert_eq!(kind, ExitKind::Stopped, "{reason}");
+    assert!(reason.contains("the slot is another session's"), "{reason}");
 }
 
 #[test]

@@ -481,7 +481,7 @@ impl Relay {
                     self.events.push_back(Event::SlotInUse { cause: cause.clone(), delay });
                 }
                 self.attempts = self.attempts.saturating_add(1);
-                self.slot_lost();
+                self.slot_lost(now);
                 self.postgres_away(now);
                 self.slot_in_use = Some(cause.clone());
                 self.link = Link::Away { until: now.at + SLOT_IN_USE_RETRY };

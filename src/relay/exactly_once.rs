@@ -116,10 +116,13 @@ impl Relay {
         }
     }
 
-    /// Another session has the slot.
-    pub(super) fn slot_lost(&mut self) {
-        if let Some(groups) = &mut self.groups {
-            groups.slot_lost = true;
+    /// Another session has the slot: what is held here is for it to publish. A relay that stops waits until it is told
+    /// whether that is somebody else.
+    pub(super) fn slot_lost(&mut self, now: Now) {
+        let Some(groups) = &mut self.groups else { return };
+        let is_news = !std::mem::replace(&mut groups.slot_lost, true);
+        if is_news && self.stopping.is_none() {
+            self.forget_held(now, false);
         }
     }
 
