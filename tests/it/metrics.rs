@@ -156,8 +156,9 @@ fn the_numbers_of_transactions_follow_them_up_to_the_fence() {
     fence(&postgres, kafka);
     emit(&postgres, true, "once", FACT);
     wait_red(&relay, "failed", "\"exit_code\":14");
+    // What was scraped last may be shown a moment longer.
+    wait_value(&relay, "owlpost_fenced_total", &[], |fenced| fenced == 1.0);
     let found = scrape(&relay).unwrap();
-    assert_eq!(found.value("owlpost_fenced_total", &[]), Some(1.0));
     assert_eq!(found.sum("owlpost_transactions_aborted_total"), 1.0, "the one that found it out");
     assert_eq!(found.value("owlpost_transaction_state", &[("state", "fenced")]), Some(1.0));
     relay.signal(Signal::SIGTERM);
