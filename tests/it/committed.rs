@@ -1,12 +1,39 @@
 //! A consumer of committed records that goes along with a topic, by the relay's own reader. What it has read it never
 //! reads again, as those do that commit their offsets.
 
+use crate::support::PATIENCE;
 use factlib::kafka::{Config, Consumer, Isolation};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use testkit::workload::Truth;
-use testkit::{Kafka, Record};
+use testkit::{Kafka, Record, wait};
 use tokio::runtime::Runtime;
+
+/// Whether consumers of committed records do not see all that is written.
+pub(crate) fn is_open(kafka: &Kafka, topic: &str) -> bool {
+    let topic: Arc<str> = Arc::from(topic);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let config = Config::new(kafka.addresses());
+        let mut consumer = Consumer::new(config, Isolation::Committed);
+        for partition in consumer.partitions(&topic).await.unwrap() {
+            // In this order: what is written in between is not taken for open.
+            let written = consumer.written(&topic, partition).await.unwrap();
+            if consumer.end(&topic, partition).await.unwrap() < written {
+                return true;
+            }
+        }
+        false
+    })
+}
+
+/// All that consumers of committed records will see of a topic in which nothing is produced any more. A transaction is
+/// committed once its coordinator says so; its markers are written after that, and on a busy machine that takes a while.
+#[track_caller]
+pub(crate) fn all_committed(kafka: &Kafka, topic: &str) -> Vec<Record> {
+    wait::until("markers to be written", PATIENCE, || !is_open(kafka, topic));
+    kafka.read_committed_by_java(topic)
+}
 
 pub(crate) struct Committed {
     runtime: Runtime,
@@ -30,6 +57,13 @@ impl Committed {
         assert!(!partitions.is_empty(), "no topic {topic}");
         let next = partitions.into_iter().map(|partition| (partition, 0)).collect();
         Self { runtime, consumer, topic, next, records: Vec::new(), looks: Vec::new() }
+    }
+
+    /// What has become visible since the last look, once nothing is open any more.
+    #[track_caller]
+    pub(crate) fn look_at_the_end(&mut self, kafka: &Kafka) -> &[Record] {
+        wait::until("markers to be written", PATIENCE, || !is_open(kafka, &self.topic));
+        self.look()
     }
 
     /// What has become visible since the last look.

@@ -1,5 +1,6 @@
 //! With `DELIVERY=exactly-once` consumers of committed records see each fact once, whatever becomes of the relay.
 
+use crate::committed::all_committed;
 use crate::support::{
     PATIENCE, SLOT, confirmed, count, relay, stop, truth, wait_confirmed, wait_state,
 };
@@ -27,7 +28,7 @@ pub(crate) fn exactly_once(prefix: &str, postgres: &Postgres, kafka: &Kafka) -> 
 /// Each fact once, in order, to who reads committed records.
 #[track_caller]
 pub(crate) fn judge(prefix: &str, postgres: &Postgres, kafka: &Kafka) {
-    let records = kafka.read_committed_by_java(&format!("{prefix}.order"));
+    let records = all_committed(kafka, &format!("{prefix}.order"));
     Checker::new(&truth(postgres)).prefix(prefix).check(&records).assert_clean();
 }
 

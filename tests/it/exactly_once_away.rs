@@ -3,8 +3,8 @@
 #![expect(clippy::print_stdout, reason = "what was measured")]
 
 use crate::committed::Committed;
+use crate::committed::is_open;
 use crate::exactly_once::{command, judge};
-use crate::exactly_once_faults::is_open;
 use crate::support::{PATIENCE, count, stop, wait_confirmed};
 use crate::transactions::Cluster;
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ impl Rig {
         wait_confirmed(&self.relay, &self.postgres, PATIENCE);
         stop(&self.relay);
         judge(self.prefix, &self.postgres, &self.kafka);
-        assert_eq!(consumer.look().len(), 20);
+        assert_eq!(consumer.look_at_the_end(&self.kafka).len(), 20);
     }
 }
 

@@ -1,13 +1,12 @@
 //! What brokers, time and operators do to a relay that delivers exactly once: consumers of committed records see each
 //! fact once, in order.
 
+use crate::committed::{all_committed, is_open};
 use crate::exactly_once::{command, exactly_once, groups, id, judge, wait_free};
 use crate::support::{
     PATIENCE, relay as at_least_once, stop, truth, wait_confirmed, wait_flowing, wait_state,
 };
 use crate::transactions::Cluster;
-use factlib::kafka::{Config, Consumer, Isolation};
-use std::sync::Arc;
 use testkit::checker::Checker;
 use testkit::process::Signal;
 use testkit::workload::Workload;
@@ -29,24 +28,6 @@ fn finish(relay: &Owlpost, prefix: &str, postgres: &Postgres, kafka: &Kafka) {
     wait_confirmed(relay, postgres, 2 * PATIENCE);
     stop(relay);
     judge(prefix, postgres, kafka);
-}
-
-/// Whether consumers of committed records do not see all that is written.
-pub(crate) fn is_open(kafka: &Kafka, topic: &str) -> bool {
-    let topic: Arc<str> = Arc::from(topic);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let config = Config::new(kafka.addresses());
-        let mut consumer = Consumer::new(config, Isolation::Committed);
-        for partition in consumer.partitions(&topic).await.unwrap() {
-            // In this order: what is written in between is not taken for open.
-            let written = consumer.written(&topic, partition).await.unwrap();
-            if consumer.end(&topic, partition).await.unwrap() < written {
-                return true;
-            }
-        }
-        false
-    })
 }
 
 /// Freezes the relay in the middle of a Kafka transaction.
@@ -173,8 +154,7 @@ fn a_transaction_that_expires(cluster: Cluster, prefix: &str) {
     finish(&relay, prefix, &postgres, kafka);
     let said = relay.log_text();
     assert!(said.contains(ENDED) && said.contains("Kafka transactions go on"), "{said}");
-    let (all, seen) =
-        (kafka.read_topic_by_java(&topic).len(), kafka.read_committed_by_java(&topic).len());
+    let (all, seen) = (kafka.read_topic_by_java(&topic).len(), all_committed(kafka, &topic).len());
     assert!(all > seen, "nothing was aborted: {said}");
 }
 
@@ -257,8 +237,7 @@ fn at_least_once_after_a_crash_and_back_loses_nothing() {
     load.stop();
     wait_confirmed(&other, &postgres, 2 * PATIENCE);
     stop(&other);
-    wait::until("the transaction to expire", PATIENCE, || !is_open(kafka, topic));
-    let seen = || kafka.read_committed_by_java(topic);
+    let seen = || all_committed(kafka, topic);
     Checker::new(&truth(&postgres)).prefix(prefix).allow_repeats().check(&seen()).assert_clean();
 
     let refused = begin();

@@ -232,7 +232,7 @@ fn two_relays_that_fight(cluster: Cluster, prefix: &str, policy: &'static str) {
     stop(ring.relay(owner));
 
     let topic = format!("{prefix}.order");
-    ring.consumer.look();
+    ring.consumer.look_at_the_end(kafka);
     let truth = truth(&ring.postgres);
     Checker::new(&truth).prefix(prefix).check(ring.consumer.records()).assert_clean();
     ring.consumer.assert_whole(&truth);

@@ -5,9 +5,8 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured")]
 
-use crate::committed::Committed;
+use crate::committed::{Committed, all_committed, is_open};
 use crate::exactly_once::{command, judge, wait_free};
-use crate::exactly_once_faults::is_open;
 use crate::support::{PATIENCE, count, stop, truth, wait_confirmed};
 use crate::transactions::Cluster;
 use std::collections::VecDeque;
@@ -185,7 +184,7 @@ impl<'k> Lane<'k> {
         }
         wait_confirmed(&last, &self.postgres, PATIENCE);
         stop(&last);
-        self.consumer.look();
+        self.consumer.look_at_the_end(self.kafka);
         let truth = truth(&self.postgres);
         if !truth.is_empty() {
             let report = Checker::new(&truth).prefix(&self.prefix).check(self.consumer.records());
@@ -252,7 +251,7 @@ fn a_relay_that_dies_at_each_step(cluster: Cluster, prefix: &str) {
                     println!("{name} with {load:?}: {} kills in {:.1?}", kills(), begun.elapsed());
                 }
                 judge(&lane.prefix, &lane.postgres, kafka);
-                let seen = kafka.read_committed_by_java(&format!("{}.order", lane.prefix)).len();
+                let seen = all_committed(kafka, &format!("{}.order", lane.prefix)).len();
                 assert_eq!(seen, lane.consumer.records().len(), "Kafka's consumer beside ours");
                 println!("lane {number}: {seen} facts, each once");
             });

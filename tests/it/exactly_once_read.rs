@@ -1,8 +1,8 @@
 //! What owlpost's own commands see of topics with `DELIVERY=exactly-once`: what is committed, and nothing else.
 
 use crate::commands::Shell;
+use crate::committed::{all_committed, is_open};
 use crate::exactly_once::{command, groups, id, judge, position, wait_free};
-use crate::exactly_once_faults::is_open;
 use crate::support::{PATIENCE, SLOT, confirmed, count, emit, stop, wait_confirmed};
 use crate::transactions::Cluster;
 use testkit::workload::Workload;
@@ -67,7 +67,7 @@ fn an_audit_does_not_count_what_was_aborted() {
     judge_ids(kafka, topic, &["again"]);
     // What benchmarks read with sees the same.
     assert_eq!(kafka.read_topic(topic), kafka.read_topic_by_java(topic));
-    assert_eq!(kafka.read_committed(topic), kafka.read_committed_by_java(topic));
+    assert_eq!(kafka.read_committed(topic), all_committed(kafka, topic));
 
     // It is there, but aborted, and somebody moves the slot past it.
     leave_open(slow.clone(), prefix, &fact("lost"), topic, &postgres, kafka);
@@ -83,7 +83,7 @@ fn an_audit_does_not_count_what_was_aborted() {
 /// The ids that a consumer of committed records sees.
 #[track_caller]
 fn judge_ids(kafka: &Kafka, topic: &str, ids: &[&str]) {
-    let records = kafka.read_committed_by_java(topic);
+    let records = all_committed(kafka, topic);
     let seen: Vec<_> = records.iter().map(|it| it.header("event_id").unwrap()).collect();
     assert_eq!(seen, ids);
 }
@@ -216,7 +216,7 @@ fn a_status_beside_a_relay_that_runs_and_dies(cluster: Cluster, prefix: &str) {
     assert_eq!(said["position"]["lsn"], position(&postgres, kafka).to_string());
     assert_eq!(said["position"]["bytes_ahead"], 0, "{said}");
     let last = said["position"]["fact"].as_str().unwrap();
-    assert_eq!(kafka.read_committed_by_java(&topic)[0].header("factlib_position"), Some(last));
+    assert_eq!(all_committed(kafka, &topic)[0].header("factlib_position"), Some(last));
     let said = shell.run(STATUS).ended(0);
     assert!(said.out.contains(", where the slot stands"), "{said:?}");
     judge_ids(kafka, &topic, &["one"]);

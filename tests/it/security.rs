@@ -320,7 +320,7 @@ fn transactions_go_over_tls_with_sasl_and_each_fact_is_seen_once_though_the_rela
     let written = lsn(&postgres, "SELECT pg_current_wal_flush_lsn()");
     relay.wait_until("the relay to confirm everything", PATIENCE, || slot().confirmed >= written);
     stop(&relay);
-    let records = secure.kafka.read_committed_by_java("sealed.order");
+    let records = crate::committed::all_committed(&secure.kafka, "sealed.order");
     let truth = crate::support::truth(&postgres);
     Checker::new(&truth).prefix("sealed").check(&records).assert_clean();
     check("-sealed keeps ");
