@@ -10,7 +10,6 @@ use factlib::http::{self, Health, Port};
 use factlib::postgres::audit_slot::audit_slot;
 use factlib::postgres::{accept_gap, identify};
 use factlib::progress::Work;
-use factlib::relay::Delivery;
 use factlib::relay::gone::ExitKind;
 use factlib::relay::seeded_bug::Seeded;
 use factlib::{command, run, slot_watch, telemetry};
@@ -35,13 +34,6 @@ fn main() -> std::process::ExitCode {
             return ExitCode::Configuration.into();
         }
     };
-    // Only test builds publish so, until all of it has been through the torture.
-    let publishes = matches!(action, Command::Run | Command::Drain(_));
-    let exactly_once = matches!(config.delivery, Delivery::ExactlyOnce(_));
-    if publishes && exactly_once && cfg!(not(feature = "seeded-bugs")) {
-        say("owlpost: DELIVERY: exactly-once is not in this build; use at-least-once");
-        return ExitCode::Configuration.into();
-    }
     config.remarks.extend(unread);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
