@@ -23,6 +23,10 @@ pub const BATCH_BYTES_FULL: usize = 384 * 1024;
 /// (`socket.request.max.bytes`), which looks like a fault of the network and would be repeated for ever.
 const RECORD_BYTES_MAX: usize = 100 * 1024 * 1024 - 64 * 1024;
 
+/// What a batch reserves when nothing is known of its partition: twelve thousand partitions with a fact or two each
+/// must not take 4 KiB for each.
+const BATCH_BYTES_MIN: usize = 1024;
+
 const HEADER_LEN: usize = 61;
 /// The checksum covers everything from here to the end.
 const ATTRIBUTES: usize = 21;
@@ -128,7 +132,7 @@ impl OpenBatch {
     /// The same, with room for about as many bytes, so that it need not be moved while it grows.
     pub fn with_capacity(first: Position, compression: Compression, bytes: usize) -> Self {
         let bytes = bytes + bytes / 16;
-        let mut encoded = Vec::with_capacity(bytes.clamp(4096, BATCH_BYTES_MAX));
+        let mut encoded = Vec::with_capacity(bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX));
         encoded.resize(HEADER_LEN, 0);
         let (base_timestamp, max_timestamp) = (0, i64::MIN);
         Self {

@@ -220,6 +220,12 @@ fn of_at_least_once(runs: &[&Run]) -> Vec<Bar> {
             ratio(case.contender(TO_KAFKA)?, peer, |outcome| 1.0 / outcome.reader.cpu_us())
         });
     }
+    bar("peak memory while draining, of Debezium's", Wanted::AtMost(0.05), &|run| {
+        let case = case_of(run, BASE)?;
+        let named = |it: &&Contender| it.name.starts_with("Debezium");
+        let peer = case.contenders.iter().find(named)?;
+        ratio(case.contender(TO_KAFKA)?, peer, |outcome| outcome.peak_rss as f64)
+    });
     bars
 }
 

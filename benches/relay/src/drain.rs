@@ -96,6 +96,12 @@ impl Case {
     pub fn contender(&self, name: &str) -> Option<&Contender> {
         self.contenders.iter().find(|contender| contender.name == name)
     }
+
+    /// Whether other relays are in it.
+    pub fn has_peers(&self) -> bool {
+        let ours = [RAW_READER, PG_RECVLOGICAL, TO_NULL, TO_KAFKA, TO_KAFKA_ONCE];
+        self.contenders.iter().any(|contender| !ours.contains(&contender.name.as_str()))
+    }
 }
 
 pub const RAW_READER: &str = "raw reader";

@@ -30,6 +30,9 @@ pub fn run(arguments: &Arguments) {
     let mut all = Vec::new();
     for name in BENCHMARKS {
         let runs = run::load(&arguments.results, name);
+        if let Some((run, peers)) = runs.iter().rev().find_map(peers) {
+            blocks.push(("peers".to_owned(), format!("{}\n\n{peers}", intro(run, 1))));
+        }
         // Runs of different hours are not put together: tables are of one, the last that has most of what there is.
         if let Some(run) = runs.iter().max_by_key(|run| run.measured.parts()) {
             let intro = intro(run, runs.len());
@@ -67,6 +70,12 @@ pub fn run(arguments: &Arguments) {
         fs::write(document, after).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
     }
     println!("{bars}");
+}
+
+/// The run with other relays in it, and its tables.
+fn peers(run: &Run) -> Option<(&Run, String)> {
+    let Measured::Drain(cases) = &run.measured else { return None };
+    Some((run, drain::peers(cases))).filter(|(_, tables)| !tables.is_empty())
 }
 
 fn intro(run: &Run, runs: usize) -> String {

@@ -24,6 +24,12 @@ pub fn tables(cases: &[Case], name: &str) -> String {
     text
 }
 
+/// The cases that have other relays in them.
+pub fn peers(cases: &[Case]) -> String {
+    let with = cases.iter().filter(|case| case.has_peers());
+    with.map(|case| format!("{}:\n\n{}", heading(case), table(case))).collect::<Vec<_>>().join("\n")
+}
+
 fn heading(case: &Case) -> String {
     let Case { name, shape, codec, .. } = case;
     let partitions = if shape.partitions == 1 { "partition" } else { "partitions" };
