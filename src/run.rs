@@ -23,10 +23,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 /// How often health is brought up to date when nothing happens.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a relay that ends waits for the end of the Kafka transaction that it gives up.
+const ABORT_MAX: Duration = Duration::from_secs(1);
 
 /// A receive buffer that grew beyond this for one large message is given back when it is empty.
 const RECEIVE_BUFFER_KEPT: usize = 4 * 1024 * 1024;
@@ -259,6 +262,7 @@ pub(crate) async fn drive(
     relay.handle(now(), Input::Timeout);
     loop {
         let mut parting = None;
+        let mut aborts = false;
         match relay.lease() {
             Some(until) => around.lease_until(until),
             None => around.slot_gone(),
@@ -291,7 +295,10 @@ pub(crate) async fn drive(
                         parting = Some(connection);
                     }
                 }
-                Output::Kafka(request) => around.send(request),
+                Output::Kafka(request) => {
+                    aborts = matches!(request, Request::EndTransaction { .. });
+                    around.send(request);
+                }
                 Output::Event(event) => around.event(&event),
                 Output::Exit(exit) => {
                     let at = now().at;
@@ -299,6 +306,16 @@ pub(crate) async fn drive(
                     around.ended(&exit);
                     if let Some(connection) = parting {
                         connection.part().await;
+                    }
+                    if aborts {
+                        let aborted = async {
+                            while let Some(answer) = answered.recv().await
+                                && !matches!(answer, Answer::TransactionEnded(_))
+                            {
+                            }
+                        };
+                        // Otherwise it expires: consumers of committed records wait for that.
+                        let _ = timeout(ABORT_MAX, aborted).await;
                     }
                     return exit;
                 }

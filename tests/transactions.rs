@@ -133,6 +133,8 @@ struct Rig {
     refusals: BTreeMap<&'static str, Vec<i16>>,
     /// These topics are not there.
     missing: Vec<&'static str>,
+    /// Facts with these keys are too large for their topic.
+    too_large: Vec<String>,
 }
 
 fn name_of(request: &Request) -> &'static str {
@@ -180,6 +182,7 @@ impl Rig {
             asked: Vec::new(),
             refusals: BTreeMap::new(),
             missing: Vec::new(),
+            too_large: Vec::new(),
         }
     }
 
@@ -421,6 +424,12 @@ impl Rig {
         assert!(decoded.is_transactional);
         let producer = ProducerId { id: decoded.producer_id, epoch: decoded.producer_epoch };
         assert_eq!(producer, self.producer());
+        let is_too_large = |record: &rskafka::protocol::record::Record| {
+            let key = record.key.as_deref().unwrap_or_default();
+            self.too_large.iter().any(|large| large.as_bytes() == key)
+        };
+        let refused = &*batch.topic != "dead" && records_of(batch).iter().any(is_too_large);
+        let refusal = refusal.or(refused.then_some(MESSAGE_TOO_LARGE));
         if refusal.is_none() {
             for record in records_of(batch) {
                 let key = String::from_utf8(record.key.unwrap()).unwrap();
@@ -645,6 +654,52 @@ fn a_slot_ahead_of_the_position_is_a_gap_and_refused_with_its_size() {
     assert_eq!(kind, ExitKind::Slot);
     assert!(reason.contains("3.0 KiB beyond 0/6C"), "{reason}");
     assert!(reason.contains("--delete --group owlpost-7-5-factlib_slot"), "{reason}");
+}
+
+/// Symptom: a relay whose slot had stood beyond the end of the log, as factlib's relay leaves it, ended with "its history
+/// went back" once it had committed that position.
+#[test]
+fn a_position_where_the_slot_stands_ahead_of_the_log_is_no_history_that_went_back() {
+    let ahead = PositionRecord { lsn: Lsn(2_000_000), fact: None, ..record(100) };
+    let mut rig = Rig::new(settings(), Some(ahead));
+    rig.identity.confirmed_flush = ahead.lsn;
+    rig.begin();
+    assert_eq!((&rig.exit, rig.hangups), (&None, 0));
+    assert!(rig.saw(|event| matches!(event, Event::PositionRead { .. })));
+}
+
+/// Symptom: a relay that was frozen while another one, which knew no transactions, had the slot, published that one's
+/// facts again.
+#[test]
+fn what_is_held_when_the_slot_was_moved_is_not_published_and_the_gap_is_told() {
+    let held = || {
+        let mut rig = Rig::ready_with(settings(), Some(record(50)));
+        rig.receive(&transaction(100, &["a"]));
+        rig.serve();
+        assert_eq!(rig.open.len(), 1);
+        rig
+    };
+    let back = |rig: &mut Rig| {
+        rig.lose_connection();
+        rig.pass(100 * MS);
+        rig.identity.confirmed_flush = Lsn(108);
+        rig.connect();
+        rig.work(500 * MS);
+        assert_eq!((rig.committed.len(), rig.open.len()), (0, 0));
+    };
+    let mut rig = held();
+    back(&mut rig);
+    let Exit { kind, reason } = rig.exit.unwrap();
+    assert_eq!(kind, ExitKind::Slot, "{reason}");
+    assert!(reason.contains("50 B beyond 0/3A"), "{reason}");
+
+    // Who stops has no time to ask.
+    let mut rig = held();
+    rig.input(Input::Stop);
+    back(&mut rig);
+    let Exit { kind, reason } = rig.exit.unwrap();
+    assert_eq!(kind, ExitKind::Deadline, "{reason}");
+    assert!(reason.contains("another had the slot"), "{reason}");
 }
 
 #[test]
@@ -944,6 +999,22 @@ fn a_dead_letter_goes_in_the_same_transaction_as_the_facts_around_it() {
     assert_eq!(rig.committed, [["dead:a", "b"]]);
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(208));
+}
+
+/// Symptom: each fact that a broker refused cost a transaction, and each of those took seconds longer to be begun anew.
+#[test]
+fn many_facts_that_a_broker_refuses_are_dead_letters_within_a_second() {
+    let mut settings = settings();
+    let dead_letter_topic = Some("dead".into());
+    settings.policies =
+        Policies { general: Policy::DeadLetter, by_topic: Vec::new(), dead_letter_topic };
+    let mut rig = Rig::ready_with(settings, None);
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    rig.too_large.clone_from(&keys);
+    rig.receive(&transaction(100, &keys.iter().map(String::as_str).collect::<Vec<_>>()));
+    rig.work(SECOND);
+    assert_eq!(rig.committed.iter().flatten().count(), 20, "{} aborts", rig.aborts);
+    assert!(rig.committed.iter().flatten().all(|key| key.starts_with("dead:")));
 }
 
 fn fence(rig: &mut Rig) {

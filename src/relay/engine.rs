@@ -410,6 +410,9 @@ impl Relay {
             return self.exit(ExitKind::OtherCluster, reason);
         } else if self.system.is_some() && confirmed_flush > flush && flush != Lsn::INVALID {
             self.events.push_back(Event::SlotMoved { from: flush, to: confirmed_flush });
+            if !self.slot_was_moved(now) {
+                return;
+            }
         } else if self.system.is_none() {
             self.look_ahead(confirmed_flush, wal_flushed);
         }

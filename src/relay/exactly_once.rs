@@ -126,6 +126,17 @@ impl Relay {
         }
     }
 
+    /// Somebody moved the slot past what is committed here: a relay that knows no transactions, or an operator. What is
+    /// held may be published, and where that begins only the position says. False if this is the end.
+    pub(super) fn slot_was_moved(&mut self, now: Now) -> bool {
+        if self.groups.is_some() && self.stopping.is_some() && self.producer.unsettled_facts() > 0 {
+            self.begin_anew(now, "another had the slot, and moved it".to_owned());
+            return false;
+        }
+        self.slot_lost(now);
+        true
+    }
+
     /// The slot is ours. Whoever had it meanwhile may have published what is held; who has it now takes the
     /// transactional id, too.
     pub(super) fn slot_taken(&mut self, now: Now) {
@@ -244,7 +255,7 @@ impl Relay {
                 return self.exit(ExitKind::OtherCluster, reason);
             }
             Some(record) => match record.on(&self.timelines, slot) {
-                Standing::Comparable if record.lsn > self.wal_flushed => {
+                Standing::Comparable if record.lsn > self.wal_flushed.max(self.ahead) => {
                     if groups.asked_because_of != Some(record.lsn) {
                         return self.ask_anew(now, record.lsn, identified);
                     }

@@ -761,6 +761,10 @@ impl Transactions {
         if self.recover(held) {
             self.unknown_since.get_or_insert(now);
             let Failed { reason, cause } = failed.clone();
+            if reason == AbortReason::GivenUp {
+                // One fact fewer each time: a thousand that a broker refuses must not take seconds each.
+                self.recoveries = 0;
+            }
             events.push_back(Event::TransactionAborted { reason, cause });
         }
     }
