@@ -195,7 +195,10 @@ impl Client {
         let mut open = OpenBatch::new(position, Compression::None);
         let headers = Headers::default();
         let (key, value) = (Some(&b"k"[..]), Some(value.as_bytes()));
-        open.push(&Record { timestamp_ms: 0, key, value, headers: &headers });
+        // Of now: what is older than the topic keeps is deleted half a minute after the broker's start.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let timestamp_ms = i64::try_from(now.as_millis()).unwrap();
+        open.push(&Record { timestamp_ms, key, value, headers: &headers });
         let mut batch = open.seal();
         batch.set_transactional_stamp(self.producer, self.sequence);
         let batches = vec![PartitionBatch {
@@ -515,7 +518,8 @@ async fn what_expires_is_aborted_and_only_the_new_protocol_lets_its_producer_go_
     everywhere("txn-expired", async |_, mut client| {
         let new = !client.explicit();
         for asked in Asked::all(&client) {
-            client.init(Duration::from_millis(300), None).await.unwrap();
+            // Long enough for a busy machine to put something in it.
+            client.init(Duration::from_secs(2), None).await.unwrap();
             client.open("to expire", 31).await;
             // Once it is settled, the broker has aborted the transaction, or is about to conclude that.
             assert_eq!(client.kept().await, None);

@@ -9,7 +9,7 @@ mod plot;
 use crate::bars;
 use crate::run::{self, Measured, Run};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -26,34 +26,62 @@ const BENCHMARKS: [&str; 6] =
 
 /// Writes what there are runs for, and prints the bars.
 pub fn run(arguments: &Arguments) {
+    let blocks = blocks(&arguments.results);
+    for document in &arguments.document {
+        let before =
+            fs::read_to_string(document).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
+        let after = blocks.iter().fold(before, |text, (name, block)| replaced(&text, name, block));
+        fs::write(document, after).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
+    }
+    println!("{}", blocks.last().map_or("", |(_, bars)| bars));
+}
+
+/// Writes all tables and plots of a folder's runs beside them.
+pub fn beside(folder: &Path) {
+    let blocks = blocks(folder);
+    let sections = blocks.iter().map(|(name, block)| format!("# {name}\n\n{block}\n"));
+    // There the plots are in a folder beside the page; here they are where it is.
+    let page = sections.collect::<Vec<_>>().join("\n").replace("](performance/", "](");
+    let file = folder.join("tables.md");
+    fs::write(&file, page).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    println!("tables and plots of all runs there: {}", file.display());
+}
+
+/// A name and a text each, the bars last; and the plots.
+fn blocks(results: &Path) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut all = Vec::new();
     for name in BENCHMARKS {
-        let runs = run::load(&arguments.results, name);
+        let runs = run::load(results, name);
         if let Some((run, peers)) = runs.iter().rev().find_map(peers) {
             blocks.push(("peers".to_owned(), format!("{}\n\n{peers}", intro(run, 1))));
         }
         // Runs of different hours are not put together: tables are of one, the last that has most of what there is.
-        if let Some(run) = runs.iter().max_by_key(|run| run.measured.parts()) {
+        let most = |run: &&Run| (run.measured.parts(), run.measured.rounds());
+        if let Some(run) = runs.iter().max_by_key(most) {
             let intro = intro(run, runs.len());
             let tables = match &run.measured {
                 Measured::Drain(cases) => {
                     if !run.measured.is_once() {
                         blocks.push(("drain in short".to_owned(), drain::in_short(run, cases)));
                     }
-                    drain::plots(cases, name, &arguments.results);
+                    drain::plots(cases, name, results);
                     drain::tables(cases, name)
                 }
                 Measured::Latency(latency) => {
-                    latency::plot(latency, name, &arguments.results);
+                    if !run.measured.is_once() {
+                        let short = latency::in_short(run, latency);
+                        blocks.push(("latency in short".to_owned(), short));
+                    }
+                    latency::plot(latency, name, results);
                     latency::tables(latency, name)
                 }
                 Measured::Growth(growth) => {
-                    growth::plots(growth, &arguments.results);
+                    growth::plots(growth, results);
                     growth::tables(growth)
                 }
                 Measured::Memory(memory) => {
-                    memory::plot(memory, &arguments.results);
+                    memory::plot(memory, results);
                     memory::table(memory)
                 }
             };
@@ -61,15 +89,8 @@ pub fn run(arguments: &Arguments) {
         }
         all.extend(runs);
     }
-    let bars = bars::table(&bars::of(&all));
-    blocks.push(("bars".to_owned(), bars.clone()));
-    for document in &arguments.document {
-        let before =
-            fs::read_to_string(document).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
-        let after = blocks.iter().fold(before, |text, (name, block)| replaced(&text, name, block));
-        fs::write(document, after).unwrap_or_else(|e| panic!("{}: {e}", document.display()));
-    }
-    println!("{bars}");
+    blocks.push(("bars".to_owned(), bars::table(&bars::of(&all))));
+    blocks
 }
 
 /// The run with other relays in it, and its tables.
@@ -82,7 +103,7 @@ fn intro(run: &Run, runs: usize) -> String {
     let Run { date, cores, processor, kernel, postgres, kafka, load_before, load_after, .. } = run;
     let which = match runs {
         1 => "The only run".to_owned(),
-        runs => format!("The last complete one of {runs} runs"),
+        runs => format!("The most complete one of {runs} runs"),
     };
     format!(
         "{which}: {date}, {cores} cores ({processor}, Linux {kernel}) shared by everything; PostgreSQL {postgres}, \

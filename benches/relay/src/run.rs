@@ -4,7 +4,7 @@ use crate::drain::{Case, TO_KAFKA_ONCE};
 use crate::growth::Growth;
 use crate::latency::Latency;
 use crate::memory::Memory;
-use crate::proc;
+use crate::{proc, render};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -28,6 +28,18 @@ impl Measured {
             Self::Latency(latency) => latency.rates.len(),
             Self::Growth(growth) => growth.series.len() + usize::from(!growth.rows.is_empty()),
             Self::Memory(memory) => memory.situations.len(),
+        }
+    }
+
+    /// How often each was measured, where that differs.
+    pub fn rounds(&self) -> usize {
+        match self {
+            Self::Drain(cases) => {
+                let first = cases.first().and_then(|case| case.contenders.first());
+                first.map_or(0, |contender| contender.rounds.len())
+            }
+            Self::Latency(latency) => latency.rates.first().map_or(0, |rate| rate.rounds.len()),
+            Self::Growth(_) | Self::Memory(_) => 1,
         }
     }
 
@@ -90,6 +102,7 @@ impl Run {
         let text = serde_json::to_string_pretty(&runs).expect("numbers and texts");
         fs::create_dir_all(folder).and_then(|()| fs::write(&file, text + "\n")).unwrap();
         println!("run {} in {}", runs.len(), file.display());
+        render::beside(folder);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::plot::{self, Line, Scale};
 use crate::latency::{Latency, Leg, Rate, Round};
 use crate::memory::mib;
+use crate::run::Run;
 use crate::spread::{Spread, cell};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -71,6 +72,39 @@ pub fn tables(latency: &Latency, name: &str) -> String {
         mib(idle.rss),
         idle.usage.waits as f64 / idle.seconds,
     );
+    text
+}
+
+/// At each rate, for the README.
+pub fn in_short(run: &Run, latency: &Latency) -> String {
+    let mut text = format!(
+        "{}, {} cores ({}). Milliseconds from COMMIT's return to a consumer, medians (smallest..largest) of {} rounds:\n\n\
+         | facts/s | | p50 | p99 | CPU of the relay, us/fact |\n|---|---|---|---|---|\n",
+        run.date,
+        run.cores,
+        run.processor,
+        run.measured.rounds(),
+    );
+    for rate in &latency.rates {
+        for (name, leg) in [FLOOR, OWLPOSTS[0]] {
+            let legs = || rate.rounds.iter().filter_map(leg);
+            let quantile =
+                |per_mille| cell(legs().map(|leg| leg.receipt.micros(per_mille) / 1e3), 2);
+            let relays: Vec<_> = legs().filter_map(|leg| leg.relay.as_ref()).collect();
+            let cpu = match relays.is_empty() {
+                true => "-".to_owned(),
+                false => cell(relays.iter().map(|it| it.usage.cpu_us() / it.facts as f64), 0),
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {cpu} |",
+                rate.rate,
+                name.strip_prefix("floor: ").unwrap_or(name),
+                quantile(500),
+                quantile(990),
+            );
+        }
+    }
     text
 }
 
