@@ -299,7 +299,7 @@ impl Drain<'_> {
         let syscalls = traced.map_or_else(Vec::new, syscalls::Tracer::counts);
         let counted = self.stage.finish(relay, slot, end, self.shape.facts);
         let Account { verdict, .. } = broker.account();
-        verdict.judge(self.shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+        verdict.check(self.shape.facts);
         let outcome = Outcome {
             broker: Some(broker_usage),
             counted: Some(counted),
@@ -351,7 +351,7 @@ impl Drain<'_> {
         let counted = self.stage.finish(relay, slot, end, self.shape.facts);
         let mut verifier = Verifier::new(self.shape);
         read(self.kafka, &topic).iter().for_each(|record| verifier.record(record));
-        verifier.verdict.judge(self.shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+        verifier.verdict.check(self.shape.facts);
         self.kafka.delete_topic(&topic);
         Outcome {
             broker: Some(broker_usage),

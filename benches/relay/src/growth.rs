@@ -170,7 +170,7 @@ pub fn drain(stage: &Stage, slot: &str, shape: Shape, end: Lsn) -> Outcome {
     );
     let counted = stage.finish(relay, slot, end, shape.facts);
     let verdict = broker.account().verdict;
-    verdict.judge(shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+    verdict.check(shape.facts);
     Outcome {
         broker: Some(broker_usage),
         counted: Some(counted),
@@ -234,7 +234,7 @@ fn rows(stage: &Stage, aim: f64, lasting: Duration) -> Rows {
     let end = postgres.ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
     let Counted { commit_to_ack, .. } = stage.finish(relay, SLOT, end, facts);
     let verdict = broker.account().verdict;
-    verdict.judge(facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+    verdict.check(facts);
     stage.drop_slot(SLOT);
     Rows {
         aim,

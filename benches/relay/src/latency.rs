@@ -26,11 +26,12 @@ use crate::run::{self, Measured};
 use crate::shape::{Emitter, Shape, number_in, number_of};
 use crate::spread::Quantiles;
 use crate::stage::{Counted, Delivery, PUBLICATION, Stage, Subject, create_topics};
+use crate::verify::Verifier;
 use floor::Producer;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use testkit::envelope::OutboxEvent;
-use testkit::{Kafka, Reader, owlpost, wait};
+use testkit::{Kafka, Reader, Record, owlpost, wait};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -84,6 +85,9 @@ pub struct Round {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub once: Option<Leg>,
 }
+
+/// When each fact was received, and the records in the order in which they were.
+type Received = (Vec<Option<Instant>>, Vec<Record>);
 
 /// One road in one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -218,8 +222,8 @@ impl Road<'_> {
         Quantiles::of(delays.collect()).expect("facts behind the first seconds")
     }
 
-    /// Consumes the topic while `act` is under way, until every fact is there: when each was.
-    fn consume<T>(&self, mut reader: Reader, act: impl FnOnce() -> T) -> (T, Vec<Option<Instant>>) {
+    /// Consumes the topic while `act` is under way, until every fact is there: when each was, and the records.
+    fn consume<T>(&self, mut reader: Reader, act: impl FnOnce() -> T) -> (T, Received) {
         // The controller names leaders before they know it.
         wait::until("the topic to be readable", wait::LIMIT, || {
             reader.poll(Duration::ZERO).is_ok()
@@ -228,6 +232,7 @@ impl Road<'_> {
         std::thread::scope(|scope| {
             let consumer = scope.spawn(move || {
                 let mut received = vec![None; facts];
+                let mut records = Vec::with_capacity(facts);
                 let mut missing = facts;
                 let mut last = Instant::now();
                 while missing > 0 {
@@ -237,10 +242,11 @@ impl Road<'_> {
                         let number = number_in(&record).expect("a fact");
                         missing -= usize::from(received[number].replace(now).is_none());
                         last = now;
+                        records.push(record);
                     }
                     assert!(last.elapsed() < LIMIT, "{missing} facts have not arrived");
                 }
-                received
+                (received, records)
             });
             let done = act();
             (done, consumer.join().expect("the consumer"))
@@ -252,7 +258,7 @@ impl Road<'_> {
         let topic = self.shape.topic_names().next().expect("a topic");
         let producer = Producer::start(&self.kafka.bootstrap(), &topic, self.shape);
         let reader = self.kafka.reader(&topic);
-        let (((times, pace), acknowledged), received) = self.consume(reader, || {
+        let (((times, pace), acknowledged), (received, _)) = self.consume(reader, || {
             let committed = self.commit(|number, _| producer.send(number));
             (committed, producer.finish())
         });
@@ -341,13 +347,16 @@ impl Road<'_> {
         let walsender = self.wait_active();
         let before = (Usage::of(relay.pid()).unwrap(), Usage::of(walsender).unwrap());
         let reader = reader(&topic);
-        let ((times, pace), received) = self.consume(reader, || self.commit(|_, _| ()));
+        let ((times, pace), (received, records)) = self.consume(reader, || self.commit(|_, _| ()));
         let usage = Usage::of(relay.pid()).unwrap() - before.0;
         let walsender = Usage::of(walsender).unwrap() - before.1;
         let peak_rss = proc::peak_rss(relay.pid()).unwrap();
         let end = self.stage.postgres.ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
         let Counted { commit_to_ack, batches, .. } =
             self.stage.finish(relay, SLOT, end, self.shape.facts);
+        let mut verifier = Verifier::new(self.shape);
+        records.iter().for_each(|record| verifier.record(record));
+        verifier.verdict.check(self.shape.facts);
         self.kafka.delete_topic(&topic);
         self.stage.drop_slot(SLOT);
         let facts = self.shape.facts;

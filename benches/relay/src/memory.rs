@@ -152,7 +152,7 @@ fn idle(stage: &Stage) -> Situation {
     std::thread::sleep(Duration::from_secs(10));
     let found = proc::rss(relay.pid()).unwrap();
     stage.finish(relay, SLOT, end, shape.facts);
-    broker.account().verdict.judge(shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+    broker.account().verdict.check(shape.facts);
     stage.drop_slot(SLOT);
     let what = "resident memory after 1,000 facts and 10 s".to_owned();
     Situation { what, ..peak("idle", found, IDLE_MAX, Vec::new()) }
@@ -199,6 +199,7 @@ fn kafka_down(stage: &Stage, arguments: &Arguments) -> Situation {
     kafka.read_topic(&topic).iter().for_each(|record| verifier.record(record));
     // What was on its way when Kafka was killed may come twice.
     verifier.verdict.judge_with_repeats(shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+    println!("    checked: {} facts, each there, equal to the byte", shape.facts);
     stage.drop_slot(SLOT);
     peak("Kafka down, then drained", found, BUSY_MAX, series)
 }
@@ -270,7 +271,7 @@ fn reconnects(stage: &Stage, times: usize) -> Situation {
     wait_for(&relay, || broker.done());
     let end: Lsn = stage.postgres.ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
     stage.finish(relay, SLOT, end, shape.facts);
-    broker.account().verdict.judge(shape.facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+    broker.account().verdict.check(shape.facts);
     stage.drop_slot(SLOT);
     Situation {
         what: format!("rise from the second to the last quarter of {times}"),

@@ -34,6 +34,16 @@ impl Verdict {
         Err(format!("of {facts} facts, what arrived is wrong: {self:?}"))
     }
 
+    /// The same, and says so.
+    ///
+    /// # Panics
+    ///
+    /// When something is wrong: such a run has no figures.
+    pub fn check(&self, facts: usize) {
+        self.judge(facts).unwrap_or_else(|wrong| panic!("{wrong}"));
+        println!("    checked: {facts} facts, each once, in order, equal to the byte");
+    }
+
     /// The same, where repeats are allowed: behind a fault.
     ///
     /// # Errors
