@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
 /// How often health is brought up to date when nothing happens.
@@ -231,17 +231,21 @@ async fn publish(
     // fact that comes alone 2.0 are left, and a tenth less processor time.
     let mut task = JoinSet::new();
     task.spawn(async move { drive(relay, ask, answered, &mut live, told).await });
-    let ended = |exit: Option<Result<Exit, JoinError>>| {
-        let exit = exit.expect("the task is there until it has ended");
-        exit.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    let ended = async {
+        match task.join_next().await {
+            Some(Ok(exit)) => exit,
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            None => std::future::pending().await,
+        }
     };
+    let mut ended = std::pin::pin!(ended);
     tokio::select! {
-        exit = task.join_next() => return ended(exit),
+        exit = &mut ended => return exit,
         () = stop => {}
     }
     // It may have ended by itself just now.
     let _ = stops.send(());
-    ended(task.join_next().await)
+    ended.await
 }
 
 /// Carries everything to the engine and from it, until it ends. `ask` says how to connect to PostgreSQL,
