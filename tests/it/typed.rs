@@ -31,6 +31,8 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("pg_restore --exit-on-error", "is of a sentence about other people's dumps"),
     ("scripts/clients", "builds for minutes; `tests/it/clients.rs` runs it"),
     ("scripts/clients python", "a part of it"),
+    ("scripts/instructions", "`make test` runs it, for minutes"),
+    ("scripts/instructions --prove", "builds for minutes"),
     ("scripts/fuzz 1800", "takes hours; `make test` runs it for seconds"),
     ("scripts/torture-bugs", "takes minutes; part of `make test`"),
     ("pg_upgrade --check", "there are no two installations that have it"),
