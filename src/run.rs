@@ -300,7 +300,7 @@ pub(crate) async fn drive(
                     }
                 }
                 Output::Kafka(request) => {
-                    aborts = matches!(request, Request::EndTransaction { .. });
+                    aborts = matches!(request, Request::EndTransaction { commit: false, .. });
                     around.send(request);
                 }
                 Output::Event(event) => around.event(&event),

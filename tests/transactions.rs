@@ -983,13 +983,16 @@ fn a_batch_that_is_not_stored_just_now_goes_again_in_the_same_transaction() {
     }
 }
 
+fn dead_letters() -> Settings {
+    let dead_letter_topic = Some("dead".into());
+    let policies =
+        Policies { general: Policy::DeadLetter, by_topic: Vec::new(), dead_letter_topic };
+    Settings { policies, ..settings() }
+}
+
 #[test]
 fn a_dead_letter_goes_in_the_same_transaction_as_the_facts_around_it() {
-    let mut settings = settings();
-    let dead_letter_topic = Some("dead".into());
-    settings.policies =
-        Policies { general: Policy::DeadLetter, by_topic: Vec::new(), dead_letter_topic };
-    let mut rig = Rig::ready_with(settings, None);
+    let mut rig = Rig::ready_with(dead_letters(), None);
     rig.receive(&transaction(100, &["a"]));
     rig.refuse("Produce", MESSAGE_TOO_LARGE);
     rig.serve();
@@ -1004,11 +1007,7 @@ fn a_dead_letter_goes_in_the_same_transaction_as_the_facts_around_it() {
 /// Symptom: each fact that a broker refused cost a transaction, and each of those took seconds longer to be begun anew.
 #[test]
 fn many_facts_that_a_broker_refuses_are_dead_letters_within_a_second() {
-    let mut settings = settings();
-    let dead_letter_topic = Some("dead".into());
-    settings.policies =
-        Policies { general: Policy::DeadLetter, by_topic: Vec::new(), dead_letter_topic };
-    let mut rig = Rig::ready_with(settings, None);
+    let mut rig = Rig::ready_with(dead_letters(), None);
     let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
     rig.too_large.clone_from(&keys);
     rig.receive(&transaction(100, &keys.iter().map(String::as_str).collect::<Vec<_>>()));

@@ -27,11 +27,17 @@ pub(crate) fn is_open(kafka: &Kafka, topic: &str) -> bool {
     })
 }
 
-/// All that consumers of committed records will see of a topic in which nothing is produced any more. A transaction is
-/// committed once its coordinator says so; its markers are written after that, and on a busy machine that takes a while.
+/// A transaction is committed once its coordinator says so; its markers are written after that, and on a busy machine that
+/// takes a while.
+#[track_caller]
+fn wait_for_markers(kafka: &Kafka, topic: &str) {
+    wait::until("markers to be written", PATIENCE, || !is_open(kafka, topic));
+}
+
+/// All that consumers of committed records will see of a topic in which nothing is produced any more.
 #[track_caller]
 pub(crate) fn all_committed(kafka: &Kafka, topic: &str) -> Vec<Record> {
-    wait::until("markers to be written", PATIENCE, || !is_open(kafka, topic));
+    wait_for_markers(kafka, topic);
     kafka.read_committed_by_java(topic)
 }
 
@@ -62,7 +68,7 @@ impl Committed {
     /// What has become visible since the last look, once nothing is open any more.
     #[track_caller]
     pub(crate) fn look_at_the_end(&mut self, kafka: &Kafka) -> &[Record] {
-        wait::until("markers to be written", PATIENCE, || !is_open(kafka, &self.topic));
+        wait_for_markers(kafka, &self.topic);
         self.look()
     }
 

@@ -2,8 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured")]
 
-use crate::committed::Committed;
-use crate::committed::is_open;
+use crate::committed::{Committed, is_open};
 use crate::exactly_once::{command, judge};
 use crate::support::{PATIENCE, count, stop, wait_confirmed};
 use crate::transactions::Cluster;

@@ -43,6 +43,7 @@ fn batch(producer: ProducerId, base_sequence: i32, count: i32) -> PartitionBatch
 async fn a_real_broker_answers_what_the_model_says() {
     let kafka = tokio::task::spawn_blocking(|| {
         let kafka = Kafka::shared();
+        // Records are of 1970.
         kafka.create_topic(TOPIC, 1, &[("retention.ms", "-1")]);
         kafka
     });

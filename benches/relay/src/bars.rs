@@ -110,10 +110,7 @@ fn of_exactly_once(runs: &[&Run]) -> Vec<Bar> {
     bar("the same, caught up at 1,000 facts/s", most, &|run| {
         let rounds = at_a_thousand(run)?.rounds.iter();
         median(rounds.filter_map(|round| {
-            let of = |leg: &Option<Leg>| {
-                let relay = leg.as_ref()?.relay.as_ref()?;
-                Some(relay.usage.cpu_us() / relay.facts as f64)
-            };
+            let of = |leg: &Option<Leg>| Some(leg.as_ref()?.relay.as_ref()?.cpu_us_a_fact());
             Some(of(&round.once)? / of(&round.relay)?)
         }))
     });
@@ -174,10 +171,9 @@ fn of_at_least_once(runs: &[Run]) -> Vec<Bar> {
     bar("the same, one fact per transaction, us", Wanted::Below(6.0), &cpu(ALONE));
     bar("CPU a fact, caught up at 1,000 facts/s, us", Wanted::Below(60.0), &|run| {
         let rounds = at_a_thousand(run)?.rounds.iter();
-        median(rounds.filter_map(|round| {
-            let relay = round.relay.as_ref()?.relay.as_ref()?;
-            Some(relay.usage.cpu_us() / relay.facts as f64)
-        }))
+        median(
+            rounds.filter_map(|round| Some(round.relay.as_ref()?.relay.as_ref()?.cpu_us_a_fact())),
+        )
     });
     bar("CPU while idle, %", Wanted::Below(0.1), &|run| {
         let idle = &latency_of(run)?.idle;
@@ -213,20 +209,20 @@ fn of_at_least_once(runs: &[Run]) -> Vec<Bar> {
             Some(mib(found.found))
         });
     }
-    for (peer, least) in [("factlib", 8.0), ("Debezium", 10.0)] {
-        let name = format!("facts per CPU-second while draining, of {peer}'s");
-        bar(&name, Wanted::AtLeast(least), &|run| {
+    let beside = |peer: &'static str, value: fn(&Outcome) -> f64| {
+        move |run: &Run| {
             let case = case_of(run, BASE)?;
             let peer = case.contenders.iter().find(|contender| contender.name.starts_with(peer))?;
-            ratio(case.contender(TO_KAFKA)?, peer, |outcome| 1.0 / outcome.reader.cpu_us())
-        });
+            ratio(case.contender(TO_KAFKA)?, peer, value)
+        }
+    };
+    for (peer, least) in [("factlib", 8.0), ("Debezium", 10.0)] {
+        let name = format!("facts per CPU-second while draining, of {peer}'s");
+        let facts_per_cpu = beside(peer, |outcome| 1.0 / outcome.reader.cpu_us());
+        bar(&name, Wanted::AtLeast(least), &facts_per_cpu);
     }
-    bar("peak memory while draining, of Debezium's", Wanted::AtMost(0.05), &|run| {
-        let case = case_of(run, BASE)?;
-        let named = |it: &&Contender| it.name.starts_with("Debezium");
-        let peer = case.contenders.iter().find(named)?;
-        ratio(case.contender(TO_KAFKA)?, peer, |outcome| outcome.peak_rss as f64)
-    });
+    let peak = beside("Debezium", |outcome| outcome.peak_rss as f64);
+    bar("peak memory while draining, of Debezium's", Wanted::AtMost(0.05), &peak);
     bars
 }
 

@@ -113,6 +113,13 @@ pub struct CaughtUp {
     pub batches: f64,
 }
 
+impl CaughtUp {
+    /// Microseconds of processor time that a fact takes the relay.
+    pub fn cpu_us_a_fact(&self) -> f64 {
+        self.usage.cpu_us() / self.facts as f64
+    }
+}
+
 /// With nothing to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Idle {

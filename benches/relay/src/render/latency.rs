@@ -1,7 +1,7 @@
 //! Of `make bench-latency`.
 
 use super::plot::{self, Line, Scale};
-use crate::latency::{Latency, Leg, Rate, Round};
+use crate::latency::{CaughtUp, Latency, Leg, Rate, Round};
 use crate::memory::mib;
 use crate::run::Run;
 use crate::spread::{Spread, cell};
@@ -90,11 +90,8 @@ pub fn in_short(run: &Run, latency: &Latency) -> String {
             let legs = || rate.rounds.iter().filter_map(leg);
             let quantile =
                 |per_mille| cell(legs().map(|leg| leg.receipt.micros(per_mille) / 1e3), 2);
-            let relays: Vec<_> = legs().filter_map(|leg| leg.relay.as_ref()).collect();
-            let cpu = match relays.is_empty() {
-                true => "-".to_owned(),
-                false => cell(relays.iter().map(|it| it.usage.cpu_us() / it.facts as f64), 0),
-            };
+            let relays = legs().filter_map(|leg| leg.relay.as_ref());
+            let cpu = cell(relays.map(CaughtUp::cpu_us_a_fact), 0);
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {cpu} |",
@@ -121,7 +118,7 @@ fn caught_up(rate: &Rate, (name, leg): Road) -> String {
         rate.per_transaction,
         cell(legs().map(|leg| leg.pace), 0),
         cell(relays().map(|relay| relay.commit_to_ack_mean_us / 1e3), 2),
-        cell(relays().map(|relay| relay.usage.cpu_us() / relay.facts as f64), 1),
+        cell(relays().map(CaughtUp::cpu_us_a_fact), 1),
         cell(relays().map(|relay| relay.walsender.cpu_us() / relay.facts as f64), 1),
         cell(relays().map(|relay| relay.facts as f64 / relay.batches), 1),
         cell(relays().map(|relay| relay.usage.waits as f64 / relay.facts as f64), 2),
