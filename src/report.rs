@@ -137,6 +137,13 @@ impl Report {
                  before that place will never be published: stop what emits them, make the log pass it (SELECT \
                  pg_switch_wal(), or messages of a prefix that is nobody's), and let them go on"
             ),
+            Event::TimelineChanged { from, to } if to < from => error!(
+                slot,
+                from,
+                to,
+                "the server is on an older timeline than before: an old primary that is still up? Consumers take the \
+                 positions of its facts for repeats"
+            ),
             Event::TimelineChanged { from, to } => {
                 warn!(slot, from, to, "the server is on another timeline: a failover");
             }

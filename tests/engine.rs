@@ -1196,6 +1196,27 @@ fn another_timeline_starts_at_the_slots_own_position_and_publishes_reused_lsns()
     assert_eq!(rig.flush(), Lsn(398));
 }
 
+/// Symptom: of two servers that were promoted apart from each other to the same number, the second one's facts were
+/// not read up to where the first one had been confirmed.
+#[test]
+fn a_server_with_another_history_of_the_same_timeline_ends_the_relay() {
+    for (history, ends) in [(vec![(1, Lsn(300))], false), (vec![(1, Lsn(280))], true)] {
+        let mut rig = warm();
+        rig.input(Input::PostgresGone(Gone::Lost("failover".to_owned())));
+        rig.pass(SECOND);
+        rig.connect(Identity { timeline: 2, history: vec![(1, Lsn(300))], ..identity() });
+        rig.receive(&Stream::default().transaction(390, &["new"]).0);
+        let batches = rig.produce().unwrap();
+        rig.answer(&batches, 0);
+        rig.input(Input::PostgresGone(Gone::Lost("failover".to_owned())));
+        rig.pass(SECOND);
+        rig.input(Input::Identified(Identity { timeline: 2, history, ..identity() }));
+        let exit =
+            rig.exit.as_ref().map(|exit| (exit.kind, exit.reason.contains("promoted apart")));
+        assert_eq!(exit, ends.then_some((ExitKind::OtherCluster, true)));
+    }
+}
+
 #[test]
 fn a_stream_that_is_out_of_order_is_given_up_without_a_confirmation() {
     let mut rig = warm();

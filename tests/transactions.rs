@@ -14,7 +14,7 @@ use factlib::relay::kafka::{
     ProducerId, Request, StoredPosition, TopicMetadata, TransactionVersion, Unanswered,
 };
 use factlib::relay::poison::{Policies, Policy};
-use factlib::relay::position::{Position, Unit};
+use factlib::relay::position::{Position, Timelines, Unit};
 use factlib::relay::position_record::PositionRecord;
 use factlib::relay::producer::TransactionState;
 use factlib::relay::template::Naming;
@@ -98,7 +98,8 @@ fn identity() -> Identity {
 /// A position as an earlier process left it, behind the transaction at `lsn` of one fact.
 fn record(lsn: u64) -> PositionRecord {
     let fact = Position { timeline: 1, unit: Unit::transaction(Lsn(lsn)), index: 0 };
-    PositionRecord { system: 7, timeline: 1, lsn: Lsn(lsn + 8), fact: Some(fact), parts: 0 }
+    let timelines = Timelines::new(1, Vec::new());
+    PositionRecord { system: 7, timelines, lsn: Lsn(lsn + 8), fact: Some(fact), parts: 0 }
 }
 
 /// The engine, what it said, and a broker that does what it is asked.
@@ -661,8 +662,9 @@ fn a_slot_ahead_of_the_position_is_a_gap_and_refused_with_its_size() {
 #[test]
 fn a_position_where_the_slot_stands_ahead_of_the_log_is_no_history_that_went_back() {
     let ahead = PositionRecord { lsn: Lsn(2_000_000), fact: None, ..record(100) };
+    let confirmed = ahead.lsn;
     let mut rig = Rig::new(settings(), Some(ahead));
-    rig.identity.confirmed_flush = ahead.lsn;
+    rig.identity.confirmed_flush = confirmed;
     rig.begin();
     assert_eq!((&rig.exit, rig.hangups), (&None, 0));
     assert!(rig.saw(|event| matches!(event, Event::PositionRead { .. })));
@@ -776,9 +778,48 @@ fn after_a_failover_the_common_part_is_not_produced_again() {
     rig.work(100 * MS);
     assert_eq!(rig.committed, [["new"]]);
     let kept = rig.kept();
-    assert_eq!((kept.timeline, kept.lsn), (2, Lsn(258)));
+    assert_eq!((kept.timelines.current(), kept.lsn), (2, Lsn(258)));
     rig.pass(SECOND);
     assert_eq!(rig.flush(), Lsn(258));
+}
+
+/// Symptom: after two failovers from one parent, facts that both servers had were published again, because the first
+/// server's timeline is not in the second one's history.
+#[test]
+fn after_a_second_failover_from_the_same_parent_the_common_part_is_not_produced_again() {
+    let timelines = Timelines::new(2, vec![(1, Lsn(200))]);
+    let unit = Unit::transaction(Lsn(292));
+    let fact = Some(Position { timeline: 2, unit, index: 0 });
+    let mut rig = Rig::new(settings(), Some(PositionRecord { timelines, fact, ..record(292) }));
+    rig.identity.timeline = 3;
+    rig.identity.history = vec![(1, Lsn(220))];
+    rig.identity.confirmed_flush = Lsn(50);
+    rig.begin();
+    assert!(rig.saw(|event| matches!(event, Event::PositionPassed { timeline: 2, .. })));
+    rig.receive(&Stream::default().transaction(100, &["common"]).transaction(210, &["new"]).0);
+    rig.work(100 * MS);
+    assert_eq!(rig.committed, [["new"]]);
+}
+
+/// Symptom: of two servers that were promoted apart from each other to the same number, the second one's facts were
+/// taken for facts that are in Kafka, and lost.
+#[test]
+fn a_server_promoted_apart_to_the_same_number_is_refused_once_there_are_facts_of_the_other() {
+    let begun = |end, current| {
+        let timelines = Timelines::new(2, vec![(1, Lsn(200))]);
+        let mut rig = Rig::new(settings(), Some(PositionRecord { timelines, ..record(292) }));
+        rig.identity.timeline = current;
+        rig.identity.history = vec![(1, Lsn(end))];
+        rig.identity.history.truncate(current as usize - 1);
+        rig.begin();
+        rig.exit
+    };
+    assert_eq!(begun(200, 2), None);
+    for (end, current, words) in [(180, 2, "promoted apart"), (200, 1, "old primary")] {
+        let Exit { kind, reason } = begun(end, current).unwrap();
+        assert_eq!(kind, ExitKind::OtherCluster, "{reason}");
+        assert!(reason.contains(words) && reason.contains("--group owlpost-7-5"), "{reason}");
+    }
 }
 
 #[test]

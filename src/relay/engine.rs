@@ -4,11 +4,11 @@ use super::backoff::Jitter;
 use super::event::{End, Event, Halted};
 use super::exactly_once::Groups;
 use super::exchange::{Delivery, Identity, Input, Now, Output, Reading, Settings};
-use super::gone::{Exit, ExitKind, Gone, another_cluster};
+use super::gone::{Exit, ExitKind, Gone, another_cluster, another_history};
 use super::gulp::Gulp;
 use super::ledger::Ledger;
 use super::oversize::Oversize;
-use super::position::{Position, Timelines, Unit};
+use super::position::{Histories, Position, Timelines, Unit};
 use super::producer::{self, Producer};
 use super::route::{Headers, Source};
 use super::seeded_bug::{Seeded, SeededBug};
@@ -386,6 +386,15 @@ impl Relay {
         if let Some(known) = self.system.filter(|known| *known != system) {
             return self.exit(ExitKind::OtherCluster, another_cluster(system, known));
         }
+        let timelines = Timelines::new(timeline, history);
+        if self.system.is_some()
+            && let Histories::Part { timeline, end, is_fork: true } =
+                self.timelines.beside(&timelines)
+        {
+            let reason = another_history(&self.timelines, &timelines, timeline, end);
+            return self
+                .exit(ExitKind::OtherCluster, format!("the server has another history: {reason}"));
+        }
         self.wal_flushed = wal_flushed;
         let flush = self.ledger.flush();
         let read_to = Some(flush.max(self.read_to)).filter(|read_to| *read_to > self.ahead);
@@ -423,7 +432,7 @@ impl Relay {
         }
         self.told = confirmed_flush.min(self.ledger.flush());
         self.system = Some(system);
-        self.timelines = Timelines::new(timeline, history);
+        self.timelines = timelines;
         self.source = Source::new(system, database);
         self.producer.set_source(self.source.as_str());
         self.slot_stands(now, system, database, confirmed_flush);

@@ -7,9 +7,9 @@
 use super::engine::{Link, Relay, SLOT_IN_USE_RETRY, Stuck};
 use super::event::{AbortReason, End, Event};
 use super::exchange::{Delivery, ExactlyOnce, LargeTransactions, Now, Settings, transactional_id};
-use super::gone::ExitKind;
+use super::gone::{ExitKind, another_history};
 use super::position::{Position, Unit};
-use super::position_record::{PositionRecord, Standing};
+use super::position_record::{PositionRecord, SWITCHES_KEPT, Standing};
 use super::seeded_bug::SeededBug;
 use crate::size;
 use factlib_protocol::Lsn;
@@ -255,6 +255,15 @@ impl Relay {
                 return self.exit(ExitKind::OtherCluster, reason);
             }
             Some(record) => match record.on(&self.timelines, slot) {
+                Standing::Forked { timeline, end } => {
+                    let reason = format!(
+                        "the position that Kafka keeps for group {group} is {}, and this server has another history \
+                         ({}); {forget}, if this is the one to go on with",
+                        record.lsn,
+                        another_history(&record.timelines, &self.timelines, timeline, end),
+                    );
+                    return self.exit(ExitKind::OtherCluster, reason);
+                }
                 Standing::Comparable if record.lsn > self.wal_flushed.max(self.ahead) => {
                     if groups.asked_because_of != Some(record.lsn) {
                         return self.ask_anew(now, record.lsn, identified);
@@ -267,29 +276,26 @@ impl Relay {
                     return self.exit(ExitKind::OtherCluster, reason);
                 }
                 Standing::Comparable => {
-                    let PositionRecord { lsn, fact, .. } = record;
+                    let (lsn, fact) = (record.lsn, record.fact);
                     self.events.push_back(Event::PositionRead { lsn, fact });
                     position = (lsn, Some(record));
                 }
-                Standing::Gap { bytes } => {
+                Standing::Gap { from, bytes } => {
                     let reason = format!(
-                        "the slot stands at {slot}, {} beyond {}, up to which facts are in Kafka: what was committed \
+                        "the slot stands at {slot}, {} beyond {from}, up to which facts are in Kafka: what was committed \
                          between is in neither, unless it was published with DELIVERY=at-least-once; if it was, or is \
                          to be given up, {forget}",
-                        size::human(bytes),
-                        record.lsn
+                        size::human(bytes)
                     );
                     return self.exit(ExitKind::Slot, reason);
                 }
-                Standing::BeyondTheSwitch { .. } => {
-                    let PositionRecord { lsn, timeline, .. } = record;
+                standing => {
+                    let (lsn, timeline) = (record.lsn, record.timelines.current());
                     self.events.push_back(Event::PositionPassed { lsn, timeline, slot });
-                    // What comes again of the common part is before it; all of the new timeline is behind.
-                    position.1 = Some(record);
-                }
-                Standing::ElsewhereInHistory => {
-                    let PositionRecord { lsn, timeline, .. } = record;
-                    self.events.push_back(Event::PositionPassed { lsn, timeline, slot });
+                    if let Standing::BeyondTheSwitch { timeline, end } = standing {
+                        let record = record.cut(timeline, end);
+                        position = (record.lsn.max(position.0), Some(record));
+                    }
                 }
             },
         }
@@ -298,7 +304,7 @@ impl Relay {
             record = None;
         }
         self.ledger.positioned(lsn);
-        self.enqueued = record.and_then(|record| record.fact);
+        self.enqueued = record.as_ref().and_then(|record| record.fact);
         if let Some(groups) = &mut self.groups {
             groups.whole = self.enqueued;
             groups.split = record.and_then(|record| Some((record.split()?, record.parts)));
@@ -482,12 +488,12 @@ impl Relay {
         let Some(system) = self.system else { return };
         // Units before the position come again where the slot stands before it.
         let lsn = self.ledger.read().max(self.ledger.flush());
-        let timeline = self.timelines.current();
+        let timelines = self.timelines.newest(SWITCHES_KEPT);
         let Some(groups) = &mut self.groups else { return };
         let fact = groups.whole;
         let parts = groups.split.map_or(0, |(_, parts)| parts);
         (groups.since, groups.due, groups.positioned) = (None, false, Some(now));
-        self.producer.close_group(now, PositionRecord { system, timeline, lsn, fact, parts });
+        self.producer.close_group(now, PositionRecord { system, timelines, lsn, fact, parts });
     }
 
     /// When something follows from the time alone.

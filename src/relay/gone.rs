@@ -1,5 +1,7 @@
 //! Why a connection to PostgreSQL ended, and what that leads to.
 
+use super::position::Timelines;
+use factlib_protocol::Lsn;
 use factlib_protocol::backend::{ServerError, SqlState};
 
 /// How a connection, or the attempt to have one, ended.
@@ -22,6 +24,21 @@ pub fn another_cluster(found: u64, known: u64) -> String {
     format!(
         "this is another cluster: its system id is {found}, that of the facts so far {known}; check the \
          address, and if it is right, a restored or upgraded cluster needs a new slot and `owlpost init`"
+    )
+}
+
+/// What is said of a server whose history is not that of the facts so far: both are one up to `end`, on `timeline`.
+pub fn another_history(known: &Timelines, found: &Timelines, timeline: u32, end: Lsn) -> String {
+    let (known, found) = (known.current(), found.current());
+    let promoted = match known <= found {
+        true => "two standbys were promoted apart from each other",
+        false => {
+            "an old primary that is still up, or two standbys that were promoted apart from each other"
+        }
+    };
+    format!(
+        "it is on timeline {found}, the facts so far are of timeline {known}, and both are one only up to {end} of \
+         timeline {timeline}: {promoted}. Its positions are taken for repeats by consumers; check the address"
     )
 }
 

@@ -147,9 +147,54 @@ impl Timelines {
         self.current
     }
 
-    /// Where `timeline` ended, if it did and is an ancestor of the current one.
+    /// Ended timelines, oldest first, and where each ended.
+    pub fn ended(&self) -> &[(u32, Lsn)] {
+        &self.ended
+    }
+
+    /// Where `timeline` ended, if it did.
     pub fn end_of(&self, timeline: u32) -> Option<Lsn> {
         self.ended.iter().find(|(ended, _)| *ended == timeline).map(|(_, end)| *end)
+    }
+
+    /// Without what is older than the last `switches`.
+    #[must_use]
+    pub fn newest(&self, switches: usize) -> Self {
+        let from = self.ended.len().saturating_sub(switches);
+        Self { current: self.current, ended: self.ended.iter().skip(from).copied().collect() }
+    }
+
+    /// How this history lies to that of `other`, of the same cluster: another server, or the same one later.
+    ///
+    /// Two standbys that are promoted apart from each other both choose the next number that they know of, which may
+    /// be the same one; only where it begins tells them apart, if it is not at the same LSN.
+    pub fn beside(&self, other: &Self) -> Histories {
+        let common = |one: &Self, timeline: u32| one.all().any(|(it, _)| it == timeline);
+        let mut ours = self.all().skip_while(|(it, _)| !common(other, *it)).peekable();
+        let Some((first, _)) = ours.peek().copied() else { return Histories::Apart };
+        let mut theirs = other.all().skip_while(|(it, _)| *it != first).peekable();
+        let mut parting = (first, None);
+        while let (Some(one), Some(another)) = (ours.peek().copied(), theirs.peek().copied()) {
+            if one.0 != another.0 {
+                break;
+            }
+            let ends = [one.1, another.1];
+            parting = (one.0, ends.into_iter().flatten().min());
+            ours.next();
+            theirs.next();
+            if one.1 != another.1 {
+                break;
+            }
+        }
+        let (timeline, Some(end)) = parting else { return Histories::One };
+        let is_fork = ours.any(|(it, _)| theirs.clone().any(|(another, _)| another == it));
+        Histories::Part { timeline, end, is_fork }
+    }
+
+    /// Each timeline and where it ended; the current one has not.
+    fn all(&self) -> impl Iterator<Item = (u32, Option<Lsn>)> + Clone {
+        let ended = self.ended.iter().map(|(timeline, end)| (*timeline, Some(*end)));
+        ended.chain([(self.current, None)])
     }
 
     /// The timeline that wrote `unit`.
@@ -157,6 +202,24 @@ impl Timelines {
         let ended = self.ended.iter().find(|(_, switch)| unit.lies_before(*switch));
         ended.map_or(self.current, |(timeline, _)| *timeline)
     }
+}
+
+/// See [`Timelines::beside`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Histories {
+    /// As far as both are known they are one, and on the same timeline now.
+    One,
+    /// They are one up to a place.
+    Part {
+        /// The last timeline that both have.
+        timeline: u32,
+        /// Where one of them leaves it, or both do.
+        end: Lsn,
+        /// Behind that both have a timeline of the same number: positions there are of one or the other.
+        is_fork: bool,
+    },
+    /// There is no timeline that both have.
+    Apart,
 }
 
 #[cfg(test)]
@@ -195,5 +258,35 @@ mod tests {
         assert_eq!(timelines.of(Unit::message(Lsn(0x100))), 1);
         assert_eq!(timelines.of(Unit::message(Lsn(0x101))), 2);
         assert_eq!(timelines.of(Unit::transaction(Lsn(0x200))), 3);
+    }
+
+    #[test]
+    fn two_histories_are_one_up_to_where_the_first_of_them_leaves() {
+        let history = |current, ended: &[(u32, u64)]| {
+            Timelines::new(current, ended.iter().map(|(it, end)| (*it, Lsn(*end))).collect())
+        };
+        let part = |timeline, end, is_fork| Histories::Part { timeline, end: Lsn(end), is_fork };
+        for (one, another, expected) in [
+            (history(1, &[]), history(1, &[]), Histories::One),
+            (history(2, &[(1, 80)]), history(2, &[(1, 80)]), Histories::One),
+            // A promotion, two of them, and an old primary that is still up.
+            (history(1, &[]), history(2, &[(1, 80)]), part(1, 80, false)),
+            (history(2, &[(1, 80)]), history(3, &[(1, 80), (2, 90)]), part(2, 90, false)),
+            (history(1, &[]), history(3, &[(1, 80), (2, 90)]), part(1, 80, false)),
+            // Two of one parent, whose numbers differ, at different places and at the same.
+            (history(2, &[(1, 80)]), history(3, &[(1, 70)]), part(1, 70, false)),
+            (history(2, &[(1, 80)]), history(3, &[(1, 80)]), part(1, 80, false)),
+            // Whose numbers are the same.
+            (history(2, &[(1, 80)]), history(2, &[(1, 70)]), part(1, 70, true)),
+            (history(3, &[(1, 80), (2, 90)]), history(2, &[(1, 70)]), part(1, 70, true)),
+            // What is older than what is known counts as the same.
+            (history(3, &[(2, 90)]), history(3, &[(1, 80), (2, 90)]), Histories::One),
+            (history(3, &[]), history(4, &[(1, 80), (3, 95)]), part(3, 95, false)),
+            (history(2, &[]), history(3, &[(1, 80)]), Histories::Apart),
+        ] {
+            assert_eq!(one.beside(&another), expected, "{one:?} {another:?}");
+            assert_eq!(another.beside(&one), expected, "{another:?} {one:?}");
+        }
+        assert_eq!(history(3, &[(1, 80), (2, 90)]).newest(1), history(3, &[(2, 90)]));
     }
 }

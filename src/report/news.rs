@@ -39,6 +39,12 @@ pub(super) fn sentence(event: &Event) -> Option<(Level, String)> {
                 confirmed.0.saturating_sub(wal_end.0)
             ),
         ),
+        Event::TimelineChanged { from, to } if to < from => (
+            Level::ERROR,
+            format!(
+                "The server is on timeline {to} after {from}: an old primary that is still up?"
+            ),
+        ),
         Event::TimelineChanged { from, to } => {
             (Level::WARN, format!("A failover: timeline {to} after {from}."))
         }

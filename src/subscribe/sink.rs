@@ -187,6 +187,13 @@ impl Surroundings for Sink {
                 "the slot is confirmed up to a place that the server's log has not reached yet; facts committed \
                  before that place are lost"
             ),
+            Event::TimelineChanged { from, to } if to < from => error!(
+                slot,
+                from,
+                to,
+                "the server is on an older timeline than before: an old primary that is still up? Whoever keeps the \
+                 highest position takes its facts for repeats"
+            ),
             Event::TimelineChanged { from, to } => {
                 warn!(slot, from, to, "the server is on another timeline: a failover");
             }

@@ -9,7 +9,7 @@ use crate::exit::ExitCode;
 use crate::kafka::{Admin, TransactionDescription};
 use crate::postgres::{Queries, identify_cluster};
 use crate::relay::error_code::{TRANSACTIONAL_ID_NOT_FOUND, UNSTABLE_OFFSET_COMMIT, name};
-use crate::relay::gone::Gone;
+use crate::relay::gone::{Gone, another_history};
 use crate::relay::kafka::{PositionPlace, StoredPosition, Unanswered};
 use crate::relay::policy::transaction_remedy;
 use crate::relay::position::Timelines;
@@ -283,9 +283,16 @@ async fn beside(
 ) -> Position {
     let record = PositionRecord::from_stored(stored);
     let timelines = match &record {
-        Ok(record) if record.timeline != server.timeline => {
-            let known = identify_cluster(&config.postgres).await;
-            known.map(|(_, timelines)| timelines).map_err(|gone| gone.reason().to_owned())
+        // Two of the same number may be different ones, but for the first.
+        Ok(record) if (record.timelines.current(), server.timeline) != (1, 1) => {
+            match identify_cluster(&config.postgres).await {
+                Ok((_, timelines)) => Ok(timelines),
+                // What a role without REPLICATION can be told.
+                Err(_) if record.timelines.current() == server.timeline => {
+                    Ok(record.timelines.clone())
+                }
+                Err(gone) => Err(gone.reason().to_owned()),
+            }
         }
         _ => Ok(Timelines::new(server.timeline, Vec::new())),
     };
@@ -315,10 +322,10 @@ fn compared(
         Ok(record) => record,
         Err(why) => return Position { not_compared: Some(why), ..position },
     };
-    position.timeline = Some(record.timeline);
+    position.timeline = Some(record.timelines.current());
     position.fact = record.fact.map(|fact| fact.to_string());
     position.parts = record.parts;
-    let timeline = record.timeline;
+    let timeline = record.timelines.current();
     let why = match (confirmed, timelines) {
         _ if record.system != system => {
             format!("it is of the cluster with system id {}, and this is {system}", record.system)
@@ -333,12 +340,21 @@ fn compared(
                 return position;
             }
             // What is in hand may close it.
-            Standing::Gap { bytes } => {
-                position.bytes_ahead = i64::try_from(bytes).ok().map(i64::wrapping_neg);
+            Standing::Gap { from, bytes } => {
                 position.gap_bytes = Some(bytes).filter(|_| is_settled);
-                return position;
+                if from == record.lsn {
+                    position.bytes_ahead = i64::try_from(bytes).ok().map(i64::wrapping_neg);
+                    return position;
+                }
+                format!(
+                    "it is of a part of timeline {timeline} that the server does not have, behind {from}"
+                )
             }
-            Standing::BeyondTheSwitch { end } => format!(
+            Standing::Forked { timeline: last, end } => {
+                let words = another_history(&record.timelines, &timelines, last, end);
+                format!("the server has another history, and a relay does not begin so: {words}")
+            }
+            Standing::BeyondTheSwitch { end, .. } => format!(
                 "it is of a part of timeline {timeline} that the server does not have, behind {end}: facts of the \
                  common part are not produced again, and reading starts where the slot stands"
             ),
@@ -457,9 +473,16 @@ fn place(position: &Position) -> String {
 mod tests {
     use super::*;
     use crate::relay::kafka::ProducerId;
+    use crate::relay::position::{self as relay, Unit};
 
     fn record(lsn: u64) -> PositionRecord {
-        PositionRecord { system: 7, timeline: 1, lsn: Lsn(lsn), fact: None, parts: 0 }
+        PositionRecord {
+            system: 7,
+            timelines: Timelines::new(1, Vec::new()),
+            lsn: Lsn(lsn),
+            fact: None,
+            parts: 0,
+        }
     }
 
     fn at(record: PositionRecord, confirmed: u64, is_settled: bool) -> Position {
@@ -535,13 +558,23 @@ position: 0/3000, 4.0 KiB ahead of the slot
             assert_eq!((found.gap_bytes, found.bytes_ahead), (None, None));
             place(&found)
         };
+        let unit = Unit::transaction(Lsn(0x1ff0));
+        let of_another = PositionRecord {
+            timelines: Timelines::new(3, vec![(1, Lsn(0x1000))]),
+            fact: Some(relay::Position { timeline: 3, unit, index: 0 }),
+            ..record(0x2000)
+        };
         let later = || Ok(Timelines::new(3, vec![(1, Lsn(0x1000))]));
         for (found, words) in [
             (why(Ok(record(0x2000)), same(), 8, confirmed), "system id 7, and this is 8"),
             (why(Ok(record(0x2000)), same(), 7, None), "the slot stands nowhere"),
             (why(Ok(record(0x2000)), Err("no".to_owned()), 7, confirmed), "its history: no"),
             (why(Err("by hand".to_owned()), same(), 7, confirmed), "0/2000; by hand"),
-            (why(Ok(record(0x2000)), later(), 7, confirmed), "timeline 1 that the server does not"),
+            (
+                why(Ok(record(0x2000)), later(), 7, Some(Lsn(0x1000))),
+                "timeline 1 that the server does not",
+            ),
+            (why(Ok(of_another), same(), 7, confirmed), "an old primary that is still up"),
             (
                 why(Ok(record(0x2000)), Ok(Timelines::new(3, Vec::new())), 7, confirmed),
                 "on which the server has never been",

@@ -16,7 +16,6 @@ use crate::relay::poison::Cause;
 use crate::relay::position::Position;
 use crate::relay::position_record::PositionRecord;
 use crate::relay::seeded_bug::{Seeded, SeededBug};
-use factlib_protocol::Lsn;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -467,9 +466,9 @@ impl Producer {
             (Some(closed), Ok(Some(found))) => *found == closed.position,
             _ => false,
         };
-        if let Ok(Some(found)) = found
+        if let Ok(Some(found)) = &found
             && !is_committed
-            && it.last != Some(found)
+            && it.last.as_ref() != Some(found)
         {
             it.unsure =
                 Some(format!("the position in Kafka, {}, is not one of this relay's", found.lsn));
@@ -495,7 +494,7 @@ impl Producer {
         let Some(it) = &mut self.transactional else { return };
         let last_group = it.last_group(self.lot);
         let Some(closed) = it.closed.take() else { return };
-        it.last = Some(closed.position);
+        it.last = Some(closed.position.clone());
         let phases = it.transactions.phases(now);
         for at in 0..self.partitions.len() {
             while let Some(stored) =
@@ -507,7 +506,7 @@ impl Producer {
         }
         let Closed { position, facts, bytes } = closed;
         ledger.positioned(position.lsn);
-        let position: Lsn = position.lsn;
+        let position = position.lsn;
         events.push_back(Event::TransactionCommitted { facts, bytes, position, phases });
     }
 }
