@@ -1057,6 +1057,33 @@ fn many_facts_that_a_broker_refuses_are_dead_letters_within_a_second() {
     assert!(rig.committed.iter().flatten().all(|key| key.starts_with("dead:")));
 }
 
+/// Symptom: a fact that a broker refused, with the policy `halt`, kept its transaction open until it expired, again and
+/// again, and consumers waited in all of its partitions.
+#[test]
+fn a_fact_that_a_broker_refuses_holds_no_transaction_open_while_it_halts() {
+    let mut rig = Rig::ready();
+    rig.too_large = vec!["large".to_owned()];
+    rig.receive(&Stream::default().transaction(100, &["a", "large"]).transaction(200, &["b"]).0);
+    for tries in 1..4 {
+        rig.work(500 * MS);
+        assert_eq!((rig.aborts, &rig.open[..], rig.committed.len()), (tries, &[][..], 0));
+        rig.work(4 * SECOND);
+        assert_eq!(rig.aborts, tries, "not before BACKOFF_MAX");
+        rig.work(400 * MS);
+    }
+    assert!(rig.saw(|event| {
+        matches!(event, Event::TransactionAborted { reason: AbortReason::Halted, .. })
+    }));
+    let blocked = rig.relay.standing(rig.now.at).blocked.unwrap();
+    assert_eq!((blocked.position.unit.lsn, blocked.position.index), (Lsn(100), 1), "the large one");
+    assert!(!rig.saw(|event| matches!(event, Event::PartitionRecovered { .. })));
+    rig.too_large.clear();
+    rig.work(5 * SECOND);
+    assert_eq!(rig.committed.concat(), ["a", "large", "b"]);
+    rig.pass(SECOND);
+    assert_eq!(rig.flush(), Lsn(208));
+}
+
 fn fence(rig: &mut Rig) {
     rig.receive(&transaction(100, &["a"]));
     rig.refuse("AddPartitions", PRODUCER_FENCED);

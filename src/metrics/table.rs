@@ -218,7 +218,7 @@ metrics! {
     "owlpost_transactions_committed", Counter, [], "Kafka transactions that were committed, those of nothing but a position included",
         |s, out| transactions(s, |all| out.counter(&[], all.committed));
     "owlpost_transactions_aborted", Counter, ["reason"],
-        "Kafka transactions that were given up: unanswered, refused (it had expired, or another relay has come), read_in_part (the connection to PostgreSQL was lost within a transaction, or a fact halts), dropped (another may have published what is held), given_up (a batch of it was, by policy), topic_made_anew, postgres_away (for longer than STALL_TIMEOUT). Their facts go again in another one; one that is then found to be committed counts there, too",
+        "Kafka transactions that were given up: unanswered, refused (it had expired, or another relay has come), read_in_part (the connection to PostgreSQL was lost within a transaction, or a fact halts), dropped (another may have published what is held), given_up (a batch of it was, by policy), topic_made_anew, postgres_away (for longer than STALL_TIMEOUT), halted (Kafka does not take a fact, and nothing is published until somebody sees to that). Their facts go again in another one; one that is then found to be committed counts there, too",
         |s, out| transactions(s, |all| all.aborted.iter().try_for_each(|(reason, count)| {
             out.counter(&[("reason", reason)], *count)
         }));

@@ -406,11 +406,13 @@ pub enum AbortReason {
     TopicMadeAnew,
     /// PostgreSQL was away for so long that consumers would have had to wait for it.
     PostgresAway,
+    /// Kafka does not take a fact of it until somebody sees to that, for which consumers would have to wait.
+    Halted,
 }
 
 impl AbortReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unanswered,
         Self::Refused,
         Self::ReadInPart,
@@ -418,6 +420,7 @@ impl AbortReason {
         Self::GivenUp,
         Self::TopicMadeAnew,
         Self::PostgresAway,
+        Self::Halted,
     ];
 
     /// As metrics have it.
@@ -430,6 +433,7 @@ impl AbortReason {
             Self::GivenUp => "given_up",
             Self::TopicMadeAnew => "topic_made_anew",
             Self::PostgresAway => "postgres_away",
+            Self::Halted => "halted",
         }
     }
 }

@@ -325,14 +325,14 @@ impl Producer {
                     Some(_) => "no broker gives this producer an id",
                 };
                 let since = partition.unled_since?;
-                Some(Trouble { since, reason: reason.to_owned(), halted: false })
+                Some(Trouble { since, reason: reason.to_owned(), halted: false, position: None })
             };
             let trouble = partition.trouble.clone().or_else(unled)?;
             let topic = &self.topics.get(partition.topic)?.name;
             Some(Blocked {
                 topic: Arc::clone(topic),
                 partition: partition.index,
-                position: partition.first()?,
+                position: trouble.position.or_else(|| partition.first())?,
                 reason: trouble.reason,
                 since: trouble.since,
                 halted: trouble.halted,
@@ -692,6 +692,7 @@ impl Producer {
     /// Collects what can be sent now, one request for each broker, with one batch of each partition.
     fn produce(&mut self, now: Instant, flush: bool) {
         self.throttled.retain(|_, until| *until > now);
+        self.look_at_halt(now);
         let mut by_broker: Vec<(BrokerId, usize, Vec<PartitionBatch>)> = Vec::new();
         let sending = self.sending(flush);
         let waiting = std::mem::take(&mut self.waiting);
@@ -816,8 +817,14 @@ impl Producer {
     ) {
         loop {
             let Some(partition) = self.partitions.get_mut(at) else { return };
+            let attempts = partition.attempts;
             let Some(stored) = partition.take_stored() else { return };
-            if let Some(trouble) = partition.trouble.take()
+            let is_over = |it: &mut Trouble| it.position <= Some(stored.batch.first());
+            let over = partition.trouble.take_if(is_over);
+            if partition.trouble.is_some() {
+                partition.attempts = attempts;
+            }
+            if let Some(trouble) = over
                 && let Some(topic) = self.topics.get(partition.topic)
             {
                 events.push_back(Event::PartitionRecovered {
@@ -965,6 +972,9 @@ impl Producer {
         };
         partition.retry_at = Some(now + delay);
         self.trouble(now, at, reason, halted, events);
+        if halted {
+            self.halt(now, at, now + delay, reason, events);
+        }
     }
 
     /// The partition does not take what it is given: remembers that, and says it now and then.
@@ -979,7 +989,8 @@ impl Producer {
         let Some(partition) = self.partitions.get_mut(at) else { return };
         let since = partition.trouble.as_ref().map_or(now, |trouble| trouble.since);
         let news = partition.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason);
-        partition.trouble = Some(Trouble { reason: reason.to_owned(), since, halted });
+        let position = partition.first();
+        partition.trouble = Some(Trouble { reason: reason.to_owned(), since, halted, position });
         if (news || partition.attempts.is_power_of_two())
             && let (Some(topic), Some(position)) =
                 (self.topics.get(partition.topic), partition.first())
@@ -1182,6 +1193,9 @@ impl Producer {
                 partition.seal(self.lot);
                 self.trouble(now, at, reason, true, events);
                 self.give_up_missing(now, at, reason, ledger, events);
+                if self.partitions.get(at).and_then(Partition::halted).is_some() {
+                    self.halt(now, at, now, reason, events);
+                }
                 lost |= self.partitions.get(at).is_some_and(|partition| !partition.is_idle());
             }
         }

@@ -137,6 +137,9 @@ pub(super) struct Trouble {
     pub(super) reason: String,
     pub(super) since: Instant,
     pub(super) halted: bool,
+    /// The first fact of what it does not take. What is in front of that goes again, and is taken, where a transaction
+    /// was given up.
+    pub(super) position: Option<Position>,
 }
 
 /// What there is to send.
@@ -240,6 +243,12 @@ impl Partition {
     /// True if all of it is stored.
     pub(super) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.open.is_none()
+    }
+
+    /// The group of what it does not take, if somebody must see to that.
+    pub(super) fn halted(&self) -> Option<u32> {
+        self.trouble.as_ref().filter(|trouble| trouble.halted)?;
+        self.queue.front().map(|queued| queued.lot.group)
     }
 
     /// True if all of these groups is stored.
@@ -673,6 +682,9 @@ impl Partition {
         ledger: &mut Ledger,
     ) -> (usize, usize) {
         self.seal(now);
+        if self.trouble.take_if(|trouble| trouble.position > last).is_some() {
+            self.attempts = 0;
+        }
         let stays =
             |queued: &Queued| queued.lot.group != now.group || queued.batch.lies_within(last);
         retain(&mut self.queue, now, ledger, stays, |record| record.position() <= last)

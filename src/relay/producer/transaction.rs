@@ -761,8 +761,9 @@ impl Transactions {
         if self.recover(held) {
             self.unknown_since.get_or_insert(now);
             let Failed { reason, cause } = failed.clone();
-            if reason == AbortReason::GivenUp {
-                // One fact fewer each time: a thousand that a broker refuses must not take seconds each.
+            if matches!(reason, AbortReason::GivenUp | AbortReason::Halted) {
+                // One fact fewer each time: a thousand that a broker refuses must not take seconds each. And who halts
+                // waits before the next one anyway.
                 self.recoveries = 0;
             }
             events.push_back(Event::TransactionAborted { reason, cause });

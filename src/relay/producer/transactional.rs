@@ -28,6 +28,22 @@ struct Closed {
     bytes: usize,
 }
 
+/// A partition does not take what it is given, until somebody sees to that.
+#[derive(Debug)]
+struct Halt {
+    at: usize,
+    /// It is tried again then, if that is not over.
+    until: Option<Instant>,
+    /// It is part of the group that is to be committed next: nothing else of that is sent.
+    is_next: bool,
+}
+
+impl Halt {
+    fn admits(&self, at: usize) -> bool {
+        !self.is_next || (at == self.at && self.until.is_none())
+    }
+}
+
 /// What the producer knows of its transactions.
 #[derive(Debug)]
 pub(super) struct Transactional {
@@ -42,6 +58,7 @@ pub(super) struct Transactional {
     last: Option<PositionRecord>,
     /// Something happened after which the closed group may be stored.
     stored_more: bool,
+    halted: Option<Halt>,
     seeded: Seeded,
 }
 
@@ -55,6 +72,7 @@ impl Transactional {
             unsure: None,
             last: None,
             stored_more: false,
+            halted: None,
             seeded: Seeded::default(),
         }
     }
@@ -75,6 +93,9 @@ impl Transactional {
     ) -> bool {
         let transactions = &mut self.transactions;
         let Some(producer) = transactions.sender() else { return false };
+        if self.halted.as_ref().is_some_and(|halt| !halt.admits(at)) {
+            return false;
+        }
         if partition.producer != Some(producer) {
             partition.adopt(producer);
         }
@@ -132,6 +153,39 @@ impl Producer {
         Some((Arc::clone(transactions.id()), transactions.version()))
     }
 
+    /// Somebody must see to what this partition does not take: what is open is ended, because consumers of all its
+    /// partitions would wait. It alone is tried again, so that it costs little.
+    pub(super) fn halt(
+        &mut self,
+        now: Instant,
+        at: usize,
+        until: Instant,
+        cause: &str,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(it) = &mut self.transactional else { return };
+        it.halted = Some(Halt { at, until: Some(until), is_next: true });
+        self.look_at_halt(now);
+        let Some(it) = &self.transactional else { return };
+        let is_next = it.halted.as_ref().is_some_and(|halt| halt.is_next);
+        if is_next && it.transactions.opened().is_some() {
+            self.transaction_over(now, AbortReason::Halted, cause, events);
+        }
+    }
+
+    /// Before anything is sent.
+    pub(super) fn look_at_halt(&mut self, now: Instant) {
+        let Some(it) = &mut self.transactional else { return };
+        let last_group = it.last_group(self.lot);
+        let Some(halt) = &mut it.halted else { return };
+        let Some(group) = self.partitions.get(halt.at).and_then(Partition::halted) else {
+            it.halted = None;
+            return;
+        };
+        halt.until = halt.until.filter(|until| now < *until);
+        halt.is_next = group <= last_group;
+    }
+
     pub(super) fn poll_transactions(&mut self, now: Instant, produce: bool) -> Option<Request> {
         let it = self.transactional.as_mut()?;
         if produce && std::mem::take(&mut it.stored_more) && it.transactions.awaits_stored() {
@@ -149,7 +203,9 @@ impl Producer {
     }
 
     pub(super) fn transactions_until(&self, produce: bool) -> Option<Instant> {
-        self.transactional.as_ref()?.transactions.deadline(produce)
+        let it = self.transactional.as_ref()?;
+        let halted = it.halted.as_ref().and_then(|halt| halt.until).filter(|_| produce);
+        it.transactions.deadline(produce).into_iter().chain(halted).min()
     }
 
     pub(super) fn transaction_over(
@@ -321,8 +377,7 @@ impl Producer {
 
     fn drop_now(&mut self, ledger: &mut Ledger) {
         if let Some(it) = &mut self.transactional {
-            it.closed = None;
-            it.cut = None;
+            (it.closed, it.cut, it.halted) = (None, None, None);
         }
         for partition in &mut self.partitions {
             let (facts, bytes) = partition.clear(self.lot, ledger);
